@@ -1,0 +1,105 @@
+"""What travels between the parts: records into shards, samples out of them, batches into the trainer.
+
+Units and frames are the same everywhere:
+
+- depth is planar z in metres, along the optical axis; 0 where it is not known.
+- normals are unit vectors in the camera frame, X right, Y down, Z forward, and face the camera
+  (``n . ray < 0``); the zero vector where they are not known.
+- contours mark the pixels whose instance differs from that of the right or the lower neighbour.
+- ``valid`` is true where depth and normal are both known. Losses and metrics use these pixels only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LABEL_PLANES = ("depth", "normal", "edge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intrinsics:
+    """A pinhole camera in pixels; a pixel's centre lies at its index plus one half."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Record:
+    """One image as a dataset holds it, before it is resized and packed.
+
+    A real photo has an image alone, and a class where an evaluation needs one. A synthetic image
+    has depth, normal, instance and camera as well; it is all of them or none.
+    """
+
+    key: str
+    """Unique in its dataset: characters of ``[0-9a-z_-]``, at most 90 of them."""
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    depth: NDArray[np.float32] | None = None
+    """(H, W) metres, 0 = not known."""
+    normal: NDArray[np.float32] | None = None
+    """(H, W, 3) unit vectors, zero vector = not known."""
+    instance: NDArray[np.int32] | None = None
+    """(H, W) object identities; only equality has a meaning."""
+    camera: Intrinsics | None = None
+    """Of this image at this size."""
+    label: int | None = None
+    """Class, for evaluations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One image as a shard gives it back. A real sample has neither depth, normal, edge nor valid."""
+
+    key: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    depth: NDArray[np.float32] | None = None
+    """(H, W) metres, 0 = not known; packed as whole millimetres."""
+    normal: NDArray[np.float32] | None = None
+    """(H, W, 3) unit vectors, zero vector = not known."""
+    edge: NDArray[np.bool_] | None = None
+    """(H, W) contours."""
+    valid: NDArray[np.bool_] | None = None
+    """(H, W) depth and normal are both known."""
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RealBatch:
+    """N photos. S is the side of the network's input."""
+
+    keys: tuple[str, ...]
+    image: Tensor
+    """(N, 3, S, S), channels-last, float32 on the CPU and float16 on a GPU; RGB / 255 minus the mean."""
+    label: Tensor
+    """(N,) int64; -1 where the dataset has no classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SyntheticBatch:
+    """N rendered images with their labels, every plane seen through the same window and flip."""
+
+    keys: tuple[str, ...]
+    image: Tensor
+    """As in `RealBatch`."""
+    depth: Tensor
+    """(N, 1, S, S) float32 metres, 0 = not known."""
+    normal: Tensor
+    """(N, 3, S, S) float32 unit vectors, zero vector = not known."""
+    edge: Tensor
+    """(N, 1, S, S) float32, 1 where a contour passes through the pixel, else 0."""
+    valid: Tensor
+    """(N, 1, S, S) bool, depth and normal are both known."""
+    stored_edge_fraction: Tensor
+    """(N,) float32, share of contour pixels in the whole stored image, before the window was cut."""

@@ -1,0 +1,96 @@
+"""What can go wrong, one class per kind, each with the exit code that the command line returns.
+
+    FastsslError                 1   our own fault, unless a subclass says otherwise
+    ├── UsageError               2   an argument or a combination of arguments that cannot work
+    │   ├── ConfigError          2   an unknown setting, or a value outside its range
+    │   ├── CheckpointError      2   a checkpoint that does not fit the run it is asked to continue
+    │   └── NonFiniteLossError   2   a loss became infinite or not a number
+    ├── DataError                3   a folder, an image or a dataset that cannot be used
+    │   └── ShardError           3   a shard that is missing, cut short or damaged
+    └── DeviceError              4   a missing or failing accelerator, or a process group that broke
+
+Every message says what happened, where, the value seen, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import ClassVar
+
+
+class FastsslError(Exception):
+    """Base of everything that `fastssl` raises on purpose.
+
+    Args:
+        what: what happened, as a sentence without a full stop.
+        where: the file, shard and key, setting or step concerned.
+        seen: the value met.
+        expected: the value or range that would have been right.
+        do: what the user can do now.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | PathLike[str] | None = None,
+        seen: object = None,
+        expected: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.seen, self.expected, self.do = what, where, seen, expected, do
+        facts = {"where": where, "seen": seen, "expected": expected, "do": do}
+        lines = [f"  {name}: {value}" for name, value in facts.items() if value is not None]
+        super().__init__("\n".join([what, *lines]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (packing workers, rendering workers); the default reduction
+        # would drop the keyword arguments.
+        return (_rebuild, (type(self), self.what, self.where, self.seen, self.expected, self.do))
+
+
+def _rebuild(
+    kind: type[FastsslError],
+    what: str,
+    where: str | PathLike[str] | None,
+    seen: object,
+    expected: object,
+    do: str | None,
+) -> FastsslError:
+    return kind(what, where=where, seen=seen, expected=expected, do=do)
+
+
+class UsageError(FastsslError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting that does not exist, or a value outside its range."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that does not fit the run it is asked to continue."""
+
+
+class NonFiniteLossError(UsageError):
+    """A loss became infinite or not a number; the message names task and step."""
+
+
+class DataError(FastsslError):
+    """A folder, an image or a dataset that cannot be used."""
+
+    exit_code = 3
+
+
+class ShardError(DataError):
+    """A shard that is missing, cut short or damaged."""
+
+
+class DeviceError(FastsslError):
+    """A missing or failing accelerator, or a process group that broke."""
+
+    exit_code = 4
