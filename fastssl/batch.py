@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-LABEL_PLANES = ("depth", "normal", "edge")
+# Mean of ImageNet's images, RGB in 0..1, which the authors subtract; they do not divide by a deviation.
+IMAGE_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class RealBatch:
 
     keys: tuple[str, ...]
     image: Tensor
-    """(N, 3, S, S), channels-last, float32 on the CPU and float16 on a GPU; RGB / 255 minus the mean."""
+    """(N, 3, S, S), channels-last, float32 on the CPU and float16 on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
     label: Tensor
     """(N,) int64; -1 where the dataset has no classes."""
 

@@ -32,8 +32,12 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """What the network sees of a sample."""
+    """What is read, and what the network sees of a sample."""
 
+    synthetic: str = ""
+    """Packed dataset of rendered images (`--synthetic`)."""
+    real: str = ""
+    """Packed dataset of photos (`--real`)."""
     size: Annotated[int, Field(ge=35)] = 227
     """Side of the network's input in pixels; 16 k + 3, so that the heads give one output per input pixel."""
     window: tuple[Share, Share] = (227 / 256, 227 / 256)
@@ -54,7 +58,7 @@ class DataConfig(_Section):
         if self.size % 16 != 3:
             lower = (self.size - 3) // 16 * 16 + 3
             raise ValueError(
-                f"data.size is {self.size}, which does not fit the network; {lower} and {lower + 16} are the nearest that do"
+                f"data.size is {self.size}, which does not fit the network; the nearest are {lower} and {lower + 16}"
             )
         if not 0 < self.window[0] <= self.window[1]:
             raise ValueError(f"data.window is {self.window}; the first share must be above 0 and at most the second")

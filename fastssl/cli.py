@@ -1,0 +1,185 @@
+"""The commands. This module parses and composes; what a command does lives where its name says.
+
+Data goes to stdout, words to stderr. Errors become exit codes as `fastssl.errors` lists them. Every import that costs
+time is made inside the command that needs it, so that `fastssl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fastssl import __version__
+from fastssl.config import load_config
+from fastssl.errors import FastsslError, UsageError
+from fastssl.telemetry import log_to_stderr, progress_bar
+
+app = typer.Typer(
+    name="fastssl",
+    help="Visual features without labels, from synthetic imagery.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+evaluations = typer.Typer(no_args_is_help=True, help="Measure a run on held-out shards.")
+app.add_typer(evaluations, name="eval")
+
+Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
+Run = Annotated[Path, typer.Argument(help="Run folder, the --out of a training.")]
+Synthetic = Annotated[Path, typer.Option(help="Packed dataset of held-out rendered images.")]
+Real = Annotated[Path, typer.Option(help="Packed dataset of held-out photos.")]
+
+
+def main() -> None:
+    """Entry point of the `fastssl` command."""
+    log_to_stderr()
+    try:
+        app()
+    except FastsslError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+def _say(words: str) -> None:
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(words)
+
+
+def _print_json(values: object) -> None:
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"fastssl {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual features without labels, from synthetic imagery."""
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder for the rooms; rooms that are complete there are kept.")],
+    count: Annotated[int, typer.Option(help="Number of rooms.", min=1)],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same rooms.", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Side of the square images in pixels.", min=16)] = 256,
+    workers: Workers = 1,
+) -> None:
+    """Render procedural rooms with depth, normals and instances."""
+    from fastssl.render import render_rooms
+
+    with progress_bar("rendering") as advance:
+        render_rooms(out, count=count, seed=seed, size=size, workers=workers, progress=advance)
+
+
+@app.command()
+def shard(
+    source: Annotated[Path, typer.Argument(help="Dataset to pack.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder for the shards.")],
+    layout: Annotated[str | None, typer.Option(help="How the dataset is laid out; found out where it can be.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the packed images in pixels.", min=16)] = 256,
+    workers: Workers = 1,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 95,
+    licence: Annotated[str | None, typer.Option(help="Recorded in the manifest.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Unusable images to leave out and list before giving up.", min=0)] = 0,
+) -> None:
+    """Pack a dataset into WebDataset shards."""
+    from fastssl.shards import pack
+    from fastssl.sources import open_source
+
+    with progress_bar("packing") as advance:
+        manifest = pack(
+            open_source(source, layout),
+            out,
+            size=size,
+            workers=workers,
+            samples_per_shard=samples_per_shard,
+            jpeg_quality=jpeg_quality,
+            licence=licence,
+            max_bad=max_bad,
+            progress=advance,
+        )
+    num_bytes = sum(entry.bytes for entry in manifest.shards)
+    _say(f"{manifest.samples} samples, {len(manifest.shards)} shards, {num_bytes / 1e6:.1f} MB in {out}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder: new or empty, or with --resume the run to continue.")],
+    synthetic: Annotated[Path | None, typer.Option(help="Packed dataset of rendered images.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Packed dataset of photos.")] = None,
+    preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings that differ from the preset.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+) -> None:
+    """Train backbone, heads and discriminator."""
+    given = [synthetic, real, config, overrides, amp or None, None if preset == "paper" else preset]
+    if resume and any(value is not None for value in given):
+        raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
+    settings = list(overrides or ())
+    for name, folder in (("synthetic", synthetic), ("real", real)):
+        if folder is not None:
+            settings.append(f"data.{name}={json.dumps(str(folder.absolute()))}")
+    if amp:
+        settings.append("train.amp=true")
+    resolved = load_config(preset, file=config, overrides=settings)
+
+    from fastssl.train import resume_run, start_run
+
+    with progress_bar("training") as advance:
+        if resume:
+            resume_run(out, advance)
+        else:
+            start_run(resolved, out, advance)
+    _say(f"the run is in {out}")
+
+
+@evaluations.command("tasks")
+def eval_tasks(run: Run, synthetic: Synthetic) -> None:
+    """Depth, normals and contours on held-out renders, beside a constant and the untrained network."""
+    from fastssl.evaluate import evaluate_tasks
+
+    _print_json(evaluate_tasks(run, synthetic))
+
+
+@evaluations.command("domain")
+def eval_domain(run: Run, synthetic: Synthetic, real: Real) -> None:
+    """How well a linear classifier tells synthetic from real by the adapted layer's features."""
+    from fastssl.evaluate import evaluate_domain
+
+    _print_json(evaluate_domain(run, synthetic, real))
+
+
+@evaluations.command("neighbours")
+def eval_neighbours(
+    run: Run,
+    real: Annotated[Path, typer.Option(help="Packed photos with classes: crops of one photograph share one.")],
+    not_adapted: Annotated[Path | None, typer.Option(help="Run trained without adaptation, to compare with.")] = None,
+) -> None:
+    """Whether the nearest neighbours of a crop come from the same photograph."""
+    from fastssl.evaluate import evaluate_neighbours
+
+    _print_json(evaluate_neighbours(run, real, not_adapted))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the run's report.html: curves, predictions, neighbours, tables, throughput, settings."""
+    from fastssl.report import write_report
+
+    path = write_report(run)
+    _say(f"the report is {path}")

@@ -1,0 +1,91 @@
+"""How well a linear classifier tells synthetic from real by the adapted layer's features: chance is 0.5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastssl.config import Config
+from fastssl.errors import UsageError
+from fastssl.evaluate.features import compared_layer, pooled_features
+from fastssl.evaluate.networks import trained_networks, untrained_networks
+from fastssl.models import Networks
+from fastssl.shards import ShardSet
+from fastssl.telemetry import merge_summary
+
+_L2 = 1e-2
+_STEPS = 200
+
+
+def evaluate_domain(run: Path, synthetic: Path, real: Path) -> dict[str, object]:
+    """Fit a logistic classifier on the training images' features and score it on held-out ones.
+
+    Writes `domain.accuracy.{trained,untrained}` into the run's summary: the mean of both domains' accuracies.
+
+    Args:
+        run: the run folder; its settings name the training datasets.
+        synthetic: packed held-out renders.
+        real: packed held-out photos.
+
+    Raises:
+        UsageError: the run has no real dataset to fit the classifier on.
+    """
+    networks, config = trained_networks(run)
+    if not config.data.real:
+        raise UsageError("the run names no real dataset", where=run, do="train with --real, even if no layer is adapted")
+    fit = [ShardSet(Path(config.data.synthetic)), ShardSet(Path(config.data.real))]
+    held_out = [ShardSet(synthetic), ShardSet(real)]
+    accuracy = {
+        name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
+        for name, parts in (("trained", networks), ("untrained", untrained_networks(config)))
+    }
+    values = {"layer": compared_layer(config), "accuracy": accuracy}
+    merge_summary(run, {"domain": values})
+    return {"domain": values}
+
+
+def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
+    """Balanced held-out accuracy of a logistic classifier with a ridge penalty.
+
+    Args:
+        fit: features (N, C) and domains (N,) of 0 and 1, to fit on.
+        held_out: the same, to score on.
+    """
+    features, domains = fit
+    mean, deviation = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    weight, bias = fit_logistic((features - mean) / deviation, domains)
+    features, domains = held_out
+    right = (((features - mean) / deviation) @ weight + bias > 0) == (domains > 0)
+    return float((right[domains == 0].double().mean() + right[domains == 1].double().mean()) / 2)
+
+
+def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (C,) and bias of the classifier with the least mean log loss plus half `_L2` times the squared weights.
+
+    Both domains have the same say, however many samples they have. The problem is convex, so the answer is the one
+    minimum and needs no seed.
+    """
+    x, y = features.double(), domains.double()
+    share = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(x @ weight + bias, y, weight=share)
+        loss = loss + 0.5 * _L2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)
+    return weight.detach().float(), bias.detach().float()
+
+
+def _two_domains(networks: Networks, config: Config, datasets: list[ShardSet]) -> tuple[Tensor, Tensor]:
+    parts = [pooled_features(networks, config, compared_layer(config), shards) for shards in datasets]
+    domains = [torch.full((len(part),), domain) for domain, part in enumerate(parts)]
+    return torch.cat(parts), torch.cat(domains)

@@ -1,0 +1,105 @@
+"""Metrics over valid pixels, pooled over all images of a dataset, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CONTOUR_TOLERANCE_PX = 2
+THRESHOLDS = 99
+_ANGLE_BINS_PER_DEGREE = 100
+_DEPTH_SUMS = 5
+
+
+class DepthMetrics:
+    """Depth errors as of Eigen et al. 2014: means over valid pixels of all images."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(_DEPTH_SUMS, dtype=torch.float64)
+
+    def add(self, predicted: Tensor, depth: Tensor, valid: Tensor) -> None:
+        """Add a batch: `predicted` and `depth` (N, 1, S, S) metres, `valid` (N, 1, S, S) bool."""
+        p, d = predicted[valid].double().cpu(), depth[valid].double().cpu()
+        log_error = p.log() - d.log()
+        within = torch.maximum(p / d, d / p) < 1.25
+        terms = ((p - d).abs() / d, (p - d) ** 2, log_error**2, within.double(), torch.ones_like(d))
+        self._sums += torch.stack([term.sum() for term in terms])
+
+    def result(self) -> dict[str, float]:
+        """`abs_rel`, `rmse` (m), `log_rmse` (natural logarithm), `delta_1.25` (share of pixels)."""
+        abs_rel, square, log_square, within = (self._sums[:-1] / self._sums[-1]).tolist()
+        return {"abs_rel": abs_rel, "rmse": square**0.5, "log_rmse": log_square**0.5, "delta_1.25": within}
+
+
+class NormalMetrics:
+    """Angles between predicted and true normals, pooled over the valid pixels of all images (MarrRevisited)."""
+
+    def __init__(self) -> None:
+        self._histogram = torch.zeros(180 * _ANGLE_BINS_PER_DEGREE, dtype=torch.int64)
+        self._sum = 0.0
+        self._within = torch.zeros(3, dtype=torch.int64)
+
+    def add(self, predicted: Tensor, normal: Tensor, valid: Tensor) -> None:
+        """Add a batch: `predicted` and `normal` (N, 3, S, S) unit vectors, `valid` (N, 1, S, S) bool."""
+        cosine = (predicted.double() * normal.double()).sum(dim=1)[valid[:, 0]].cpu()
+        angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+        bins = (angle * _ANGLE_BINS_PER_DEGREE).long().clamp(max=len(self._histogram) - 1)
+        self._histogram += torch.bincount(bins, minlength=len(self._histogram))
+        self._sum += float(angle.sum())
+        self._within += torch.stack([(angle < limit).sum() for limit in (11.25, 22.5, 30.0)])
+
+    def result(self) -> dict[str, float]:
+        """`mean`, `median` (degrees; the median to 0.01) and the shares of pixels `within_11.25`, `_22.5`, `_30`."""
+        count = int(self._histogram.sum())
+        half = int(torch.searchsorted(self._histogram.cumsum(0), (count + 1) // 2))
+        shares = (self._within / count).tolist()
+        return {
+            "mean": self._sum / count,
+            "median": (half + 0.5) / _ANGLE_BINS_PER_DEGREE,
+            **{f"within_{limit}": share for limit, share in zip(("11.25", "22.5", "30"), shares, strict=True)},
+        }
+
+
+class ContourMetrics:
+    """The best F-measure over one threshold for the whole dataset, with a tolerance of 2 pixels.
+
+    A predicted pixel is right if a true contour lies within the tolerance, a true one is found if a predicted one does.
+    Predictions are not thinned.
+    """
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(THRESHOLDS, 4, dtype=torch.float64)  # right, predicted, found, true
+
+    def add(self, probability: Tensor, edge: Tensor) -> None:
+        """Add a batch: `probability` and `edge` (N, 1, S, S) in 0..1."""
+        true = edge > 0.5
+        near_true = _grown(true)
+        for line, threshold in enumerate(self.thresholds().tolist()):
+            predicted = probability >= threshold
+            counts = (predicted & near_true, predicted, true & _grown(predicted), true)
+            self._counts[line] += torch.stack([count.sum() for count in counts]).double().cpu()
+
+    @staticmethod
+    def thresholds() -> Tensor:
+        return torch.arange(1, THRESHOLDS + 1) / (THRESHOLDS + 1)
+
+    def result(self) -> dict[str, float]:
+        """`f`, and the `threshold`, `precision` and `recall` it is reached with."""
+        right, predicted, found, true = self._counts.unbind(1)
+        precision = right / predicted.clamp(min=1)
+        recall = found / true.clamp(min=1)
+        f = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        best = int(f.argmax())
+        names = ("f", "threshold", "precision", "recall")
+        return {
+            name: float(values[best])
+            for name, values in zip(names, (f, self.thresholds(), precision, recall), strict=True)
+        }
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """Pixels at most `CONTOUR_TOLERANCE_PX` away from one that is set, in a straight line."""
+    reach = torch.arange(-CONTOUR_TOLERANCE_PX, CONTOUR_TOLERANCE_PX + 1, device=mask.device)
+    disk = (reach[:, None] ** 2 + reach[None, :] ** 2 <= CONTOUR_TOLERANCE_PX**2).float()
+    return functional.conv2d(mask.float(), disk[None, None], padding=CONTOUR_TOLERANCE_PX) > 0.5

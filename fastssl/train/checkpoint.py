@@ -1,0 +1,94 @@
+"""Checkpoints: all that the next step depends on, in files that are complete or absent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastssl.config import Config, read_config
+from fastssl.errors import CheckpointError, DataError
+from fastssl.models import Networks, build_networks
+
+FORMAT = 1
+
+
+def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]) -> Path:
+    """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete.
+
+    Args:
+        run: the run folder.
+        step: steps made so far.
+        config: of the run.
+        state: `TrainingStep.state_dict()`.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    content = {"format": FORMAT, "step": step, "config": config.model_dump(mode="json"), "state": state}
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The checkpoint with the most steps.
+
+    Raises:
+        DataError: the folder is no run, or has no checkpoint.
+    """
+    if not (run / "config.yaml").is_file():
+        raise DataError(
+            "the folder holds no run", where=run, expected="a config.yaml", do="give the --out of a training"
+        )
+    paths = sorted((run / "checkpoints").glob("step_*.pt"))
+    if not paths:
+        raise DataError("the run has no checkpoint", where=run / "checkpoints", do="train it first")
+    return paths[-1]
+
+
+def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
+    """Read `{"step": int, "state": ...}`, tensors on the CPU.
+
+    Raises:
+        DataError: the file is damaged.
+        CheckpointError: it belongs to another architecture than `config`, or to another version of the format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise DataError(
+            "the checkpoint cannot be read", where=path, seen=error, do="remove it to use an older one"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError("the file is not a checkpoint of this version", where=path, expected=f"format {FORMAT}")
+    stored, wanted = content["config"]["model"], config.model_dump(mode="json")["model"]
+    different = [name for name in wanted if stored.get(name) != wanted[name]]
+    if different:
+        raise CheckpointError(
+            "the checkpoint is of another architecture",
+            where=path,
+            seen=", ".join(f"model.{name} = {stored.get(name)}" for name in different),
+            expected=", ".join(f"{wanted[name]}" for name in different),
+            do="use the settings that the run was trained with",
+        )
+    return content
+
+
+def load_networks(run: Path) -> tuple[Networks, Config]:
+    """The trained networks of a run, in evaluation mode on the CPU, and its settings."""
+    path = latest_checkpoint(run)
+    config = read_config(run / "config.yaml")
+    content = read_checkpoint(path, config)
+    networks = build_networks(config.model, config.train.seed)
+    for name, part in networks.parts().items():
+        part.load_state_dict(content["state"][name])
+        part.eval()
+    return networks, config

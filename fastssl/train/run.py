@@ -1,0 +1,144 @@
+"""A training from settings to files: opens the data, prepares the run folder, trains, or continues a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastssl.config import Config, read_config, write_config
+from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
+from fastssl.loader import LoaderOptions, Share, Step, real_batches, synthetic_batches, training_plan
+from fastssl.models import build_networks
+from fastssl.shards import ShardSet
+from fastssl.telemetry import Advance, merge_summary
+from fastssl.train.checkpoint import latest_checkpoint, read_checkpoint
+from fastssl.train.step import TrainingStep
+from fastssl.train.trainer import Trainer
+
+_SYNTHETIC, _REAL = 0, 1
+
+
+def start_run(config: Config, run: Path, advance: Advance) -> None:
+    """Train from the beginning into an empty or new folder.
+
+    Raises:
+        UsageError: the folder holds something.
+        DataError: a dataset is missing, damaged, or of the wrong domain.
+        ConfigError: a setting does not fit the data.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(
+            "the output folder is not empty", where=run, do="give another --out, or --resume to continue the run"
+        )
+    synthetic, real = _open_datasets(config)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(config, run / "config.yaml")
+    _train(config, run, synthetic, real, None, advance)
+
+
+def resume_run(run: Path, advance: Advance) -> None:
+    """Continue a run from its last checkpoint, with the settings it was started with.
+
+    The steps that follow are the very steps that an undisturbed run would have made.
+
+    Raises:
+        DataError: there is no run, no checkpoint, or a damaged one.
+        CheckpointError: the checkpoint is of another architecture, or the run is finished.
+    """
+    path = latest_checkpoint(run)
+    config = read_config(run / "config.yaml")
+    content = read_checkpoint(path, config)
+    synthetic, real = _open_datasets(config)
+    _train(config, run, synthetic, real, content, advance)
+
+
+def run_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _open_datasets(config: Config) -> tuple[ShardSet, ShardSet | None]:
+    data = config.data
+    if not data.synthetic:
+        raise UsageError("no synthetic dataset is given", do="add --synthetic FOLDER")
+    synthetic = ShardSet(Path(data.synthetic))
+    if not synthetic.has_labels:
+        raise DataError(
+            "the synthetic dataset has no label planes", where=data.synthetic, do="give a packed synthetic dataset"
+        )
+    if config.model.adapted_layer == "none":
+        _check_size(config, synthetic)
+        return synthetic, None
+    if not data.real:
+        raise UsageError("no real dataset is given", do="add --real FOLDER, or --set model.adapted_layer=none")
+    real = ShardSet(Path(data.real))
+    _check_size(config, synthetic, real)
+    return synthetic, real
+
+
+def _check_size(config: Config, *datasets: ShardSet) -> None:
+    for shards in datasets:
+        if min(shards.image_size) < config.data.size:
+            raise ConfigError(
+                "the packed images are smaller than the network's input",
+                where=shards.path,
+                seen=f"{shards.image_size[0]} x {shards.image_size[1]} pixels",
+                expected=f"at least data.size = {config.data.size}",
+                do="pack them larger, or lower data.size",
+            )
+
+
+def _train(
+    config: Config,
+    run: Path,
+    synthetic: ShardSet,
+    real: ShardSet | None,
+    content: dict[str, Any] | None,
+    advance: Advance,
+) -> None:
+    _configure_torch(config)
+    device = run_device()
+    networks = build_networks(config.model, config.train.seed).to(device)
+    if config.train.channels_last:
+        networks = networks.to(memory_format=torch.channels_last)
+    step = TrainingStep(networks, config, device)
+    first_step = 0
+    if content is not None:
+        step.load_state_dict(content["state"])
+        first_step = content["step"]
+    total_steps = config.train.steps or config.train.epochs * math.ceil(len(synthetic) / config.data.batch_synthetic)
+    if first_step >= total_steps:
+        raise CheckpointError(
+            "the run is finished", where=run, seen=f"{first_step} steps", expected=f"fewer than {total_steps}"
+        )
+    synthetic_source = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
+    real_source = None if real is None else real_batches(real, *_plan(config, real, _REAL, first_step, device))
+    trainer = Trainer(step, config, run, total_steps)
+    summary = trainer.fit(synthetic_source, real_source, first_step, advance)
+    merge_summary(run, {"steps": total_steps, **summary})
+
+
+def _plan(
+    config: Config, shards: ShardSet, stream: int, first_step: int, device: torch.device
+) -> tuple[Iterator[Step], LoaderOptions]:
+    """The random steps of one domain from `first_step` on, and how to load them."""
+    data = config.data
+    batch_size = data.batch_synthetic if stream == _SYNTHETIC else data.batch_real
+    share = Share(num_samples=len(shards), batch_size=batch_size, seed=config.train.seed, stream=stream)
+    whole = stream == _REAL and data.real_window == "whole"
+    plan = training_plan(data, share, shards.image_size, whole=whole, first_step=first_step)
+    options = LoaderOptions(
+        size=data.size, gray=data.gray != "off", batch_size=batch_size, device=device, threads=config.train.threads
+    )
+    return plan, options
+
+
+def _configure_torch(config: Config) -> None:
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.train.tf32

@@ -1,0 +1,149 @@
+"""The training loop: steps, metrics, pictures and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.config import Config, OptimConfig
+from fastssl.errors import NonFiniteLossError
+from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.train.checkpoint import write_checkpoint
+from fastssl.train.pictures import prediction_sheet
+from fastssl.train.step import TrainingStep
+
+# Waiting for data more than this share of the time makes data the limit.
+_DATA_LIMIT = 0.1
+
+
+class Trainer:
+    """Runs a `TrainingStep` on batches and leaves the run's files behind. Knows nothing of where batches come from."""
+
+    def __init__(self, step: TrainingStep, config: Config, run: Path, total_steps: int) -> None:
+        self.step, self.config, self.run, self.total_steps = step, config, run, total_steps
+
+    def fit(
+        self, synthetic: Iterator[SyntheticBatch], real: Iterator[RealBatch] | None, first_step: int, advance: Advance
+    ) -> dict[str, object]:
+        """Make the steps from `first_step` to the last.
+
+        Returns:
+            The run's `throughput` and `limited_by`, for `summary.json`.
+
+        Raises:
+            NonFiniteLossError: a loss became infinite or not a number; names task and step; nothing is written after.
+        """
+        settings = self.config.train
+        meter = _Meter(self.step.device, first_step)
+        with MetricsWriter(self.run, first_step) as metrics:
+            for number in range(first_step + 1, self.total_steps + 1):
+                self.step.set_lr_factor(lr_factor(self.config.optim, number - 1, self.total_steps))
+                started = time.perf_counter()
+                batch, photos = next(synthetic), next(real) if real is not None else None
+                meter.waited(time.perf_counter() - started)
+                meter.add(self.step(batch, photos), number, len(batch.keys))
+
+                last = number == self.total_steps
+                checkpoint_due = last or number % settings.checkpoint_every == 0
+                if number % settings.log_every == 0 or checkpoint_due:
+                    values = meter.read()
+                    values["lr"] = self.step.task_optimizer.param_groups[0]["lr"]
+                    metrics.write(number, values | self._gpu())
+                    advance(number, self.total_steps, _words(values))
+                if last or number % settings.picture_every == 0:
+                    self._draw(batch, number)
+                if checkpoint_due:
+                    write_checkpoint(self.run, number, self.config, self.step.state_dict())
+        return meter.summary()
+
+    def _draw(self, batch: SyntheticBatch, number: int) -> None:
+        folder = self.run / "samples"
+        folder.mkdir(exist_ok=True)
+        prediction_sheet(self.step.networks, batch).save(folder / f"train_{number:08d}.png")
+
+    def _gpu(self) -> dict[str, float]:
+        device = self.step.device
+        return gpu_readings(device.index or 0) if device.type == "cuda" else {}
+
+
+def lr_factor(optim: OptimConfig, steps_done: int, total_steps: int) -> float:
+    """The share of the configured learning rate that the step after `steps_done` uses."""
+    if optim.schedule == "constant":
+        return 1.0
+    drops = sum(steps_done >= share * total_steps for share in optim.drop_at)
+    return optim.drop_factor**drops
+
+
+def _words(values: dict[str, float]) -> str:
+    losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+    rate, wait = values["throughput/pairs_per_s"], values["throughput/data_wait_fraction"]
+    return f"{losses} | {rate:.0f} pairs/s, data wait {wait:.0%}"
+
+
+class _Meter:
+    """Adds up losses on the device and times on the host; `read` is the only place that waits for the device."""
+
+    def __init__(self, device: torch.device, first_step: int) -> None:
+        self._device = device
+        self._started = self._since = time.perf_counter()
+        self._totals: dict[str, Tensor] = {}
+        self._first_bad: dict[str, Tensor] = {}
+        self._steps = self._pairs = self._all_pairs = 0
+        self._waited = self._all_waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def add(self, losses: dict[str, Tensor], step: int, pairs: int) -> None:
+        for name, loss in losses.items():
+            self._totals[name] = self._totals.get(name, 0) + loss
+            # The first step with a bad value stays; 0 = none so far.
+            bad = torch.where(torch.isfinite(loss), 0, step)
+            before = self._first_bad.get(name, torch.zeros_like(bad))
+            self._first_bad[name] = torch.where(before > 0, before, bad)
+        self._steps += 1
+        self._pairs += pairs
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call, by metric name."""
+        names = list(self._totals)
+        sums = torch.stack([self._totals[name] for name in names]).tolist()
+        self._check(dict(zip(names, torch.stack([self._first_bad[name] for name in names]).tolist(), strict=True)))
+        now = time.perf_counter()
+        seconds = now - self._since
+        values = {f"loss/{name}": total / self._steps for name, total in zip(names, sums, strict=True)}
+        values["time/step_ms"] = 1000 * seconds / self._steps
+        values["throughput/pairs_per_s"] = self._pairs / seconds
+        values["throughput/data_wait_fraction"] = self._waited / seconds
+        self._all_pairs += self._pairs
+        self._all_waited += self._waited
+        self._totals, self._steps, self._pairs, self._waited, self._since = {}, 0, 0, 0.0, now
+        return values
+
+    def summary(self) -> dict[str, object]:
+        seconds = self._since - self._started
+        if not self._all_pairs:
+            return {}
+        wait = self._all_waited / seconds
+        return {
+            "throughput": {"pairs_per_s": self._all_pairs / seconds, "data_wait_fraction": wait},
+            "limited_by": "data" if wait > _DATA_LIMIT else "compute",
+        }
+
+    @staticmethod
+    def _check(first_bad: dict[str, int]) -> None:
+        bad = {name: step for name, step in first_bad.items() if step}
+        if bad:
+            name, step = min(bad.items(), key=lambda item: item[1])
+            raise NonFiniteLossError(
+                f"the {name} loss is not finite",
+                where=f"step {step}",
+                seen="inf or nan",
+                expected="a finite number",
+                do="lower optim.lr or the task's weight, or train without --amp",
+            )

@@ -1,0 +1,212 @@
+"""Real DALI pipelines on packed patterns whose planes tell where each pixel was (see patterns.py)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from patterns import SIDE, coded_instances, coded_normals
+from PIL import Image
+
+from fastssl.batch import IMAGE_MEAN, SyntheticBatch
+from fastssl.config import DataConfig
+from fastssl.errors import DataError, ShardError
+from fastssl.loader import LoaderOptions, Share, evaluation_plan, real_batches, synthetic_batches, training_plan
+from fastssl.loader.plan import Step
+from fastssl.shards import ShardSet, decode_sample
+
+SIZE = 67
+CPU = torch.device("cpu")
+
+
+def options(batch_size: int, *, gray: bool = False, size: int = SIZE) -> LoaderOptions:
+    return LoaderOptions(size=size, gray=gray, batch_size=batch_size, device=CPU, threads=2)
+
+
+def random_plan(shards: ShardSet, data: DataConfig, batch_size: int) -> Iterator[Step]:
+    share = Share(num_samples=len(shards), batch_size=batch_size, seed=5, stream=0)
+    return training_plan(data, share, shards.image_size, whole=False, first_step=0)
+
+
+def stored_pixels(batch: SyntheticBatch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column in the stored image of every output pixel, as its depth tells."""
+    number = np.rint(batch.depth[sample, 0].numpy().astype(np.float64) * 1000).astype(np.int64) - 1
+    return number // SIDE, number % SIDE
+
+
+@pytest.mark.parametrize("window", [(0.5, 1.0), (SIZE / SIDE, SIZE / SIDE), (0.2, 0.4)])
+def test_all_planes_stay_aligned_over_three_epochs(coded_synthetic: Path, window: tuple[float, float]) -> None:
+    """Every plane of an output pixel belongs to the stored pixel that its depth names: smaller, cut out and larger."""
+    shards = ShardSet(coded_synthetic)
+    data = DataConfig(size=SIZE, window=window, gray="off")
+    number = {shards.key(i): i for i in range(len(shards))}
+    normals = coded_normals()
+    flips = 0
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4)), 3 * 3):
+        for i, key in enumerate(batch.keys):
+            known = batch.depth[i, 0].numpy() > 0
+            rows, columns = stored_pixels(batch, i)
+            rows, columns = np.where(known, rows, 0), np.where(known, columns, 0)
+            middle = rows[SIZE // 2]
+            flipped = columns[SIZE // 2, 0] > columns[SIZE // 2, -1]
+            flips += flipped
+            assert (np.diff(columns[SIZE // 2]) * (-1 if flipped else 1) >= 0).all()
+            assert (middle == middle[0]).all()
+
+            expected = normals[rows, columns] * ([-1, 1, 1] if flipped else [1, 1, 1])
+            valid = batch.valid[i, 0].numpy()
+            got = batch.normal[i].numpy().transpose(1, 2, 0)
+            # Half a code of 1 / 127.5; a neighbouring pixel is 0.006 or more away.
+            assert np.abs(got - expected)[valid].max() < 0.005
+            lost = (rows >= SIDE - 5) & (columns >= SIDE - 5)
+            assert (valid == (known & ~lost)).all()
+            assert (got[lost] == 0).all()
+
+            # Image: red and green are the stored column and row. Half an output pixel of the window is allowed.
+            image = batch.image[i].numpy().transpose(1, 2, 0) + IMAGE_MEAN
+            pixel = (columns.max() - columns.min()) / SIZE
+            inner = np.s_[3:-3, 3:-3]
+            for channel, place in ((0, columns), (1, rows)):
+                error = image[..., channel] * (SIDE - 1) - place
+                assert np.abs(error[known & valid]).max() < 2.5 + pixel
+                assert abs(error[inner].mean()) < 0.7
+            assert abs(image[..., 2].mean() - 20 * number[key] / 255) < 0.02
+    assert 5 < flips < 32
+
+
+def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) -> None:
+    """Against Pillow: no resampling where the window has the size of the input."""
+    shards = ShardSet(coded_synthetic)
+    data = DataConfig(size=SIZE, window=(SIZE / SIDE, SIZE / SIDE), gray="off")
+    number = {shards.key(i): i for i in range(len(shards))}
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 3), options(3)), 4):
+        for i, key in enumerate(batch.keys):
+            rows, columns = stored_pixels(batch, i)
+            sample = decode_sample(shards, number[key])
+            assert sample.edge is not None
+            inside = batch.depth[i, 0].numpy() > 0
+            expected = sample.image[rows, columns] / 255 - IMAGE_MEAN
+            assert np.abs(batch.image[i].numpy().transpose(1, 2, 0) - expected)[inside].max() < 1e-6
+            assert (batch.edge[i, 0].numpy() == sample.edge[rows, columns])[inside].all()
+            assert batch.stored_edge_fraction[i] == pytest.approx(sample.edge.mean(), abs=1e-6)
+
+
+def test_no_contour_is_lost_when_the_image_gets_smaller(coded_synthetic: Path) -> None:
+    """The whole image at half its size: a cell is a contour if any of its four pixels is."""
+    shards = ShardSet(coded_synthetic)
+    data = DataConfig(size=35, window=(70 / SIDE, 70 / SIDE), gray="off")
+    plan = evaluation_plan(data, len(shards), 4, shards.image_size, whole=False)
+    first = (SIDE - 70) // 2
+    batches = list(synthetic_batches(shards, plan, options(4, size=35)))
+    edges = torch.cat([batch.edge for batch in batches])[:, 0].numpy()
+    for i in range(len(shards)):
+        ids = coded_instances(i)
+        contour = np.zeros((SIDE, SIDE), dtype=bool)
+        contour[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+        contour[:-1] |= ids[:-1] != ids[1:]
+        window = contour[first : first + 70, first : first + 70]
+        assert (edges[i] == window.reshape(35, 2, 35, 2).any(axis=(1, 3))).all()
+
+
+def test_normals_of_a_mirrored_plane_are_those_of_the_mirrored_scene(coded_synthetic: Path) -> None:
+    """A plane seen in a mirror has the mirrored normal: within 1 degree, over every flipped pixel."""
+    shards = ShardSet(coded_synthetic)
+    data = DataConfig(size=SIZE, window=(0.6, 0.9), flip=1.0, gray="off")
+    mirror = np.diag([-1.0, 1.0, 1.0])
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4)), 3):
+        for i in range(4):
+            rows, columns = stored_pixels(batch, i)
+            valid = batch.valid[i, 0].numpy()
+            truth = coded_normals()[rows[valid], columns[valid]] @ mirror
+            cosine = (batch.normal[i].numpy().transpose(1, 2, 0)[valid] * truth).sum(axis=-1)
+            assert np.rad2deg(np.arccos(np.clip(cosine, -1, 1))).max() < 1.0
+
+
+@pytest.mark.parametrize("gray", ["per_sample", "per_batch"])
+def test_gray_images_are_one_channel_three_times(coded_synthetic: Path, gray: str) -> None:
+    shards = ShardSet(coded_synthetic)
+    data = DataConfig.model_validate({"size": SIZE, "window": (SIZE / SIDE, SIZE / SIDE), "gray": gray})
+    number = {shards.key(i): i for i in range(len(shards))}
+    chosen = []
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4, gray=True)), 6):
+        assert (batch.image[:, :1] == batch.image).all()
+        for i, key in enumerate(batch.keys):
+            rows, columns = stored_pixels(batch, i)
+            inside = batch.depth[i, 0].numpy() > 0
+            stored = decode_sample(shards, number[key]).image[rows, columns] / 255 - IMAGE_MEAN
+            errors = np.abs(batch.image[i, 0].numpy()[..., None] - stored)[inside].max(axis=0)
+            assert errors.min() < 1e-6
+            chosen.append(int(errors.argmin()))
+    per_batch = np.array(chosen).reshape(6, 4)
+    assert set(chosen) == {0, 1, 2}
+    assert (per_batch == per_batch[:, :1]).all() == (gray == "per_batch")
+
+
+def test_photos_come_with_their_classes_and_without_a_copy(coded_real: Path) -> None:
+    shards = ShardSet(coded_real)
+    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=True)
+    batches = list(real_batches(shards, plan, options(4)))
+    assert [len(batch.keys) for batch in batches] == [4, 4, 1]
+    assert torch.cat([batch.label for batch in batches]).tolist() == [i // 2 for i in range(9)]
+    image = batches[0].image
+    assert image.shape == (4, 3, SIZE, SIZE)
+    assert image.dtype == torch.float32
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    stored = Image.fromarray(decode_sample(shards, 3).image)
+    smaller = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255 - IMAGE_MEAN
+    assert np.abs(image[3].numpy().transpose(1, 2, 0) - smaller).max() < 1.5 / 255
+
+
+def test_batches_stay_as_they_are_while_the_pipeline_goes_on(coded_synthetic: Path) -> None:
+    """The graph must not write the next batches into memory that it handed over."""
+    shards = ShardSet(coded_synthetic)
+    batches = synthetic_batches(shards, random_plan(shards, DataConfig(size=SIZE), 4), options(4, gray=True))
+    kept = [next(batches) for _ in range(6)]
+    copies = [batch.image.clone() for batch in kept]
+    for _ in range(20):
+        next(batches)
+    assert all(torch.equal(batch.image, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def damage(source: Path, target: Path, sample: int, member: str, content: bytes) -> Path:
+    """A copy of a dataset in which one member was overwritten from its start; sizes stay."""
+    shutil.copytree(source, target)
+    shards = ShardSet(target)
+    tar = target / shards.shard_name(sample)
+    view = shards.member(sample, member).tobytes()
+    packed = tar.read_bytes()
+    at = packed.index(view)
+    tar.write_bytes(packed[:at] + content + view[len(content) :] + packed[at + len(view) :])
+    return target
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("jpg", b"not an image", "cut short or not a JPEG"),
+        ("jpg", b"\xff\xd8\xff\xdb" + b"\0" * 400, "cannot be decoded"),
+        ("labels.lz4", b"\xf0" * 64, "label block"),
+    ],
+)
+def test_a_damaged_member_is_named(
+    coded_synthetic: Path, tmp_path: Path, member: str, content: bytes, message: str
+) -> None:
+    shards = ShardSet(damage(coded_synthetic, tmp_path / "damaged", 6, member, content))
+    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=False)
+    with pytest.raises(ShardError, match=message) as raised:
+        list(synthetic_batches(shards, plan, options(4, gray=True)))
+    assert "000001.tar" in str(raised.value)
+    assert "coded_006" in str(raised.value)
+
+
+def test_photos_have_no_labels_to_train_on(coded_real: Path) -> None:
+    shards = ShardSet(coded_real)
+    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=False)
+    with pytest.raises(DataError, match="no label planes"):
+        next(synthetic_batches(shards, plan, options(4)))
