@@ -1,0 +1,179 @@
+"""Whole trainings on packed patterns, through a real DALI pipeline; the oracle is a run compared with itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fastssl.config import Config, load_config
+from fastssl.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, UsageError
+from fastssl.telemetry import read_metrics
+from fastssl.train import load_networks, resume_run, start_run
+from fastssl.train.trainer import lr_factor
+
+SMALL = [
+    "data.size=67",
+    "data.batch_synthetic=4",
+    "data.batch_real=3",
+    "model.width=0.1",
+    "model.fc_channels=32",
+    "model.head_channels=8",
+    "optim.pool_size=5",
+    "train.log_every=2",
+    "train.picture_every=100",
+]
+
+
+def quiet(done: int, total: int | None = None, words: str = "") -> None:
+    """No progress bar."""
+
+
+def settings(synthetic: Path, real: Path, *overrides: str) -> Config:
+    paths = [f"data.synthetic={synthetic}", f"data.real={real}"]
+    return load_config("tiny", overrides=[*SMALL, *paths, *overrides])
+
+
+def state(run: Path, step: int) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+    return content["state"]
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_same(first[name], second[name])
+    elif isinstance(first, (list, tuple)):
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    else:
+        assert first == second
+
+
+@pytest.fixture(scope="module")
+def finished(coded_synthetic: Path, coded_real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    start_run(settings(coded_synthetic, coded_real, "train.steps=8", "train.checkpoint_every=4"), run, quiet)
+    return run
+
+
+def test_a_run_leaves_its_files(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "samples", "summary.json"}
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "step_00000004.pt",
+        "step_00000008.pt",
+    ]
+    lines = read_metrics(finished)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    losses = {"loss/depth", "loss/normal", "loss/edge", "loss/adversarial", "loss/discriminator"}
+    assert all(losses <= line.keys() for line in lines)
+    assert all(0 <= line["throughput/data_wait_fraction"] <= 1 for line in lines)
+    networks, config = load_networks(finished)
+    assert config.train.steps == 8
+    assert not networks.backbone.training
+
+
+def test_two_runs_with_one_seed_are_bit_identical(finished: Path, tmp_path: Path) -> None:
+    config = load_config(file=finished / "config.yaml")
+    start_run(config, tmp_path / "again", quiet)
+    assert_same(state(finished, 8), state(tmp_path / "again", 8))
+    for before, after in zip(read_metrics(finished), read_metrics(tmp_path / "again"), strict=True):
+        assert {k: v for k, v in before.items() if k.startswith("loss")} == {
+            k: v for k, v in after.items() if k.startswith("loss")
+        }
+
+
+def test_a_resumed_run_ends_as_the_undisturbed_one(finished: Path, tmp_path: Path) -> None:
+    """Killed by SIGKILL somewhere after its first checkpoint, resumed in this process: bit for bit the same."""
+    run = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "fastssl", "train", "--out", str(run), "--config", str(finished / "config.yaml")]
+    # Slowed down by a checkpoint a step, so that the kill comes before the end; they are no part of the state.
+    process = subprocess.Popen([*arguments, "--set", "train.checkpoint_every=1"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("*.pt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
+    assert kept < 8, "the run ended before it was killed"
+    resume_run(run, quiet)
+    assert_same(state(finished, 8), state(run, 8))
+    assert [line["step"] for line in read_metrics(run)] == sorted({line["step"] for line in read_metrics(run)})
+    with pytest.raises(CheckpointError, match="finished"):
+        resume_run(run, quiet)
+
+
+def test_loss_falls_on_what_is_learnt(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    config = settings(coded_synthetic, coded_real, "train.steps=40", "model.adapted_layer=none", "train.log_every=10")
+    start_run(config, tmp_path / "run", quiet)
+    lines = read_metrics(tmp_path / "run")
+    assert lines[-1]["loss/normal"] < 0.5 * lines[0]["loss/normal"]
+    assert "loss/adversarial" not in lines[-1]
+
+
+def test_non_finite_loss_names_task_and_step(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    config = settings(coded_synthetic, coded_real, "train.steps=8", "optim.lr=1e30")
+    with pytest.raises(NonFiniteLossError, match=r"loss is not finite\n  where: step [23]"):
+        start_run(config, tmp_path / "run", quiet)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_learning_rate_drops() -> None:
+    optim = load_config("paper").optim
+    factors = [lr_factor(optim, step, 100) for step in (0, 59, 60, 89, 90, 99)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert lr_factor(load_config("released").optim, 99, 100) == 1
+
+
+def test_an_earlier_run_is_left_untouched(finished: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="not empty"):
+        start_run(settings(coded_synthetic, coded_real), finished, quiet)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_wrong_datasets_are_refused_before_anything_is_written(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    cases = [
+        (settings(coded_real, coded_real), DataError, "no label planes"),
+        (settings(tmp_path / "nowhere", coded_real), DataError, "no such folder"),
+        (settings(coded_synthetic, coded_real, "data.size=131"), ConfigError, "smaller than the network"),
+        (load_config("tiny"), UsageError, "no synthetic dataset"),
+        (load_config("tiny", overrides=[f"data.synthetic={coded_synthetic}"]), UsageError, "no real dataset"),
+    ]
+    for config, error, message in cases:
+        with pytest.raises(error, match=message):
+            start_run(config, tmp_path / "run", quiet)
+        assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_another_architecture(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "changed"
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = (finished / "checkpoints" / "step_00000004.pt").read_bytes()
+    (run / "checkpoints" / "step_00000004.pt").write_bytes(checkpoint)
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["model"]["width"] = 0.2
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(CheckpointError, match=r"another architecture(.|\n)*model.width = 0.1"):
+        resume_run(run, quiet)
+
+    (run / "checkpoints" / "step_00000004.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        resume_run(run, quiet)
