@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+SAMPLE := shards/sample
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench adaptation clean
 help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  what limits this machine, into benchmarks/results/"
+	@echo "make adaptation  train with and without adaptation, three seeds each, into benchmarks/results/"
 	@echo "make clean  remove the virtual environment and the demo's run"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -16,6 +18,20 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+demo: .venv/.installed
+	rm -rf $(RUN)
+	$(BIN)/fastssl train --preset tiny --synthetic $(SAMPLE)/render_train --real $(SAMPLE)/real_train --out $(RUN)
+	$(BIN)/fastssl eval tasks $(RUN) --synthetic $(SAMPLE)/render_val >/dev/null
+	$(BIN)/fastssl eval domain $(RUN) --synthetic $(SAMPLE)/render_val --real $(SAMPLE)/real_val >/dev/null
+	$(BIN)/fastssl eval neighbours $(RUN) --real $(SAMPLE)/retrieval >/dev/null
+	$(BIN)/fastssl report $(RUN)
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/limits.py
+
+adaptation: .venv/.installed
+	$(BIN)/python benchmarks/adaptation.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

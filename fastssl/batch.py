@@ -82,7 +82,7 @@ class RealBatch:
 
     keys: tuple[str, ...]
     image: Tensor
-    """(N, 3, S, S), channels-last, float32 on the CPU and float16 on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
+    """(N, 3, S, S), channels-last, float32, or float16 for mixed precision on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
     label: Tensor
     """(N,) int64; -1 where the dataset has no classes."""
 

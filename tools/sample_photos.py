@@ -78,7 +78,7 @@ class CropSet:
 CROP_SETS = (
     CropSet("real_train", "train", count=3, smallest_share=0.3),
     CropSet("real_val", "held_out", count=3, smallest_share=0.3),
-    CropSet("retrieval", "held_out", count=5, smallest_share=0.45),
+    CropSet("retrieval", "held_out", count=6, smallest_share=0.45),
 )
 
 

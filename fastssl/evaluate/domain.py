@@ -35,16 +35,18 @@ def evaluate_domain(run: Path, synthetic: Path, real: Path) -> dict[str, object]
     """
     networks, config = trained_networks(run)
     if not config.data.real:
-        raise UsageError("the run names no real dataset", where=run, do="train with --real, even if no layer is adapted")
+        raise UsageError(
+            "the run names no real dataset", where=run, do="train with --real, even if no layer is adapted"
+        )
     fit = [ShardSet(Path(config.data.synthetic)), ShardSet(Path(config.data.real))]
     held_out = [ShardSet(synthetic), ShardSet(real)]
     accuracy = {
         name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
         for name, parts in (("trained", networks), ("untrained", untrained_networks(config)))
     }
-    values = {"layer": compared_layer(config), "accuracy": accuracy}
+    values: dict[str, object] = {"layer": compared_layer(config), "accuracy": accuracy}
     merge_summary(run, {"domain": values})
-    return {"domain": values}
+    return values
 
 
 def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
@@ -72,7 +74,9 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
     share = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
     weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=_STEPS, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def objective() -> Tensor:
         solver.zero_grad()

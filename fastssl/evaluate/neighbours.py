@@ -55,10 +55,10 @@ def evaluate_neighbours(run: Path, real: Path, not_adapted: Path | None = None) 
     precision = {
         f"precision_at_{k}": {name: precision_at(k, found, labels) for name, found in order.items()} for k in (1, 5)
     }
-    values = {"layer": layer, **precision}
+    values: dict[str, object] = {"layer": layer, **precision}
     merge_summary(run, {"neighbours": values})
     _draw(shards, order, labels).save(run / "samples" / "neighbours.png")
-    return {"neighbours": values}
+    return values
 
 
 def neighbours(features: Tensor) -> Tensor:

@@ -102,8 +102,11 @@ def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
 
 def _network_predictor(networks: Networks) -> Predictor:
     def predict(batch: SyntheticBatch) -> dict[str, Tensor]:
-        raw = networks.heads(networks.backbone(batch.image)["fc7"])
-        to_units: dict[str, Callable[[Tensor], Tensor]] = {"depth": torch.exp, "edge": torch.sigmoid}
-        return {task: to_units.get(task, lambda values: values)(values.float()) for task, values in raw.items()}
+        predicted = {task: raw.float() for task, raw in networks.heads(networks.backbone(batch.image)["fc7"]).items()}
+        if "depth" in predicted:
+            predicted["depth"] = predicted["depth"].exp()
+        if "edge" in predicted:
+            predicted["edge"] = predicted["edge"].sigmoid()
+        return predicted
 
     return predict

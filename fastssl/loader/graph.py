@@ -27,6 +27,7 @@ def build_graph(
     batch_size: int,
     threads: int,
     device_id: int | None = None,
+    half: bool = False,
     label_bytes: int | None = None,
 ) -> Pipeline:
     """Build the pipeline of one domain.
@@ -41,15 +42,16 @@ def build_graph(
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
+        half: float16 images instead of float32.
         label_bytes: size of an inflated label block; None where there are none or the CPU inflates them.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3) float32 on the CPU and float16 on a GPU, and on
-        a GPU with labels the inflated blocks (N, label_bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), and on a GPU with labels the inflated blocks,
+        (N, label_bytes) uint8.
     """
     on_gpu = device_id is not None
     inflate = on_gpu and label_bytes is not None
-    dtype = types.FLOAT16 if on_gpu else types.FLOAT
+    dtype = types.FLOAT16 if half else types.FLOAT
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=2)
     with pipeline:
         jpeg, start, end, *more = fn.external_source(source=feed, num_outputs=3 + 2 * gray + inflate, batch=True)

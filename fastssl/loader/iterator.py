@@ -38,6 +38,8 @@ class LoaderOptions:
     """Where the batches are made, and where their tensors lie."""
     threads: int = 0
     """For decoding; 0 = as many as there are cores."""
+    half: bool = False
+    """Images as float16, for mixed precision on a GPU."""
 
     @property
     def num_threads(self) -> int:
@@ -167,6 +169,7 @@ def _handed_over(feed: _Feed, options: LoaderOptions, label_bytes: int | None) -
         batch_size=options.batch_size,
         threads=options.num_threads,
         device_id=device_id,
+        half=options.half,
         label_bytes=label_bytes,
     )
     pipeline.build()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
 from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
 from fastssl.loader import LoaderOptions, Share, Step, real_batches, synthetic_batches, training_plan
@@ -54,6 +55,15 @@ def resume_run(run: Path, advance: Advance) -> None:
     content = read_checkpoint(path, config)
     synthetic, real = _open_datasets(config)
     _train(config, run, synthetic, real, content, advance)
+
+
+def training_batches(
+    config: Config, synthetic: ShardSet, real: ShardSet | None, *, first_step: int, device: torch.device
+) -> tuple[Iterator[SyntheticBatch], Iterator[RealBatch] | None]:
+    """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is."""
+    batches = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
+    photos = None if real is None else real_batches(real, *_plan(config, real, _REAL, first_step, device))
+    return batches, photos
 
 
 def run_device() -> torch.device:
@@ -115,10 +125,8 @@ def _train(
         raise CheckpointError(
             "the run is finished", where=run, seen=f"{first_step} steps", expected=f"fewer than {total_steps}"
         )
-    synthetic_source = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
-    real_source = None if real is None else real_batches(real, *_plan(config, real, _REAL, first_step, device))
-    trainer = Trainer(step, config, run, total_steps)
-    summary = trainer.fit(synthetic_source, real_source, first_step, advance)
+    batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device)
+    summary = Trainer(step, config, run, total_steps).fit(batches, photos, first_step, advance)
     merge_summary(run, {"steps": total_steps, **summary})
 
 
@@ -132,7 +140,12 @@ def _plan(
     whole = stream == _REAL and data.real_window == "whole"
     plan = training_plan(data, share, shards.image_size, whole=whole, first_step=first_step)
     options = LoaderOptions(
-        size=data.size, gray=data.gray != "off", batch_size=batch_size, device=device, threads=config.train.threads
+        size=data.size,
+        gray=data.gray != "off",
+        batch_size=batch_size,
+        device=device,
+        threads=config.train.threads,
+        half=config.train.amp and device.type == "cuda",
     )
     return plan, options
 

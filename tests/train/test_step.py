@@ -6,56 +6,13 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from small_steps import CPU, after_steps, batches, same, small_config
 
-from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.config import ADAPTED_LAYERS, Config, load_config
+from fastssl.batch import RealBatch
+from fastssl.config import ADAPTED_LAYERS, Config
 from fastssl.models import Networks, build_networks
 from fastssl.train.losses import adversarial_loss, discriminator_loss, task_losses
 from fastssl.train.step import TrainingStep
-
-CPU = torch.device("cpu")
-SIZE = 67
-N = 4
-
-
-def config(*overrides: str) -> Config:
-    small = ["data.size=67", "model.fc_channels=32", "model.head_channels=8", "model.width=0.1", "optim.pool_size=0"]
-    return load_config("tiny", overrides=[*small, *overrides])
-
-
-def batches(seed: int) -> tuple[SyntheticBatch, RealBatch]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    synthetic = SyntheticBatch(
-        keys=("a",) * N,
-        image=random(N, 3, SIZE, SIZE) - 0.5,
-        depth=0.5 + 5 * random(N, 1, SIZE, SIZE),
-        normal=torch.nn.functional.normalize(random(N, 3, SIZE, SIZE) - 0.5, dim=1),
-        edge=(random(N, 1, SIZE, SIZE) < 0.1).float(),
-        valid=random(N, 1, SIZE, SIZE) < 0.9,
-        stored_edge_fraction=torch.full((N,), 0.1),
-    )
-    return synthetic, RealBatch(keys=("b",) * N, image=random(N, 3, SIZE, SIZE) - 0.3, label=torch.full((N,), -1))
-
-
-def after_steps(settings: Config, steps: int = 3) -> tuple[Networks, list[dict[str, Tensor]]]:
-    networks = build_networks(settings.model, seed=1)
-    step = TrainingStep(networks, settings, CPU)
-    losses = []
-    for number in range(steps):
-        synthetic, real = batches(number)
-        losses.append(step(synthetic, real if networks.discriminator is not None else None))
-    return networks, losses
-
-
-def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
 
 
 def reference_steps(settings: Config, steps: int = 3) -> Networks:
@@ -90,7 +47,7 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
 
 @pytest.mark.parametrize("layer", [layer for layer in ADAPTED_LAYERS if layer != "none"])
 def test_step_is_the_algorithm(layer: str) -> None:
-    settings = config(f"model.adapted_layer={layer}", "loss.adversarial_weight=0.5")
+    settings = small_config(f"model.adapted_layer={layer}", "loss.adversarial_weight=0.5")
     networks, _ = after_steps(settings)
     expected = reference_steps(settings)
     for name, value in expected.state_dict().items():
@@ -99,8 +56,8 @@ def test_step_is_the_algorithm(layer: str) -> None:
 
 def test_update_of_d_leaves_b_and_h_untouched() -> None:
     """One step with D's update and one where D learns nothing: B and H are bit-identical, D is not."""
-    learning, _ = after_steps(config("optim.discriminator_lr=0.5"), steps=1)
-    frozen, _ = after_steps(config("optim.discriminator_lr=1e-30", "optim.discriminator_weight_decay=0"), steps=1)
+    learning, _ = after_steps(small_config("optim.discriminator_lr=0.5"), steps=1)
+    frozen, _ = after_steps(small_config("optim.discriminator_lr=1e-30", "optim.discriminator_weight_decay=0"), steps=1)
     assert same(learning.backbone, frozen.backbone)
     assert same(learning.heads, frozen.heads)
     assert learning.discriminator is not None
@@ -110,8 +67,8 @@ def test_update_of_d_leaves_b_and_h_untouched() -> None:
 
 def test_update_of_b_and_h_leaves_d_untouched() -> None:
     """One step with the tasks and one without: D is bit-identical, B is not."""
-    both, _ = after_steps(config("loss.adversarial_weight=3.0"), steps=1)
-    slow, _ = after_steps(config("optim.lr=1e-30", "loss.adversarial_weight=0"), steps=1)
+    both, _ = after_steps(small_config("loss.adversarial_weight=3.0"), steps=1)
+    slow, _ = after_steps(small_config("optim.lr=1e-30", "loss.adversarial_weight=0"), steps=1)
     assert both.discriminator is not None
     assert slow.discriminator is not None
     assert same(both.discriminator, slow.discriminator)
@@ -120,7 +77,7 @@ def test_update_of_b_and_h_leaves_d_untouched() -> None:
 
 def test_real_images_give_b_no_gradient() -> None:
     """B's parameters after one step do not depend on the photos; its running statistics do."""
-    settings = config()
+    settings = small_config()
     found = []
     for factor in (1.0, 4.0):
         networks = build_networks(settings.model, seed=1)
@@ -137,7 +94,7 @@ def test_real_images_give_b_no_gradient() -> None:
 def test_adversarial_term_alone_makes_synthetic_features_look_real() -> None:
     """With D held still, -log(1 - D(z_x)) falls when B minimises it alone."""
     weights = ["loss.depth_weight=0", "loss.normal_weight=0", "loss.edge_weight=0", "loss.adversarial_weight=1"]
-    settings = config(*weights, "optim.discriminator_lr=1e-30", "optim.discriminator_weight_decay=0")
+    settings = small_config(*weights, "optim.discriminator_lr=1e-30", "optim.discriminator_weight_decay=0")
     networks = build_networks(settings.model, seed=1)
     step = TrainingStep(networks, settings, CPU)
     losses = [float(step(*batches(0))["adversarial"]) for _ in range(15)]
@@ -146,19 +103,19 @@ def test_adversarial_term_alone_makes_synthetic_features_look_real() -> None:
 
 @pytest.mark.parametrize("tasks", ["[depth]", "[edge, normal]"])
 def test_fewer_tasks_and_no_adaptation(tasks: str) -> None:
-    networks, losses = after_steps(config(f"model.tasks={tasks}", "model.adapted_layer=none"), steps=2)
+    networks, losses = after_steps(small_config(f"model.tasks={tasks}", "model.adapted_layer=none"), steps=2)
     assert networks.discriminator is None
     assert set(losses[-1]) == set(tasks.strip("[]").split(", "))
 
 
 def test_same_seed_same_bits() -> None:
-    settings = config("optim.pool_size=6")
+    settings = small_config("optim.pool_size=6")
     assert same(after_steps(settings)[0], after_steps(settings)[0])
 
 
 def test_state_continues_bit_for_bit() -> None:
     """Five steps are three steps, a new process's objects, and two more: pools, optimizers and all."""
-    settings = config("optim.pool_size=6")
+    settings = small_config("optim.pool_size=6")
     whole, _ = after_steps(settings, steps=5)
 
     step = TrainingStep(build_networks(settings.model, seed=1), settings, CPU)
@@ -173,7 +130,7 @@ def test_state_continues_bit_for_bit() -> None:
 
 
 def test_mixed_precision_stays_near_full_precision() -> None:
-    full, mixed = (after_steps(config(f"train.amp={flag}"), steps=3)[1] for flag in ("false", "true"))
+    full, mixed = (after_steps(small_config(f"train.amp={flag}"), steps=3)[1] for flag in ("false", "true"))
     for before, after in zip(full, mixed, strict=True):
         for name in before:
             assert after[name].isfinite()

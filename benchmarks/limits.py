@@ -1,0 +1,88 @@
+"""What limits training on this machine: the loader alone, the step alone on one resident batch, and both together.
+
+    python benchmarks/limits.py [--preset tiny] [--set section.key=value ...]
+
+Pairs of one synthetic and one real image per second, median of five measurements after a warm-up, into
+`results/limits.json`. The end-to-end rate cannot be above the lower of the other two; on a CPU, where loader and step
+share the cores, it is well below both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from conditions import write_result
+
+from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.config import Config, load_config
+from fastssl.models import build_networks
+from fastssl.shards import ShardSet
+from fastssl.train import run_device, training_batches
+from fastssl.train.step import TrainingStep
+
+SAMPLE = Path(__file__).parent.parent / "shards" / "sample"
+REPEATS, STEPS, WARM_UP = 5, 20, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    paths = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}"]
+    config = load_config(arguments.preset, overrides=[*paths, *arguments.overrides])
+    device = run_device()
+    networks = build_networks(config.model, 0).to(device, memory_format=torch.channels_last)
+    step = TrainingStep(networks, config, device)
+
+    batches = pairs(config, device)
+    resident = next(batches)
+    rates = {
+        "loader": measure(lambda: next(batches), config),
+        "step": measure(lambda: step(*next(repeat(resident))), config),
+        "training": measure(lambda: step(*next(batches)), config),
+    }
+    for name, values in rates.items():
+        print(f"{name:9} {statistics.median(values):8.1f} pairs/s   ({min(values):.1f} to {max(values):.1f})")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    limit = "loader" if medians["loader"] < medians["step"] else "step"
+    print(f"the {limit} is the slower part; together they reach {medians['training'] / medians[limit]:.0%} of it")
+    path = write_result("limits", {"preset": arguments.preset, "pairs_per_s": rates, "limited_by": limit})
+    print(f"written to {path}")
+
+
+def pairs(config: Config, device: torch.device) -> Iterator[tuple[SyntheticBatch, RealBatch]]:
+    synthetic, real = ShardSet(config.data.synthetic), ShardSet(config.data.real)
+    batches, photos = training_batches(config, synthetic, real, first_step=0, device=device)
+    assert photos is not None
+    return zip(batches, photos, strict=True)
+
+
+def measure(work: Callable[[], object], config: Config) -> list[float]:
+    """Pairs per second of each of `REPEATS` stretches of `STEPS` steps."""
+    for _ in range(WARM_UP):
+        work()
+    rates = []
+    for _ in range(REPEATS):
+        wait()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            work()
+        wait()
+        rates.append(STEPS * config.data.batch_synthetic / (time.perf_counter() - started))
+    return rates
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The terms of the objective, as pure functions on tensors.
+
+    N   images of the batch
+    S   side of the input and of the predictions
+    h   side of the discriminator's map of decisions
+
+Everything is computed in float32 (float64 for float64 input), whatever precision the network ran in. A batch or an
+image without a valid pixel gives 0 and no gradient. Nothing here makes the host wait for the device.
+
+Two forms of each term: the published method, and what the authors' code computes (`released`), one setting of
+`LossConfig` per difference. Sources: Ren & Lee, CVPR 2018, section 3; protocols 1.6 and 1.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastssl.batch import SyntheticBatch
+from fastssl.config import LossConfig
+
+_UNKNOWN_DEPTH = 1e-8  # metres: what the authors' code adds to every depth before the logarithm
+_UNKNOWN_NORMAL = -(3.0**-0.5)  # every component: what their PNG decoding makes of a black pixel
+# The authors' loader draws another image when one has fewer contour pixels than this, out of 227 x 227.
+_LEAST_EDGE_FRACTION = 350 / 227**2
+
+
+def task_losses(predictions: Mapping[str, Tensor], batch: SyntheticBatch, config: LossConfig) -> dict[str, Tensor]:
+    """The weighted loss of every task that has a prediction, by name: scalars on the device.
+
+    Args:
+        predictions: what `fastssl.models.Heads` returns.
+        batch: the labels.
+        config: forms and weights.
+    """
+    valid = batch.valid if config.mask_invalid else None
+    stored = batch.stored_edge_fraction if config.edge_count == "stored" else None
+    losses: dict[str, Tensor] = {}
+    if "depth" in predictions:
+        depth = depth_loss(predictions["depth"], batch.depth, valid, config.depth_form)
+        losses["depth"] = config.depth_weight * depth
+    if "normal" in predictions:
+        losses["normal"] = config.normal_weight * normal_loss(predictions["normal"], batch.normal, valid)
+    if "edge" in predictions:
+        edge = edge_loss(predictions["edge"], batch.edge, form=config.edge_form, stored_edge_fraction=stored)
+        losses["edge"] = config.edge_weight * edge
+    return losses
+
+
+def depth_loss(
+    pred_log_depth: Tensor, depth: Tensor, valid: Tensor | None, form: Literal["eigen", "released"]
+) -> Tensor:
+    """Error of the logarithm of depth, part of which a common factor of all depths does not touch.
+
+    With d the difference of the logarithms at the pixels that count:
+
+    - `eigen`: (mean d^2 - (mean d)^2 / 2) / 2 of each image, averaged over the images with a valid pixel. Source:
+      Eigen et al., NeurIPS 2014, equation 4, with lambda = 1/2.
+    - `released`: (mean d^2 + (mean d)^2 / 2) / 2 with both means over the whole batch. Source: protocol 1.8, item 3.
+
+    Args:
+        pred_log_depth: (N, 1, S, S), logarithm of metres.
+        depth: (N, 1, S, S) metres, 0 = not known.
+        valid: (N, 1, S, S) bool; None counts every pixel and has log(1e-8) as target where depth is not known
+            (protocol 1.8, item 2).
+        form: see above.
+    """
+    prediction, depth = _at_least_float32(pred_log_depth), _at_least_float32(depth)
+    if valid is None:
+        valid = torch.ones_like(depth, dtype=torch.bool)
+        target = torch.log(depth + _UNKNOWN_DEPTH)
+    else:
+        target = torch.log(torch.where(valid, depth, 1.0))
+    error = torch.where(valid, prediction - target, 0.0)
+    if form == "released":
+        count = valid.sum().clamp(min=1)
+        return 0.5 * (error.square().sum() / count + 0.5 * (error.sum() / count).square())
+    pixels = valid.sum((1, 2, 3))
+    count = pixels.clamp(min=1)
+    squares, mean = error.square().sum((1, 2, 3)) / count, error.sum((1, 2, 3)) / count
+    per_image = 0.5 * (squares - 0.5 * mean.square())
+    return per_image.sum() / (pixels > 0).sum().clamp(min=1)
+
+
+def normal_loss(pred_normal: Tensor, normal: Tensor, valid: Tensor | None) -> Tensor:
+    """One minus the cosine of the angle between the normals, averaged over the batch's pixels that count.
+
+    It has the gradient of the paper's negative dot product, and is 0 when all is right.
+
+    Args:
+        pred_normal: (N, 3, S, S), unit vectors.
+        normal: (N, 3, S, S), unit vectors, zero vector = not known.
+        valid: (N, 1, S, S) bool; None counts every pixel and has (-1, -1, -1) / sqrt(3) as target where the normal
+            is not known (protocol 1.8, item 4).
+    """
+    prediction, target = _at_least_float32(pred_normal), _at_least_float32(normal)
+    if valid is None:
+        target = torch.where((target == 0).all(1, keepdim=True), _UNKNOWN_NORMAL, target)
+        return (1 - (prediction * target).sum(1)).mean()
+    error = torch.where(valid[:, 0], 1 - (prediction * target).sum(1), 0.0)
+    return error.sum() / valid.sum().clamp(min=1)
+
+
+def edge_loss(
+    logits: Tensor,
+    edge: Tensor,
+    *,
+    form: Literal["hed", "released"],
+    stored_edge_fraction: Tensor | None = None,
+) -> Tensor:
+    """Weighted binary cross-entropy of the contours, averaged over all pixels of the batch.
+
+    Contours are known everywhere, so no pixel is left out. With f the share of contour pixels of an image:
+
+    - `hed`: a contour pixel weighs 1 - f, any other f, so that both classes count alike. Source: Xie & Tu, ICCV 2015,
+      equation 2, as a mean over pixels instead of their sum.
+    - `released`: every pixel, of either class, weighs (1 - f) / f, which balances nothing and makes images with few
+      contours count more. Source: protocol 1.8, item 1. Where f is smaller than their loader lets through
+      (350 of 227 x 227 pixels), that value stands for it: the weight ends at 146, also without any contour.
+
+    Args:
+        logits: (N, 1, S, S).
+        edge: (N, 1, S, S), 1 on a contour, else 0.
+        form: see above.
+        stored_edge_fraction: (N,), f of the whole stored image; None counts f in `edge`. The authors' weight is
+            (P - c) / c with P the window's pixels and c the contour pixels of the whole stored image (protocol 1.8,
+            item 7), that is P / (f Q) - 1 for a stored image of Q pixels. Neither of these sizes is known here:
+            the weight is 1 / f - 1, larger than theirs by about Q / P = 1.27 for a window of 227 in 256 pixels.
+    """
+    logits, edge = _at_least_float32(logits), _at_least_float32(edge)
+    if stored_edge_fraction is None:
+        fraction = edge.mean((1, 2, 3), keepdim=True)
+    else:
+        fraction = _at_least_float32(stored_edge_fraction)[:, None, None, None]
+    if form == "released":
+        fraction = fraction.clamp(min=_LEAST_EDGE_FRACTION)
+        weight = (1 - fraction) / fraction
+    else:
+        weight = edge * (1 - fraction) + (1 - edge) * fraction
+    return F.binary_cross_entropy_with_logits(logits, edge, weight)
+
+
+def adversarial_loss(logits_synthetic: Tensor) -> Tensor:
+    """What B pays for features that D recognises as synthetic: the mean of -log(1 - D(z_x)).
+
+    Args:
+        logits_synthetic: (N, 1, h, h), D's logits of synthetic features; sigmoid of them is D(z_x).
+
+    Source: Ren & Lee, section 3.2, with D(z) = 1 for synthetic.
+    """
+    return F.softplus(_at_least_float32(logits_synthetic)).mean()
+
+
+def discriminator_loss(logits_synthetic: Tensor, logits_real: Tensor) -> Tensor:
+    """What D pays for its mistakes: the mean of -log D(z_x) plus the mean of -log(1 - D(z_y)).
+
+    Args:
+        logits_synthetic: (N, 1, h, h), D's logits of synthetic features.
+        logits_real: (M, 1, h, h), D's logits of real features; M need not be N.
+
+    Source: Ren & Lee, section 3.2, with D(z) = 1 for synthetic.
+    """
+    synthetic, real = _at_least_float32(logits_synthetic), _at_least_float32(logits_real)
+    return F.softplus(-synthetic).mean() + F.softplus(real).mean()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,87 @@
+"""What the folders promise: import directions, what the light commands load, and no grab-bag modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastssl"
+
+# From high to low. A module imports from groups below its own, and inside its group only what stands further right.
+GROUPS = [
+    ["cli"],
+    ["report", "evaluate", "train"],
+    ["loader", "render", "sources"],
+    ["shards", "models"],
+    ["geometry", "pictures", "telemetry"],
+    ["files", "batch", "config", "errors"],
+]
+RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
+LIGHT = ["shards", "sources", "render", "geometry", "pictures", "files", "batch", "config", "errors", "report", "cli"]
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if part(path) not in ("__init__", "__main__"))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, at its top and inside its functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    own = part(path)
+    for name in imported(path):
+        if not name.startswith("fastssl.") or name == "fastssl.__version__":
+            continue
+        other = name.split(".")[1]
+        assert other == own or RANK[other] > RANK[own], f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_dali_and_streams_stay_where_they_belong(path: Path) -> None:
+    if part(path) != "loader":
+        assert not any(name.startswith("nvidia") for name in imported(path))
+    uses_streams = any(
+        word in path.read_text(encoding="utf-8") for word in ("cuda.Stream", "cuda.stream(", "cuda.Event")
+    )
+    assert not uses_streams or path.relative_to(PACKAGE).as_posix() in ("train/streams.py", "loader/iterator.py")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_parts_that_need_neither_torch_nor_dali(name: str) -> None:
+    if not ((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()):
+        pytest.fail(f"there is no fastssl.{name}")
+    assert loaded_by(f"import fastssl.{name}").isdisjoint({"torch", "nvidia.dali"})
+
+
+def test_help_is_light() -> None:
+    call = "import sys; sys.argv = ['fastssl', '--help']; from fastssl.cli import main"
+    assert loaded_by(call + "\ntry: main()\nexcept SystemExit: pass").isdisjoint({"torch", "nvidia.dali", "mitsuba"})
+
+
+def loaded_by(code: str) -> set[str]:
+    report = "\nimport sys; print('loaded:', *[n for n in ('torch', 'nvidia.dali', 'mitsuba') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_no_grab_bags() -> None:
+    banned = {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert not [path for path in PACKAGE.rglob("*") if path.stem in banned]

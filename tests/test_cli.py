@@ -1,0 +1,224 @@
+"""The command line as a user meets it: exit codes, messages on stderr, data on stdout, nothing touched on errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastssl.cli import main
+
+SMALL = ["--preset", "tiny", "--set", "data.size=67", "--set", "data.batch_synthetic=4", "--set", "data.batch_real=4"]
+SMALL += ["--set", "model.width=0.1", "--set", "model.fc_channels=16", "--set", "model.head_channels=4"]
+
+
+@pytest.fixture
+def fastssl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastssl", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+def test_version_and_help(fastssl: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = fastssl("--version")
+    assert code == 0
+    assert out.startswith("fastssl 0.")
+    code, out, _ = fastssl("--help")
+    assert code == 0
+    assert all(command in out for command in ("render", "shard", "train", "eval", "report"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("optim.lrr=1", "'lr'?"),
+        ("modle.width=1", "'model'?"),
+        ("data.size=100", "99 and 115"),
+        ("lr", "section.key=value"),
+    ],
+)
+def test_wrong_setting(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path, setting: str, hint: str) -> None:
+    code, out, err = fastssl("train", "--out", tmp_path / "run", "--set", setting)
+    assert code == 2
+    assert hint in err
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_preset_and_option(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, err = fastssl("train", "--out", tmp_path / "run", "--preset", "papper")
+    assert code == 2
+    assert "'paper'?" in err
+    assert fastssl("train", "--out", tmp_path, "--amplitude")[0] == 2
+    assert fastssl("train", "--out", tmp_path, "--resume", "--amp")[0] == 2
+
+
+def folder_contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def no_manifest(data: Path) -> None:
+    (data / "manifest.json").unlink()
+
+
+def no_index(data: Path) -> None:
+    (data / "000001.idx").unlink()
+
+
+def no_shard(data: Path) -> None:
+    (data / "000001.tar").unlink()
+
+
+def truncated(data: Path) -> None:
+    tar = data / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-2000])
+
+
+def empty(data: Path) -> None:
+    for path in data.iterdir():
+        path.unlink()
+
+
+def cut_jpeg(data: Path) -> None:
+    tar = data / "000000.tar"
+    content = bytearray(tar.read_bytes())
+    end = content.index(b"\xff\xd9")
+    content[end - 200 : end + 2] = bytes(202)
+    tar.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (no_manifest, "manifest"),
+        (no_index, "000001.idx"),
+        (no_shard, "000001.tar"),
+        (truncated, "000001.tar"),
+        (empty, "empty"),
+        (shutil.rmtree, "no such folder"),
+        (cut_jpeg, "coded_00"),
+    ],
+)
+def test_bad_data_ends_training_with_code_3(
+    fastssl: Callable[..., tuple[int, str, str]],
+    coded_synthetic: Path,
+    coded_real: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    words: str,
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(coded_synthetic, data)
+    damage(data)
+    before = folder_contents(data)
+    steps = ["--set", "train.steps=6"]
+    code, out, err = fastssl(
+        "train", "--synthetic", data, "--real", coded_real, "--out", tmp_path / "run", *SMALL, *steps
+    )
+    assert code == 3
+    assert words in err
+    assert not out
+    assert folder_contents(data) == before
+
+
+def photos(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a/one.jpg", "a/two.jpg", "b/three.jpg"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_shard_packs_a_folder_and_refuses_bad_images(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source = photos(tmp_path / "photos")
+    code, _, err = fastssl("shard", source, tmp_path / "packed", "--size", 32)
+    assert code == 0
+    assert "3 samples" in err
+    assert fastssl("shard", source, tmp_path / "packed", "--size", 32)[0] == 2
+    path = source / "a" / "two.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    code, _, err = fastssl("shard", source, tmp_path / "again", "--size", 32)
+    assert code == 3
+    assert "two.jpg" in err
+    assert not list((tmp_path / "again").glob("*.tar"))
+    assert fastssl("shard", source, tmp_path / "third", "--size", 32, "--max-bad", 1)[0] == 0
+    assert fastssl("shard", source, tmp_path / "fourth", "--layout", "foldr")[0] == 2
+    assert fastssl("shard", tmp_path / "nothing", tmp_path / "fifth")[0] == 3
+
+
+def test_from_training_to_report(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    """Every command in turn on packed patterns; the numbers themselves are tested where they are computed."""
+    run = tmp_path / "run"
+    data = ["--synthetic", coded_synthetic, "--real", coded_real]
+    assert fastssl("train", *data, "--out", run, *SMALL, "--set", "train.steps=3")[0] == 0
+    other = tmp_path / "other"
+    not_adapted = ["--set", "model.adapted_layer=none"]
+    assert fastssl("train", *data, "--out", other, *SMALL, "--set", "train.steps=3", *not_adapted)[0] == 0
+
+    code, out, _ = fastssl("eval", "tasks", run, "--synthetic", coded_synthetic)
+    assert code == 0
+    assert set(json.loads(out)) == {"depth", "normal", "edge"}
+    for name in (run, other):
+        code, out, _ = fastssl("eval", "domain", name, *data)
+        assert code == 0
+        assert 0 <= json.loads(out)["accuracy"]["trained"] <= 1
+    code, out, _ = fastssl("eval", "neighbours", run, "--real", coded_real, "--not-adapted", other)
+    assert code == 0
+    assert set(json.loads(out)["precision_at_1"]) == {"trained", "untrained", "not_adapted"}
+    assert fastssl("report", run)[0] == 0
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["tasks"]["depth"]["rmse"]) == {"trained", "untrained", "constant"}
+    assert set(summary) >= {"tasks", "domain", "neighbours", "throughput", "limited_by"}
+    assert {path.name for path in (run / "samples").iterdir()} >= {"tasks.png", "neighbours.png"}
+    assert (run / "report.html").stat().st_size > 10_000
+    for arguments in (["eval", "tasks", tmp_path, "--synthetic", coded_synthetic], ["report", tmp_path]):
+        code, _, err = fastssl(*arguments)
+        assert code == 3
+        assert "no run" in err
+    assert fastssl("eval", "tasks", run, "--synthetic", coded_real)[0] == 3
+
+
+def test_interrupt_ends_with_130(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a training in a process of its own."""
+    import signal
+    import time
+
+    arguments = ["train", "--synthetic", coded_synthetic, "--real", coded_real, "--out", tmp_path / "run", *SMALL]
+    settings = ["--set", "train.steps=100000", "--set", "train.log_every=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastssl", *map(str, arguments), *settings], stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err

@@ -1,0 +1,520 @@
+"""The report, read back with an HTML parser: numbers against the files, curves against their own axes, by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fastssl.config import load_config, write_config
+from fastssl.errors import ConfigError, DataError
+from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
+from fastssl.report import write_report
+
+_VOID = {"meta", "link", "img", "br"}
+_SUMMARY: dict[str, Any] = {
+    "steps": 400,
+    "throughput": {"pairs_per_s": 32.84, "data_wait_fraction": 0.0187},
+    "limited_by": "compute",
+    "tasks": {
+        "depth": {
+            "abs_rel": {"trained": 0.1874, "untrained": 0.6121, "constant": 0.3391},
+            "rmse": {"trained": 0.6423, "untrained": 1.9124, "constant": 1.0874},
+            "log_rmse": {"trained": 0.2337, "untrained": 0.7021, "constant": 0.3812},
+            "delta_1.25": {"trained": 0.7216, "untrained": 0.2203, "constant": 0.4017},
+        },
+        "normal": {
+            "mean": {"trained": 54.31, "untrained": 63.22, "constant": 52.77},
+            "median": {"trained": 15.62, "untrained": 60.11, "constant": 54.02},
+            "within_11.25": {"trained": 0.3911, "untrained": 0.0314, "constant": 0.1223},
+            "within_22.5": {"trained": 0.6244, "untrained": 0.1034, "constant": 0.2217},
+            "within_30": {"trained": 0.7166, "untrained": 0.1711, "constant": 0.2612},
+        },
+        "edge": {
+            "f": {"trained": 0.6714, "untrained": 0.2411, "constant": 0.1702},
+            "threshold": {"trained": 0.62, "untrained": 0.51, "constant": 0.01},
+            "precision": {"trained": 0.6412, "untrained": 0.1633, "constant": 0.0931},
+            "recall": {"trained": 0.7048, "untrained": 0.4633, "constant": 1.0},
+        },
+    },
+    "domain": {"layer": "conv4", "accuracy": {"trained": 0.4713, "untrained": 0.9083}},
+    "neighbours": {
+        "layer": "conv4",
+        "precision_at_1": {"trained": 0.5833, "untrained": 0.3917, "not_adapted": 0.6021},
+        "precision_at_5": {"trained": 0.4517, "untrained": 0.2917, "not_adapted": 0.4183},
+    },
+}
+# The shown name of every metric, decimals, and what the stored number is multiplied by.
+_SHOWN = {
+    "abs_rel": ("Absolute relative error", 3, 1),
+    "rmse": ("Root mean square error", 3, 1),
+    "log_rmse": ("Root mean square error of log depth", 3, 1),
+    "delta_1.25": ("Within a factor of 1.25 of the truth", 1, 100),
+    "mean": ("Mean angle to the truth", 1, 1),
+    "median": ("Median angle to the truth", 1, 1),
+    "within_11.25": ("Within 11.25 degrees", 1, 100),
+    "within_22.5": ("Within 22.5 degrees", 1, 100),
+    "within_30": ("Within 30 degrees", 1, 100),
+    "f": ("F-measure at the best threshold", 3, 1),
+    "threshold": ("That threshold", 2, 1),
+    "precision": ("Precision there", 3, 1),
+    "recall": ("Recall there", 3, 1),
+    "accuracy": ("Accuracy of a linear domain classifier", 3, 1),
+    "precision_at_1": ("Precision at 1", 3, 1),
+    "precision_at_5": ("Precision at 5", 3, 1),
+}
+
+
+class Element:
+    """A node of the parsed page."""
+
+    def __init__(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self.tag, self.attributes = tag, attributes
+        self.children: list[Element | str] = []
+
+    def all(self, tag: str = "", style: str = "") -> list[Element]:
+        """The elements below of a tag and a class."""
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                if tag in ("", child.tag) and (not style or style in child.attributes.get("class", "").split()):
+                    found.append(child)
+                found += child.all(tag, style)
+        return found
+
+    @property
+    def raw_text(self) -> str:
+        return "".join(child if isinstance(child, str) else child.raw_text for child in self.children)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", self.raw_text).strip()
+
+
+class Page(HTMLParser):
+    """Builds the tree and refuses tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self._open = [self.root]
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self._open == [self.root]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self._open[-1].children.append(element)
+        if tag not in _VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop().tag == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        self._open[-1].children.append(data)
+
+    def section(self, name: str) -> Element:
+        return next(part for part in self.root.all("section") if part.attributes["id"] == name)
+
+    def chart(self, name: str) -> Element:
+        return next(chart for chart in self.root.all("figure", "chart") if chart.all("h3")[0].text == name)
+
+    def rows(self) -> dict[str, dict[str, Element]]:
+        """The cells of all tables of metrics, by the metric's name and the column's."""
+        rows = {}
+        for table in self.root.all("table", "metrics"):
+            columns = [cell.text for cell in table.all("thead")[0].all("th")[1:]]
+            for line in table.all("tr"):
+                name = next((child for child in line.all("th")[0].children if isinstance(child, str)), "").strip()
+                rows[name] = dict(zip(columns, line.all("td"), strict=False))
+        return rows
+
+
+def _points(chart: Element) -> list[list[tuple[float, float]]]:
+    pieces = []
+    for line in chart.all("polyline"):
+        pairs = [pair.split(",") for pair in line.attributes["points"].split()]
+        pieces.append([(float(x), float(y)) for x, y in pairs])
+    return pieces
+
+
+def _axis(chart: Element, anchor: str, place: str) -> list[tuple[float, float]]:
+    """Value and place of every tick label of an axis."""
+    labels = [
+        label for label in chart.all("text") if label.attributes["text-anchor"] == anchor and label.text != "step"
+    ]
+    shift = 4 if place == "y" else 0  # labels stand that much below the middle of their tick
+    return [(float(label.text.replace("k", "e3")), float(label.attributes[place]) - shift) for label in labels]
+
+
+def _read_off(ticks: Sequence[tuple[float, float]], place: float, *, log: bool = False) -> float:
+    """What a reader of the chart takes a place on an axis for, by its first and last tick."""
+    (low, start), (high, end) = ticks[0], ticks[-1]
+    share = (place - start) / (end - start)
+    return low * (high / low) ** share if log else low + share * (high - low)
+
+
+def _write_run(
+    run: Path,
+    *,
+    metrics: Sequence[Mapping[str, float]] = (),
+    summary: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    run.mkdir(exist_ok=True)
+    data = ["data.synthetic=/somewhere/shards/rooms", "data.real=/somewhere/shards/photos"]
+    write_config(load_config("tiny", overrides=[*data, *overrides]), run / "config.yaml")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    if summary is not None:
+        (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def _series(name: str, values: Sequence[float], steps: Sequence[int] = ()) -> list[dict[str, float]]:
+    steps = steps or range(10, 10 * len(values) + 1, 10)
+    return [{"step": step, name: value} for step, value in zip(steps, values, strict=True)]
+
+
+def _write_picture(path: Path, seed: int) -> bytes:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run with everything that a page can show."""
+    names = ["loss/depth", "loss/normal", "loss/edge", "loss/adversarial", "loss/discriminator", "lr"]
+    names += ["throughput/pairs_per_s", "throughput/data_wait_fraction", "gpu/power_w"]
+    lines = [{"step": step, **{name: 1 / step + place for place, name in enumerate(names)}} for step in (10, 20, 30)]
+    folder = _write_run(tmp_path / "demo", metrics=lines, summary=_SUMMARY)
+    for seed, name in enumerate(("tasks", "neighbours", *(f"train_{step:08d}" for step in (100, 200, 300, 400, 500)))):
+        _write_picture(folder / "samples" / f"{name}.png", seed)
+    return folder
+
+
+def test_every_number_of_the_summary_stands_in_its_row_and_column(run: Path) -> None:
+    rows = Page(write_report(run)).rows()
+    sections = [*_SUMMARY["tasks"].values(), _SUMMARY["domain"], _SUMMARY["neighbours"]]
+    metrics = {name: values for section in sections for name, values in section.items() if name != "layer"}
+    assert metrics.keys() == _SHOWN.keys()
+    for metric, values in metrics.items():
+        name, digits, factor = _SHOWN[metric]
+        for column, value in values.items():
+            words = rows[name][column.replace("_", " ").capitalize()].text
+            number = re.match(r"[\d.]+", words)
+            assert number is not None
+            assert float(number[0]) == pytest.approx(value * factor, abs=0.5 * 10**-digits * (1 + 1e-9))
+
+
+def test_the_best_of_a_line_is_marked_in_words_and_only_where_one_is_best(run: Path) -> None:
+    rows = Page(write_report(run)).rows()
+    best = {name: [column for column, cell in row.items() if "best" in cell.text] for name, row in rows.items()}
+    assert best["Root mean square error"] == ["Trained"]  # lower
+    assert best["Mean angle to the truth"] == ["Constant"]
+    assert best["Within 22.5 degrees"] == ["Trained"]  # higher
+    assert best["Accuracy of a linear domain classifier"] == ["Trained"]  # 0.47 is nearer to 0.5 than 0.91
+    assert best["Precision at 1"] == ["Not adapted"]
+    assert best["Recall there"] == best["Precision there"] == best["That threshold"] == []
+
+
+def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
+    cards = {card.all("h3")[0].text: card for card in Page(write_report(run)).root.all("div", "card")}
+    verdicts = {name: card.all("p", "verdict")[0].text for name, card in cards.items()}
+    assert verdicts["Depth error, RMS"].endswith(" better than untrained and constant")
+    assert verdicts["Normal error, mean"].endswith(" not better than constant")
+    assert verdicts["Neighbours, precision at 1"].endswith(" not better than not adapted")
+    assert verdicts["Domain accuracy"].endswith(" better than untrained")
+    bars = [float(bar.attributes["style"][6:-1]) for bar in cards["Depth error, RMS"].all("div", "bar")]
+    assert bars == pytest.approx([100 * 0.6423 / 1.9124, 100, 100 * 1.0874 / 1.9124], abs=0.05)
+
+
+def test_what_is_not_finite_is_said_and_never_best(tmp_path: Path) -> None:
+    rmse = {"trained": 1.25, "untrained": math.nan, "constant": math.inf}
+    same = {"trained": 0.5, "constant": 0.5}
+    page = Page(write_report(_write_run(tmp_path, summary={"tasks": {"depth": {"rmse": rmse, "abs_rel": same}}})))
+    row = page.rows()["Root mean square error"]
+    assert [cell.text for cell in row.values()] == ["1.250✓ best", "not finite", "not finite"]
+    assert not any("best" in cell.text for cell in page.rows()["Absolute relative error"].values())
+
+
+def test_a_metric_that_the_evaluation_adds_must_get_a_name() -> None:
+    depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
+    plane, valid = torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    depth.add(plane, plane, valid)
+    normal.add(torch.eye(3)[:1, :, None, None].expand(1, 3, 8, 8), torch.ones(1, 3, 8, 8) / 3**0.5, valid)
+    edge.add(plane, plane)
+    measured = {name for metrics in (depth, normal, edge) for name in metrics.result()}
+    assert measured | {"accuracy", "precision_at_1", "precision_at_5"} == _SHOWN.keys()
+
+
+def test_a_curve_of_three_points_by_hand(tmp_path: Path) -> None:
+    run = _write_run(tmp_path, metrics=_series("loss/depth", [1, 3, 2], steps=[10, 20, 40]))
+    chart = Page(write_report(run)).chart("Depth loss")
+    # The plot reaches from 52 to 348 across, steps 0 to 40, and from 158 up to 8, losses 1 to 3.
+    assert _points(chart) == [[(126.0, 158.0), (200.0, 8.0), (348.0, 83.0)]]
+    assert [value for value, _ in _axis(chart, "end", "y")] == [1, 1.5, 2, 2.5, 3]
+    assert [value for value, _ in _axis(chart, "middle", "x")] == [0, 10, 20, 30, 40]
+    assert chart.all("b")[0].text == "2"
+    readings = [band.all("title")[0].text for band in chart.all("rect", "reading")]
+    assert readings == ["step 10: 1", "step 20: 3", "step 40: 2"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.floats(2**-20, 2**20, width=32) | st.floats(-1000, 1000, width=32), min_size=2, max_size=8),
+    first=st.integers(1, 10**6),
+)
+def test_a_reader_of_the_axes_gets_the_values_back(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], first: int
+) -> None:
+    steps = [first * number for number in range(1, len(values) + 1)]
+    run = _write_run(tmp_path_factory.mktemp("run"), metrics=_series("loss/edge", values, steps))
+    chart = Page(write_report(run)).chart("Contour loss")
+    across, down = _axis(chart, "middle", "x"), _axis(chart, "end", "y")
+    log = "logarithmic" in chart.all("small")[0].text
+    assert log == (min(values) > 0 and max(values) >= 50 * min(values))
+    (piece,) = _points(chart)
+    for (x, y), step, value in zip(piece, steps, values, strict=True):
+        assert 8 <= y <= 158
+        assert _read_off(across, x) == pytest.approx(step, abs=max(steps) / 296)
+        if not log:
+            # A tenth of a unit of place, and the four digits that a tick label has.
+            slack = (down[-1][0] - down[0][0]) / 1000 + 1e-3 * max(abs(down[0][0]), abs(down[-1][0]))
+            assert _read_off(down, y) == pytest.approx(value, abs=slack)
+        elif len(down) > 1:
+            assert _read_off(down, y, log=True) == pytest.approx(value, rel=0.02)
+
+
+def test_a_series_over_orders_of_magnitude_has_a_logarithmic_axis(tmp_path: Path) -> None:
+    chart = Page(write_report(_write_run(tmp_path, metrics=_series("lr", [1e-3, 1e-4, 1e-5])))).chart("Learning rate")
+    (piece,) = _points(chart)
+    assert [y for _, y in piece] == [8.0, 83.0, 158.0]
+    assert [label.text for label in chart.all("text")[:3]] == ["1e-5", "0.0001", "0.001"]
+
+
+def test_throughput_starts_at_zero_and_waiting_is_in_percent(tmp_path: Path) -> None:
+    lines = [{"step": 10, "throughput/pairs_per_s": 90.0, "throughput/data_wait_fraction": 0.25}]
+    page = Page(write_report(_write_run(tmp_path, metrics=lines)))
+    assert _axis(page.chart("Throughput"), "end", "y")[0] == (0, 158)
+    assert page.chart("Waiting for data").all("b")[0].text == "25"
+
+
+def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
+    values = [1.0, math.nan, 2.0, 3.0, math.inf, -math.inf, 2.0]
+    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", values)))).chart("Depth loss")
+    assert [len(piece) for piece in _points(chart)] == [1, 2, 1]
+    assert "3 not finite" in chart.all("desc")[0].text
+    assert len(chart.all("circle")) == 3  # a piece of one point has no line to be seen by
+
+
+@pytest.mark.parametrize("value", [0.25, 0.0, -3.0])
+def test_one_point_is_a_dot_inside_the_axes(tmp_path: Path, value: float) -> None:
+    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", [value])))).chart("Depth loss")
+    (dot,) = chart.all("circle")
+    assert float(dot.attributes["cx"]) == 348
+    ticks = _axis(chart, "end", "y")
+    assert _read_off(ticks, float(dot.attributes["cy"])) == pytest.approx(value, abs=0.01)
+
+
+def test_a_series_without_any_finite_value_says_so(tmp_path: Path) -> None:
+    run = _write_run(tmp_path, metrics=_series("loss/depth", [math.nan, math.inf]))
+    assert "no finite value" in Page(write_report(run)).chart("Depth loss").text
+
+
+def test_the_adversarial_losses_show_where_the_discriminator_is_undecided(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss/adversarial": 2.0 - step / 10, "loss/discriminator": step / 10} for step in (5, 10)]
+    run = _write_run(tmp_path, metrics=lines, overrides=["loss.adversarial_weight=2", "loss.discriminator_weight=0.5"])
+    page = Page(write_report(run))
+    # D(z) = 1/2: -log(1/2) for the backbone; that twice, once per domain, for D.
+    for name, loss in (("Adversarial loss", 2 * math.log(2)), ("Discriminator loss", 0.5 * 2 * math.log(2))):
+        (line,) = page.chart(name).all("line", "reference")
+        assert _read_off(_axis(page.chart(name), "end", "y"), float(line.attributes["y1"])) == pytest.approx(
+            loss, abs=0.01
+        )
+
+
+def test_a_long_run_is_drawn_by_the_means_of_neighbouring_points(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(1, 2, 1000)
+    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", values.tolist())))).chart("Depth loss")
+    (piece,) = _points(chart)
+    ticks = _axis(chart, "end", "y")
+    seen = [_read_off(ticks, y) for _, y in piece]
+    assert seen == pytest.approx(values.reshape(200, 5).mean(axis=1).tolist(), abs=0.002)
+    assert float(chart.all("b")[0].text) == pytest.approx(values[-1], abs=0.001)
+
+
+def test_the_page_is_little_larger_than_its_pictures(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    many = [lines[0] | {"step": step} for step in range(1, 5001)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in many))
+    pictures = sum(path.stat().st_size for path in (run / "samples").iterdir())
+    assert write_report(run).stat().st_size < 4 / 3 * pictures + 500_000
+
+
+def test_pictures_are_the_files_of_the_run_with_words_for_those_who_cannot_see_them(run: Path) -> None:
+    page = Page(write_report(run))
+    names = {"tasks": ["tasks"], "neighbours": ["neighbours"], "progress": ["train_00000100", "train_00000300"]}
+    names["progress"].append("train_00000500")  # first, middle, last
+    for section, files in names.items():
+        pictures = page.section(section).all("img")
+        expected = [(run / "samples" / f"{name}.png").read_bytes() for name in files]
+        assert [base64.b64decode(picture.attributes["src"].partition(",")[2]) for picture in pictures] == expected
+        assert all(len(picture.attributes["alt"]) > 20 for picture in pictures)
+        assert all((picture.attributes["width"], picture.attributes["height"]) == ("30", "20") for picture in pictures)
+    assert [part.text for part in page.section("progress").all("h3")] == ["Step 100", "Step 300", "Step 500"]
+
+
+def test_nothing_is_asked_of_the_network_and_nothing_is_run(run: Path) -> None:
+    page = Page(write_report(run))
+    assert not re.search(r"https?://|url\(|@import|<script", page.source)
+    for element in page.root.all():
+        for name in ("src", "href", "srcset", "data", "action"):
+            assert re.match(r"#|data:|$", element.attributes.get(name, ""))
+        assert not [name for name in element.attributes if name.startswith("on")]
+
+
+def test_references_within_the_page_have_their_target_once(run: Path) -> None:
+    page = Page(write_report(run))
+    ids = [element.attributes["id"] for element in page.root.all() if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+    wanted = [link.attributes["href"][1:] for link in page.root.all("a")]
+    for chart in page.root.all("svg"):
+        wanted += chart.attributes["aria-labelledby"].split()
+    assert len(wanted) > 20
+    assert set(wanted) <= set(ids)
+
+
+def test_every_setting_is_listed_with_its_value(run: Path) -> None:
+    (details,) = Page(write_report(run)).root.all("details")
+    listed = {line.all("th")[0].text: line.all("td")[0].text for line in details.all("tr")}
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    del stored["preset"]
+    assert len(listed) == sum(len(section) for section in stored.values())
+    for section, values in stored.items():
+        for name, value in values.items():
+            assert yaml.safe_load(listed[f"{section}.{name}"]) == value
+
+
+def test_the_head_says_what_was_trained(run: Path) -> None:
+    page = Page(write_report(run))
+    header = page.root.all("header")[0].text
+    for words in ("demo", "400 steps", "shards/rooms", "shards/photos", "conv5", "tiny", "16 rendered, 16 real"):
+        assert words in header
+    assert "32.8 pairs/s" in page.section("speed").text
+    assert "1.9 %" in page.section("speed").text
+    assert "limited by compute" in page.section("speed").text
+    assert "conv4" in page.section("domain").text
+    assert "conv4" in page.section("neighbours").text
+
+
+def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "my run", overrides=["model.adapted_layer=none"])
+    (run / "metrics.jsonl").unlink()
+    page = Page(write_report(run))
+    commands = {
+        section: [command.text for command in page.section(section).all("code", "command")]
+        for section in ("tasks", "domain", "neighbours")
+    }
+    for section, found in commands.items():
+        assert found[0].startswith(f"fastssl eval {section} '{run}' --")
+        assert "not measured yet" in page.section(section).text.lower()
+    header = page.root.all("header")[0]
+    assert header.all("code", "command")[0].text == f"fastssl train --out '{run}' --resume"
+    assert "No layer was adapted" in header.text
+    assert not page.root.all("img")
+    assert not page.root.all("figure", "chart")
+    assert "Nothing is logged yet" in page.section("curves").text
+
+
+def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
+    page = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", [3.0, 2.0]))))
+    assert "has not ended; 20 steps" in page.root.all("header")[0].text
+
+
+def test_text_of_the_run_stays_text(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)> & \"$name'"
+    summary = _SUMMARY | {"limited_by": evil, "domain": {"layer": evil, "accuracy": {"trained": 0.5}}}
+    overrides = [f"data.synthetic={json.dumps(evil)}", f"data.real={json.dumps(evil)}"]
+    page = Page(write_report(_write_run(tmp_path / evil, summary=summary, overrides=overrides)))
+    assert page.root.all("h1")[0].text == evil
+    assert evil in page.root.all("header")[0].all("p", "lead")[0].text
+    assert evil in page.section("speed").text
+    assert evil in page.section("domain").text
+    assert evil in page.section("settings").text
+    assert not page.root.all("img")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(DataError, match="holds no run"):
+            write_report(folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", "{not json}\n"),
+        ("metrics.jsonl", '{"loss/depth": 1.0}\n'),
+        ("metrics.jsonl", '{"step": 1, "lr": "small"}\n'),
+        ("metrics.jsonl", "[1, 2]\n"),
+        ("summary.json", '{"tasks": '),
+        ("summary.json", "[]"),
+        ("summary.json", '{"tasks": {"depth": {"rmse": 0.5}}}'),
+        ("samples/tasks.png", "no picture"),
+        ("config.yaml", "preset: tiny\nmodel: {widht: 2}\n"),
+    ],
+)
+def test_a_damaged_file_is_named_and_an_older_report_stays(run: Path, name: str, content: str) -> None:
+    before = write_report(run).read_bytes()
+    (run / name).write_text(content)
+    with pytest.raises(ConfigError if name == "config.yaml" else DataError, match=re.escape(str(run / name))):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob("*.tmp")) + list(run.glob(".*.tmp"))
+
+
+def test_a_picture_cut_short_is_refused(run: Path) -> None:
+    path = run / "samples" / "tasks.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"tasks\.png"):
+        write_report(run)
+
+
+def test_the_same_run_gives_the_same_page_and_nothing_else_changes(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before | {run / "report.html": first}
+
+
+def test_neither_torch_nor_dali_is_needed(run: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from fastssl.report import write_report; "
+        "write_report(Path(sys.argv[1])); print([name for name in ('torch', 'nvidia.dali') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
