@@ -43,7 +43,7 @@ class Record:
     """
 
     key: str
-    """Unique in its dataset: characters of ``[0-9a-z_-]``, at most 90 of them."""
+    """Unique in its dataset: characters of ``[0-9a-z_-]``, at most 89 of them."""
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     depth: NDArray[np.float32] | None = None

@@ -166,6 +166,12 @@ class Config(_Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.adapted_layer != "none" and self.data.size < 67:
+            raise ValueError(f"data.size is {self.data.size}; the discriminator needs at least 67 pixels")
+        return self
+
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The method as published: the defaults above.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastssl.files import complete_or_absent
 
 Advance = Callable[..., None]
 """Called as `advance(done, total, words)`; total is None where it is not known, words may be left out."""
@@ -59,9 +60,8 @@ class MetricsWriter:
 
         path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(run) if line["step"] <= first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with complete_or_absent(path) as file:
+            file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
@@ -96,9 +96,8 @@ def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
     path = run / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     _merge(summary, values)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with complete_or_absent(path) as file:
+        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     return dict(summary)
 
 

@@ -50,6 +50,7 @@ def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> No
         ("train.amp_dtype=float32", "train.amp_dtype"),
         ("data.size=228", "227 and 243"),
         ("data.window=[0.9, 0.8]", "window"),
+        ("data.size=51", "at least 67"),
         ("model.tasks=[]", "one or more different tasks"),
         ("model.adapted_layer=fc7", "conv1"),
         ("train.steps=-1", "train.steps"),

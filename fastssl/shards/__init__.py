@@ -1,0 +1,30 @@
+"""Packed datasets: WebDataset shards with DALI indexes and a manifest (shards/README.md describes the format)."""
+
+from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
+from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
+from fastssl.shards.reader import ShardSet, decode_sample, read_samples
+from fastssl.shards.tar import KEY_BYTES
+from fastssl.shards.writer import Source, pack
+
+__all__ = [
+    "JPEG",
+    "KEY_BYTES",
+    "LABEL",
+    "LABELS",
+    "MANIFEST",
+    "QUARANTINE",
+    "Domain",
+    "LabelLayout",
+    "Manifest",
+    "Plane",
+    "ShardSet",
+    "Source",
+    "decode_labels",
+    "decode_sample",
+    "encode_labels",
+    "inflate",
+    "pack",
+    "read_manifest",
+    "read_samples",
+    "undo_differences",
+]

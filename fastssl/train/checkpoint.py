@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from fastssl.config import Config, read_config
 from fastssl.errors import CheckpointError, DataError
+from fastssl.files import complete_or_absent
 from fastssl.models import Networks, build_networks
 
 FORMAT = 1
@@ -28,13 +28,9 @@ def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     content = {"format": FORMAT, "step": step, "config": config.model_dump(mode="json"), "state": state}
-    with temporary.open("wb") as file:
+    with complete_or_absent(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return path
 
 

@@ -74,7 +74,7 @@ def depth_loss(
         valid = torch.ones_like(depth, dtype=torch.bool)
         target = torch.log(depth + _UNKNOWN_DEPTH)
     else:
-        target = torch.log(torch.where(valid, depth, 1.0))
+        target = torch.log(depth)
     error = torch.where(valid, prediction - target, 0.0)
     if form == "released":
         count = valid.sum().clamp(min=1)

@@ -1,0 +1,67 @@
+"""Discriminator D: tells, patch by patch, whether features come from a synthetic or a real image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastssl.config import AdaptedLayer, ModelConfig
+from fastssl.errors import ConfigError
+from fastssl.models.backbone import layer_channels, scaled_channels
+
+# By adapted layer: (channels, kernel, stride) of every convolution but the last. Each ends in 6 x 6 decisions at
+# 227 pixels.
+_HIDDEN: dict[AdaptedLayer, tuple[tuple[int, int, int], ...]] = {
+    "conv1": ((192, 3, 2), (384, 3, 2), (512, 3, 2)),
+    "conv2": ((512, 3, 2), (640, 3, 2)),
+    "conv3": ((512, 3, 2), (512, 1, 1)),
+    "conv4": ((512, 3, 2), (512, 1, 1)),
+    "conv5": ((512, 3, 2), (512, 1, 1)),
+    "fc6": ((512, 3, 2), (256, 1, 1)),
+}
+
+
+class Discriminator(nn.Module):
+    """D for `config.adapted_layer`, which is not `none`. D(z) = sigmoid(logit) = 1 means synthetic.
+
+    Its batch norms keep no running statistics and always use those of the batch they are given. A step passes
+    synthetic and real features through D for its own update while the backbone's update passes the synthetic ones
+    through it again: running statistics would make these passes depend on each other's order.
+
+    Source: the authors' patch discriminators (`networks.py`), without their sigmoid; protocol 1.5.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = _HIDDEN[config.adapted_layer]
+        inputs = layer_channels(config)[config.adapted_layer]
+        modules: list[nn.Module] = []
+        for channels, kernel, stride in hidden:
+            outputs = scaled_channels(channels, config.width)
+            modules += [
+                nn.Conv2d(inputs, outputs, kernel, stride=stride),
+                nn.BatchNorm2d(outputs, track_running_stats=False),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            inputs = outputs
+        self.layers = nn.Sequential(*modules, nn.Conv2d(inputs, 1, 1))
+        self._smallest_side = 2 ** (1 + sum(stride == 2 for _, _, stride in hidden)) - 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits, (N, 1, h, w): one per patch.
+
+        Args:
+            features: the adapted layer's map, (N, C, H, W).
+
+        Raises:
+            ConfigError: a map so small that no patch is left, which is so for images below 67 pixels.
+        """
+        if min(features.shape[-2:]) < self._smallest_side:
+            raise ConfigError(
+                "the discriminator's input is too small to leave a single decision",
+                where="data.size",
+                seen="a map of {} x {}".format(*features.shape[-2:]),
+                expected=f"a map of at least {self._smallest_side} x {self._smallest_side}",
+                do="use images of at least 67 pixels, or set model.adapted_layer to none",
+            )
+        logits: Tensor = self.layers(features)
+        return logits

@@ -1,0 +1,262 @@
+"""`manifest.json`: what a packed dataset holds, so that a stranger can read it and a reader can check it.
+
+It is written last: a folder with a manifest is complete. It holds no times and no absolute paths, so the same input and
+settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastssl.errors import DataError
+from fastssl.shards.codec import LabelLayout
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+FORMAT: Literal["fastssl-shards"] = "fastssl-shards"
+VERSION: Literal[1] = 1
+
+JPEG = "jpg"
+LABELS = "labels.lz4"
+LABEL = "cls"
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Focal = Annotated[float, Field(gt=0)]
+Domain = Literal["synthetic", "real"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Camera(_Part):
+    """Pinhole intrinsics in pixels of the packed image; a pixel's centre lies at its index plus one half."""
+
+    fx: Focal
+    fy: Focal
+    cx: float
+    cy: float
+
+
+class CameraRange(_Part):
+    """Smallest and largest intrinsics, each number by itself, of a dataset with more than one camera."""
+
+    min: Camera
+    max: Camera
+
+
+class PlaneFormat(_Part):
+    """One array inside an inflated label block."""
+
+    name: str
+    offset: Count
+    """First byte in the inflated block."""
+    dtype: Literal["uint16-le", "uint8", "bits"]
+    shape: list[Positive]
+    """In elements of dtype; for bits in pixels, each row starting a new byte with its highest bit."""
+    differences: Literal["rows", "none"]
+    """rows: every row but the first holds the difference to the row above, modulo the dtype's range."""
+    meaning: str
+
+
+class MemberFormat(_Part):
+    """One file of a sample."""
+
+    codec: Literal["jpeg", "lz4-block", "ascii-integer"]
+    meaning: str
+    inflated_bytes: Positive | None = None
+    planes: list[PlaneFormat] | None = None
+
+
+class MemberBytes(_Part):
+    """Statistics of one member's size over the dataset."""
+
+    count: Positive
+    total: Count
+    min: Count
+    max: Count
+
+
+class Settings(_Part):
+    """What was asked for, as far as the bytes depend on it."""
+
+    fit: Literal["squash"] = "squash"
+    """The whole image is stretched to the packed size; the aspect ratio is not kept."""
+    filter: Literal["lanczos"] = "lanczos"
+    """For the image; label planes take the nearest pixel."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)]
+    jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
+    lz4_level: Annotated[int, Field(ge=3, le=12)]
+    samples_per_shard: Positive
+
+
+class ShardEntry(_Part):
+    """One archive."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-z_-]+\.tar$")]
+    samples: Positive
+    bytes: Positive
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Part):
+    """A packed dataset."""
+
+    format: Literal["fastssl-shards"] = FORMAT
+    version: Literal[1] = VERSION
+    domain: Domain
+    layout: str
+    """Layout of the dataset that was packed."""
+    source: str
+    """Name of the folder that was packed, without its path."""
+    licence: str
+    samples: Positive
+    height: Positive
+    width: Positive
+    classes: Count
+    """Largest class number plus one; 0 = no sample has a class."""
+    camera: Camera | CameraRange | None = None
+    """Of every synthetic sample."""
+    quarantined: Count
+    """Images left out because they could not be used; `quarantine.jsonl` lists them."""
+    members: dict[str, MemberFormat]
+    """What a sample is made of, in order; the file name is the sample's key, a dot and this name."""
+    member_bytes: dict[str, MemberBytes]
+    settings: Settings
+    versions: dict[str, str]
+    """Of the software that determines the bytes."""
+    shards: Annotated[list[ShardEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        total = sum(shard.samples for shard in self.shards)
+        if total != self.samples:
+            raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("two shards have the same name")
+        known = members(self.domain, self.height, self.width, has_classes=LABEL in self.members)
+        if _without_words(self.members) != _without_words(known):
+            raise ValueError("members are not those of this version of the format")
+        if (self.camera is not None) != (self.domain == "synthetic"):
+            raise ValueError("camera belongs to a synthetic dataset, and to no other")
+        return self
+
+
+def members(domain: Domain, height: int, width: int, *, has_classes: bool) -> dict[str, MemberFormat]:
+    """The members of a sample, in their order in the shard."""
+    formats = {JPEG: MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")}
+    if domain == "synthetic":
+        layout = LabelLayout(height, width)
+        formats[LABELS] = MemberFormat(
+            codec="lz4-block",
+            meaning="label planes, one raw LZ4 block without frame or size",
+            inflated_bytes=layout.num_bytes,
+            planes=_planes(layout),
+        )
+    if has_classes:
+        formats[LABEL] = MemberFormat(codec="ascii-integer", meaning="class; absent where a sample has none")
+    return formats
+
+
+def _without_words(formats: dict[str, MemberFormat]) -> list[tuple[str, dict[str, Any]]]:
+    words: Any = {"meaning": True, "planes": {"__all__": {"meaning"}}}
+    return [(name, member.model_dump(exclude=words)) for name, member in formats.items()]
+
+
+def _planes(layout: LabelLayout) -> list[PlaneFormat]:
+    return [
+        PlaneFormat(
+            name="depth",
+            offset=layout.depth.start,
+            dtype="uint16-le",
+            shape=list(layout.depth.shape),
+            differences="rows",
+            meaning="planar z in millimetres; 0 = not known",
+        ),
+        PlaneFormat(
+            name="normal",
+            offset=layout.normal.start,
+            dtype="uint8",
+            shape=list(layout.normal.shape),
+            differences="rows",
+            meaning="n = v / 127.5 - 1, in the camera frame: x right, y down, z forward; (0, 0, 0) = not known",
+        ),
+        PlaneFormat(
+            name="edge",
+            offset=layout.edge.start,
+            dtype="bits",
+            shape=[layout.height, layout.width],
+            differences="none",
+            meaning="1 where the instance differs from the right or lower neighbour's",
+        ),
+    ]
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The file's content: UTF-8 JSON, fields in the order of the classes above."""
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    return (text + "\n").encode("utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a packed dataset.
+
+    Raises:
+        DataError: no such folder, an empty one, no manifest in it, a manifest of another format or version, or
+            one with a field missing, unknown or out of range.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_manifest(folder) from None
+    except OSError as error:
+        raise DataError("the manifest cannot be read", where=path, seen=error.strerror) from error
+    except ValueError as error:
+        raise DataError("the manifest is not valid JSON", where=path, seen=str(error)) from error
+    found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
+    if found != (FORMAT, VERSION):
+        raise DataError(
+            "the manifest is of another format",
+            where=path,
+            seen=f"format {found[0]!r}, version {found[1]!r}",
+            expected=f"format {FORMAT!r}, version {VERSION}",
+            do="pack the dataset again with this version of fastssl",
+        )
+    return _validated(values, path)
+
+
+def _validated(values: dict[str, Any], path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as failure:
+        error = failure.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in error["loc"])
+        raise DataError(
+            "the manifest is not valid",
+            where=f"{path}: {field}" if field else path,
+            seen=None if error["type"] in ("missing", "value_error") else error["input"],
+            expected=error["msg"].removeprefix("Value error, "),
+        ) from None
+
+
+def _no_manifest(folder: Path) -> DataError:
+    if not folder.is_dir():
+        return DataError("there is no such folder", where=folder, expected="a folder of shards")
+    if not any(folder.iterdir()):
+        return DataError("the folder is empty", where=folder, expected=f"shards and {MANIFEST}")
+    if any(folder.glob("*.tar")):
+        return DataError(
+            "the shards have no manifest",
+            where=folder,
+            expected=MANIFEST,
+            do="pack the dataset with `fastssl shard`; a packing that was interrupted leaves none",
+        )
+    return DataError(
+        "the folder holds no shards", where=folder, expected=f"shards and {MANIFEST}", do="pack it with `fastssl shard`"
+    )

@@ -1,0 +1,226 @@
+"""Layout `render`: rooms rendered by `fastssl render`, one folder per run.
+
+    render.json            how all rooms were made: `RenderRun`
+    KEY_rgb.png            8-bit RGB
+    KEY_depth.png          16-bit gray, planar depth in millimetres, 0 = not known
+    KEY_normal.png         8-bit RGB, round(127.5 (n + 1)) in 1..255 per axis, (0, 0, 0) = not known
+    KEY_instance.png       16-bit gray, object identities
+    KEY.json               size and intrinsics; written last, so a room that has it has all planes
+
+Normals lose 0.39 degrees at most, and nothing more when they are packed, since shards store the same codes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastssl.batch import Intrinsics, Record
+from fastssl.errors import DataError
+from fastssl.files import complete_or_absent
+from fastssl.shards import Domain
+
+RUN = "render.json"
+PLANES = ("rgb", "depth", "normal", "instance")
+
+_MODES = {"rgb": "RGB", "depth": "I;16", "normal": "RGB", "instance": "I;16"}
+_LARGEST = 65535
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RenderRun(_Described):
+    """Everything, besides their numbers, that the rooms of one folder depend on."""
+
+    format: Literal["fastssl-render-1"] = "fastssl-render-1"
+    seed: int = Field(ge=0)
+    size: int = Field(ge=1)
+    """Side of the images in pixels."""
+    spp: int = Field(ge=1)
+    """Light paths per pixel."""
+    variant: str
+    """Mitsuba's way of computing."""
+    mitsuba: str
+    fastssl: str
+    """Versions."""
+    camera: str = "X right, Y down, Z forward; pixel centres at index + 0.5; depth along Z"
+    licence: str = "CC0-1.0"
+
+
+class _Camera(_Described):
+    fx: float = Field(gt=0)
+    fy: float = Field(gt=0)
+    cx: float
+    cy: float
+
+
+class _Room(_Described):
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    camera: _Camera
+
+
+class RenderSource:
+    """The rooms of one folder; a reference is a room's key.
+
+    Raises:
+        DataError: there is no such folder, it was not written by `fastssl render`, or it holds no finished room.
+    """
+
+    layout: str = "render"
+    domain: Domain = "synthetic"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.licence = read_run(self.path).licence
+        if next(self._keys(), None) is None:
+            raise DataError("the folder holds no finished room", where=self.path, do="render some: fastssl render")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._keys())
+
+    def references(self) -> Iterator[str]:
+        """Keys of the finished rooms, sorted."""
+        return iter(sorted(self._keys()))
+
+    def read(self, reference: str) -> Record:
+        """One room.
+
+        Raises:
+            DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
+        """
+        room = _described(_Room, self.path / f"{reference}.json")
+        planes = {name: _read_plane(self.path, reference, name, room) for name in PLANES}
+        return Record(
+            key=reference,
+            image=planes["rgb"],
+            depth=planes["depth"].astype(np.float32) / np.float32(1000),
+            normal=_normals(planes["normal"]),
+            instance=planes["instance"].astype(np.int32),
+            camera=Intrinsics(**room.camera.model_dump()),
+        )
+
+    def _keys(self) -> Iterator[str]:
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and entry.name != RUN:
+                    yield entry.name.removesuffix(".json")
+
+
+def read_run(folder: Path) -> RenderRun:
+    """How the rooms of a folder were made.
+
+    Raises:
+        DataError: there is no such folder, or no valid `render.json` in it.
+    """
+    if not folder.is_dir():
+        raise DataError("there is no such folder", where=folder, expected="a folder written by fastssl render")
+    return _described(RenderRun, folder / RUN)
+
+
+def write_run(folder: Path, run: RenderRun) -> None:
+    """Write `render.json`, which makes a folder one of this layout."""
+    with complete_or_absent(folder / RUN) as file:
+        file.write(run.model_dump_json(indent=2).encode() + b"\n")
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """All files of a room are there."""
+    return all(path.is_file() for path in [folder / f"{key}.json", *(_plane(folder, key, name) for name in PLANES)])
+
+
+def write_room(folder: Path, record: Record) -> None:
+    """Write a rendered record; its files appear complete, and the one that makes it count comes last.
+
+    Raises:
+        ValueError: the record lacks a plane, or a depth or an identity does not fit into 16 bits.
+    """
+    if record.depth is None or record.normal is None or record.instance is None or record.camera is None:
+        raise ValueError(f"record {record.key} is not synthetic: it lacks a plane or the camera")
+    planes = {
+        "rgb": record.image,
+        "depth": _sixteen_bits(np.rint(record.depth.astype(np.float64) * 1000), f"{record.key}: depth in millimetres"),
+        "normal": _codes(record.normal),
+        "instance": _sixteen_bits(record.instance, f"{record.key}: instance"),
+    }
+    for name in PLANES:
+        with complete_or_absent(_plane(folder, record.key, name)) as file:
+            Image.fromarray(planes[name]).save(file, format="PNG")
+    height, width, _ = record.image.shape
+    camera = record.camera
+    room = _Room(
+        width=width, height=height, camera=_Camera(fx=camera.fx, fy=camera.fy, cx=camera.cx, cy=camera.cy)
+    )
+    with complete_or_absent(folder / f"{record.key}.json") as file:
+        file.write(room.model_dump_json().encode() + b"\n")
+
+
+def _plane(folder: Path, key: str, name: str) -> Path:
+    return folder / f"{key}_{name}.png"
+
+
+def _described(model: type[_Model], path: Path) -> _Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            "a file of the render layout cannot be read", where=path, seen=error.strerror, expected=model.__doc__
+        ) from error
+    except ValidationError as failure:
+        error = failure.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in error["loc"])
+        raise DataError(
+            "a file of the render layout is damaged or of another version",
+            where=f"{path}: {place}" if place else path,
+            seen=str(error["input"])[:80],
+            expected=error["msg"],
+        ) from failure
+
+
+def _read_plane(folder: Path, key: str, name: str, room: _Room) -> NDArray[np.generic]:
+    path = _plane(folder, key, name)
+    try:
+        with Image.open(path) as image:
+            mode, size, pixels = image.mode, image.size, np.array(image)
+    except FileNotFoundError as error:
+        raise DataError("a plane of a room is missing", where=path, do="render the room again") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for a damaged file.
+        raise DataError("a plane of a room does not decode", where=path, seen=str(error), do="render it again") from error
+    if (mode, size) != (_MODES[name], (room.width, room.height)):
+        raise DataError(
+            "a plane of a room is not what its room says",
+            where=path,
+            seen=f"{size[0]} x {size[1]} pixels of mode {mode}",
+            expected=f"{room.width} x {room.height} of mode {_MODES[name]}",
+        )
+    return pixels
+
+
+def _sixteen_bits(values: NDArray[np.generic], what: str) -> NDArray[np.uint16]:
+    numbers = np.asarray(values, dtype=np.float64)
+    if not (np.isfinite(numbers).all() and numbers.min() >= 0 and numbers.max() <= _LARGEST):
+        raise ValueError(f"{what} must lie in 0..{_LARGEST}, it lies in {numbers.min()}..{numbers.max()}")
+    return numbers.astype(np.uint16)
+
+
+def _codes(normal: NDArray[np.float32]) -> NDArray[np.uint8]:
+    codes = np.rint(127.5 * (normal.astype(np.float64) + 1)).clip(1, 255)
+    return np.where(normal.any(axis=2)[..., None], codes, 0).astype(np.uint8)
+
+
+def _normals(codes: NDArray[np.generic]) -> NDArray[np.float32]:
+    known = codes.any(axis=2)[..., None]
+    vectors = codes.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    unit: NDArray[np.float32] = np.where(known, vectors / np.linalg.norm(vectors, axis=2, keepdims=True), 0)
+    return unit

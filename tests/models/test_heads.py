@@ -1,0 +1,95 @@
+"""Heads: sizes and counts against the protocol, values against transposed convolutions written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastssl.config import ModelConfig, Task
+from fastssl.models import Heads, build_networks
+
+NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
+
+
+def _features(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 24, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def test_the_published_heads_have_7_5_million_parameters() -> None:
+    shared = (4096 * 9 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 25 + 1) * 64 + 3 * 2 * 64
+    expected = 3 * shared + (1 + 1 + 3) * (64 * 9 + 1)
+    with torch.device("meta"):
+        heads = Heads(ModelConfig())
+    assert sum(p.numel() for p in heads.parameters()) == expected
+    assert round(expected / 1e6, 1) == 7.5
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(2, 40), columns=st.integers(2, 40))
+def test_one_output_per_input_pixel(rows: int, columns: int) -> None:
+    height, width = 16 * rows + 3, 16 * columns + 3
+    with torch.device("meta"):
+        predictions = Heads(NARROW)(torch.empty(1, 24, rows - 1, columns - 1))
+    assert {task: tuple(x.shape) for task, x in predictions.items()} == {
+        "depth": (1, 1, height, width),
+        "normal": (1, 3, height, width),
+        "edge": (1, 1, height, width),
+    }
+
+
+@pytest.mark.parametrize("tasks", [("edge",), ("normal", "depth"), ("depth", "normal", "edge")])
+def test_one_head_per_task_and_none_shared(tasks: tuple[Task, ...]) -> None:
+    heads = build_networks(NARROW.model_copy(update={"tasks": tasks}), seed=1).heads
+    predictions = heads(_features())
+    assert set(predictions) == set(tasks)
+    for task in tasks:
+        gradients = torch.autograd.grad(
+            predictions[task][:, :1].sum(), list(heads.parameters()), allow_unused=True, retain_graph=True
+        )
+        names = [name for name, _ in heads.named_parameters()]
+        touched = {n.split(".")[1] for n, g in zip(names, gradients, strict=True) if g is not None}
+        assert touched == {task}
+
+
+def test_values_are_those_of_transposed_convolutions_written_out() -> None:
+    heads = build_networks(NARROW, seed=1).heads.double()
+    features = _features(torch.float64)
+    predictions = heads(features)
+    for task in ("depth", "normal", "edge"):
+        state = {name: x.detach() for name, x in heads.get_submodule(f"heads.{task}").named_parameters()}
+        x = features
+        for i in (0, 3, 6):
+            x = F.conv_transpose2d(x, state[f"{i}.weight"], state[f"{i}.bias"], stride=2)
+            mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+            scale, shift = (state[f"{i + 1}.{key}"][:, None, None] for key in ("weight", "bias"))
+            x = ((x - mean) / (variance + 1e-5).sqrt() * scale + shift).clamp(min=0)
+        x = F.conv_transpose2d(x, state["9.weight"], state["9.bias"], stride=2)
+        if task == "normal":
+            x = (x / x.square().sum(1, keepdim=True).sqrt().clamp(min=1e-4)).float()
+        torch.testing.assert_close(predictions[task], x)
+        assert task == "normal" or x.min() < 0  # raw: neither a depth nor a probability
+
+
+def test_normals_are_unit_vectors_in_float32_under_mixed_precision() -> None:
+    heads = build_networks(NARROW.model_copy(update={"head_channels": 64}), seed=1).heads
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions = heads(_features())
+    assert predictions["normal"].dtype == torch.float32
+    assert predictions["depth"].dtype == torch.bfloat16
+    length = predictions["normal"].norm(dim=1)
+    torch.testing.assert_close(length, torch.ones_like(length), rtol=0, atol=1e-6)
+
+
+def test_a_normal_of_length_0_has_a_bounded_gradient() -> None:
+    heads = build_networks(NARROW, seed=1).heads
+    bias = heads.get_parameter("heads.normal.9.bias")
+    with torch.no_grad():
+        heads.get_parameter("heads.normal.9.weight").zero_()
+    normal = heads(_features())["normal"]
+    (gradient,) = torch.autograd.grad(normal.mean((0, 2, 3)).sum(), bias)
+    assert not normal.any()
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 1e4), rtol=1e-3, atol=0)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import lz4.block
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+
+from fastssl.errors import ShardError
+from fastssl.shards import LabelLayout, decode_labels, encode_labels, inflate, undo_differences
+
+MAX_ANGLE = 0.39
+DEPTH_ERROR = 0.0005
+
+
+def planes_of(block: bytes, height: int, width: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.bool_]]:
+    """A decoder of its own, written from shards/README.md."""
+    raw = np.frombuffer(lz4.block.decompress(block, uncompressed_size=10 * height * width + height), np.uint8)
+    area = height * width
+    depth = np.cumsum(raw[: 2 * area].view("<u2").reshape(height, width), axis=0, dtype=np.uint16)
+    normal = np.cumsum(raw[2 * area : 5 * area].reshape(3, height, width), axis=1, dtype=np.uint8)
+    edge = np.unpackbits(raw[5 * area :].reshape(height, -1), axis=1)[:, :width] == 1
+    return depth, normal, edge
+
+
+def angles(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(axis=-1)))
+
+
+def unit_vectors(seed: int, *shape: int) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).normal(size=(*shape, 3))
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+SIDES = st.integers(1, 37)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), SIDES, SIDES)
+def test_planes_come_back_within_the_error_budget(data: st.DataObject, height: int, width: int) -> None:
+    depth = data.draw(arrays.arrays(np.float32, (height, width), elements=st.floats(0, 80, width=32)))
+    edge = data.draw(arrays.arrays(np.bool_, (height, width)))
+    normal = unit_vectors(data.draw(st.integers(0, 99)), height, width)
+    unknown = data.draw(arrays.arrays(np.bool_, (height, width)))
+    normal[unknown] = 0
+
+    block = encode_labels(depth, normal, edge)
+    millimetres, codes, edge_bits = planes_of(block, height, width)
+    depth_back, normal_back, edge_back, valid = decode_labels(block, height, width)
+
+    fits = (depth >= 0.0005) & (depth <= 65.535)
+    assert (np.abs(millimetres / 1000 - depth)[fits] <= DEPTH_ERROR + 1e-12).all()
+    assert (millimetres[~fits & ((depth < 0.00049) | (depth > 65.5355))] == 0).all()
+    np.testing.assert_array_equal(codes.min(axis=0) >= 1, ~unknown)
+    np.testing.assert_array_equal(codes.any(axis=0), ~unknown)
+    assert (angles(normal, codes.transpose(1, 2, 0) / 127.5 - 1)[~unknown] <= MAX_ANGLE).all()
+    np.testing.assert_array_equal(edge_bits, edge)
+
+    np.testing.assert_allclose(depth_back, millimetres / 1000, rtol=1e-6)
+    assert (angles(normal, normal_back)[~unknown] <= MAX_ANGLE).all()
+    np.testing.assert_allclose(np.linalg.norm(normal_back, axis=2), ~unknown, atol=1e-6)
+    np.testing.assert_array_equal(edge_back, edge)
+    np.testing.assert_array_equal(valid, ~unknown & (millimetres > 0))
+
+
+def test_the_largest_error_of_normals() -> None:
+    normal = unit_vectors(0, 400, 500)
+    _, back, _, _ = decode_labels(encode_labels(np.ones((400, 500)), normal, np.zeros((400, 500), bool)), 400, 500)
+    error = angles(normal, back)
+    assert error.max() <= MAX_ANGLE
+    assert error.mean() <= 0.171
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_normals_along_an_axis_are_known(axis: int, sign: int) -> None:
+    normal = np.zeros((1, 1, 3), np.float32)
+    normal[..., axis] = sign
+    block = encode_labels(np.ones((1, 1)), normal, np.zeros((1, 1), bool))
+    _, back, _, valid = decode_labels(block, 1, 1)
+    assert valid.all()
+    assert planes_of(block, 1, 1)[1].min() >= 1
+    assert angles(normal, back).item() <= MAX_ANGLE
+
+
+def test_what_millimetres_cannot_hold_is_not_known() -> None:
+    metres = np.array([[np.nan, np.inf, -np.inf, -1, 0, 0.0004, 0.0006, 65.535, 65.5356, 1e9]])
+    depth, _, _, _ = decode_labels(encode_labels(metres, unit_vectors(0, 1, 10), np.zeros((1, 10), bool)), 1, 10)
+    np.testing.assert_allclose(depth, [[0, 0, 0, 0, 0, 0, 0.001, 65.535, 0, 0]], rtol=1e-6)
+
+
+def test_a_normal_that_is_not_finite_is_not_known() -> None:
+    normal = unit_vectors(0, 1, 2)
+    normal[0, 0, 1] = np.nan
+    _, back, _, valid = decode_labels(encode_labels(np.ones((1, 2)), normal, np.zeros((1, 2), bool)), 1, 2)
+    np.testing.assert_array_equal(valid, [[False, True]])
+    np.testing.assert_array_equal(back[0, 0], 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays.arrays(
+        st.sampled_from([np.uint8, np.uint16]),
+        st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 5)),
+        elements=st.integers(0, 255),
+    )
+)
+def test_undoing_differences_is_a_running_sum_down_the_rows(plane: NDArray[np.unsignedinteger]) -> None:
+    expected = np.cumsum(plane, axis=-2, dtype=plane.dtype)
+    undo_differences(plane)
+    np.testing.assert_array_equal(plane, expected)
+
+
+def test_a_batch_of_inflated_blocks_is_viewed_without_a_copy() -> None:
+    layout = LabelLayout(6, 10)
+    batch = np.zeros((2, layout.num_bytes), np.uint8)
+    layout.depth.view(batch)[1, 5, 9] = 0x0102
+    layout.normal.view(batch)[0, 2, 5, 9] = 7
+    layout.edge.view(batch)[1, 5, 1] = 9
+    assert layout.num_bytes == 6 * 10 * 5 + 6 * 2
+    assert batch[1, 118:120].tolist() == [2, 1]
+    assert batch[0, 299] == 7
+    assert batch[1, 311] == 9
+
+
+def test_a_damaged_block_is_refused() -> None:
+    layout = LabelLayout(20, 30)
+    depth = np.random.default_rng(0).uniform(1, 9, (20, 30))
+    block = encode_labels(depth, unit_vectors(0, 20, 30), np.zeros((20, 30), bool))
+    out = np.empty(layout.num_bytes, np.uint8)
+    for damaged in (block[:-20], b"", b"\xff" * 50):
+        with pytest.raises(ShardError, match="label block"):
+            inflate(damaged, layout, out)
+    for other in (LabelLayout(20, 29), LabelLayout(21, 30)):
+        with pytest.raises(ShardError, match="label block"):
+            inflate(block, other, np.empty(other.num_bytes, np.uint8))

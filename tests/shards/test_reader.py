@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import re
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analytic_rooms import RoomSource, room
+
+from fastssl.errors import DataError, ShardError
+from fastssl.shards import JPEG, LABEL, LABELS, ShardSet, decode_sample, pack, read_samples, reader
+from fastssl.sources.folder import FolderSource
+
+
+@pytest.fixture
+def copy(rooms: Path, tmp_path: Path) -> Path:
+    """The packed rooms, to be damaged."""
+    return Path(shutil.copytree(rooms, tmp_path / "copy"))
+
+
+def test_members_are_those_of_the_archives(rooms: Path) -> None:
+    shards = ShardSet(rooms)
+    assert len(shards) == 7
+    assert shards.has_labels
+    assert shards.image_size == (32, 32)
+    index = 0
+    for archive in sorted(rooms.glob("*.tar")):
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                key, extension = member.name.split(".", 1)
+                index = int(key.removeprefix("room_"))
+                seen = shards.member(index, extension)
+                assert seen.tobytes() == tar.extractfile(member).read()  # type: ignore[union-attr]
+                assert (shards.key(index), shards.shard_name(index)) == (key, archive.name)
+    assert index == 6
+    assert [shards.label(i) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_members_are_views_that_cannot_be_written(rooms: Path) -> None:
+    view = ShardSet(rooms).member(0, JPEG)
+    assert view.base is not None
+    assert not view.flags.writeable
+    assert (view.dtype, view.ndim) == (np.uint8, 1)
+
+
+def test_samples_have_the_units_of_the_batch_contract(rooms: Path) -> None:
+    for seed, sample in enumerate(read_samples(rooms)):
+        truth = room(seed, 24, 40)
+        rows, columns = (((np.arange(32) + 0.5) * side / 32).astype(int) for side in (24, 40))
+        depth, normal = truth.depth[rows][:, columns], truth.normal[rows][:, columns]
+        assert (sample.key, sample.label) == (f"room_{seed:03d}", seed % 3)
+        assert (sample.image.dtype, sample.image.shape) == (np.uint8, (32, 32, 3))
+        assert (sample.depth.dtype, sample.normal.dtype) == (np.float32, np.float32)
+        assert np.abs(sample.depth - depth).max() <= 0.00051
+        np.testing.assert_array_equal(sample.valid, depth > 0)
+        assert np.abs(sample.normal - normal).max() < 0.01
+        assert sample.edge.dtype == bool
+
+
+def test_a_real_dataset_has_no_labels(photos: Path, tmp_path: Path) -> None:
+    pack(FolderSource(photos), tmp_path / "out", size=32)
+    shards = ShardSet(tmp_path / "out")
+    assert not shards.has_labels
+    assert shards.label(3) == -1
+    sample = decode_sample(shards, 3)
+    assert (sample.depth, sample.normal, sample.edge, sample.valid, sample.label) == (None,) * 5
+    with pytest.raises(ShardError, match=r"no labels\.lz4(.|\n)*000000\.tar: photo-03"):
+        shards.member(3, LABELS)
+
+
+def test_indices_outside_are_refused(rooms: Path) -> None:
+    shards = ShardSet(rooms)
+    for index in (-1, 7):
+        for call in (shards.key, shards.label, shards.shard_name):
+            with pytest.raises(IndexError):
+                call(index)
+        with pytest.raises(IndexError):
+            shards.member(index, JPEG)
+
+
+def test_few_maps_serve_many_shards(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MAPS", 1)
+    shards, plain = ShardSet(rooms), list(read_samples(rooms))
+    early = shards.member(0, JPEG)
+    first = early.tobytes()
+    order = [6, 0, 4, 1, 5, 0, 6]
+    assert [shards.key(i) for i in order] == [plain[i].key for i in order]
+    assert early.tobytes() == first  # a view outlives its map's place
+
+
+def test_threads_and_processes_read_the_same(rooms: Path) -> None:
+    shards = ShardSet(rooms)
+    expected = [sample.image.tobytes() for sample in read_samples(rooms)]
+    shards.key(0)  # a map is open when it is pickled and forked
+    with ThreadPoolExecutor(4) as pool:
+        samples = pool.map(lambda i: decode_sample(shards, i), range(7))
+        assert [sample.image.tobytes() for sample in samples] == expected
+    copy = pickle.loads(pickle.dumps(shards))
+    assert [decode_sample(copy, i).image.tobytes() for i in range(7)] == expected
+    with multiprocessing.get_context("spawn").Pool(1) as processes:
+        keys = processes.map(shards.key, range(7))
+    assert keys == [shards.key(i) for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "extra", "message"),
+    [(1000, b"", "cut short"), (-1, b"", "cut short"), (None, b"\0", "longer"), (0, b"", "short")],
+)
+def test_a_shard_of_another_length_is_refused(copy: Path, keep: int | None, extra: bytes, message: str) -> None:
+    shard = copy / "000001.tar"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:keep] + extra)
+    with pytest.raises(ShardError, match=message) as error:
+        ShardSet(copy)
+    assert error.value.where == shard
+    assert error.value.seen == f"{shard.stat().st_size} bytes"
+    assert error.value.expected == f"{size} bytes"
+
+
+def test_a_shard_cut_short_after_opening_is_refused_before_it_is_mapped(copy: Path) -> None:
+    shards = ShardSet(copy)
+    (copy / "000001.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match="cut short"):
+        shards.member(3, JPEG)
+
+
+def test_a_missing_shard_is_refused(copy: Path) -> None:
+    (copy / "000002.tar").unlink()
+    with pytest.raises(ShardError, match=r"missing(.|\n)*000002\.tar"):
+        ShardSet(copy)
+
+
+def test_a_missing_index_is_refused(copy: Path) -> None:
+    (copy / "000002.idx").unlink()
+    with pytest.raises(DataError, match=r"no index(.|\n)*000002\.idx"):
+        ShardSet(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("v1.2 3", "v1.2 4"),
+        ("v1.2 3", "v1.1 3"),
+        ("jpg 512 ", "jpg 0 "),
+        ("jpg 512 ", "jpg 513 "),
+        ("jpg 512 ", "jpg 5120000 "),
+        ("jpg 512 ", "jpg 99999999999999999999 "),
+        ("jpg 512 ", "png 512 "),
+        ("jpg 512 ", "jpg many "),
+        ("jpg 512 ", "jpg 512 -"),
+        ("jpg 512 ", "jpg "),
+        ("jpg 512 ", ""),
+        (r"jpg 512 \d+ room_000.jpg ", ""),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shard_is_refused(copy: Path, old: str, new: str) -> None:
+    index = copy / "000000.idx"
+    text = index.read_text()
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    index.write_text(changed)
+    with pytest.raises(ShardError, match=r"000000\.idx"):
+        ShardSet(copy)
+
+
+def test_an_index_with_a_line_more_or_less_is_refused(copy: Path) -> None:
+    index = copy / "000000.idx"
+    lines = index.read_text().splitlines()
+    for wrong in (lines[:-1], [*lines, lines[-1]], []):
+        index.write_text("\n".join(wrong))
+        with pytest.raises(ShardError, match=r"000000\.idx"):
+            ShardSet(copy)
+
+
+def test_a_sample_without_its_plane_is_named(copy: Path) -> None:
+    index = copy / "000001.idx"
+    words = index.read_text().split(" ")
+    at = words.index(LABELS)
+    index.write_text(" ".join(words[:at] + words[at + 4 :]))
+    shards = ShardSet(copy)
+    with pytest.raises(ShardError, match=r"no labels\.lz4(.|\n)*000001\.tar: room_003"):
+        decode_sample(shards, 3)
+    decode_sample(shards, 4)
+
+
+def damage(folder: Path, index: int, member: str, content: bytes) -> None:
+    """Overwrite the start of a member."""
+    with tarfile.open(folder / ShardSet(folder).shard_name(index)) as tar:
+        position = tar.getmember(f"room_{index:03d}.{member}").offset_data
+    with Path(str(tar.name)).open("r+b") as file:
+        file.seek(position)
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        (JPEG, b"no image", "JPEG is damaged"),
+        (JPEG, bytes(10), "JPEG is damaged"),
+        (LABELS, b"\xff" * 200, "label block"),
+        (LABEL, b"x", "class"),
+    ],
+)
+def test_a_damaged_member_is_named(copy: Path, member: str, content: bytes, message: str) -> None:
+    damage(copy, 4, member, content)
+    with pytest.raises(ShardError, match=rf"{message}(.|\n)*000001\.tar: room_004"):
+        decode_sample(ShardSet(copy), 4)
+    decode_sample(ShardSet(copy), 3)
+
+
+def test_an_image_of_another_size_than_the_manifest_s_is_named(tmp_path: Path, rooms: Path) -> None:
+    out = tmp_path / "out"
+    pack(RoomSource(tmp_path, 2), out, size=16)
+    manifest, other = (json.loads((folder / "manifest.json").read_text()) for folder in (out, rooms))
+    manifest.update(height=32, width=32, members=other["members"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"wrong size(.|\n)*000000\.tar: room_000"):
+        decode_sample(ShardSet(out), 0)
