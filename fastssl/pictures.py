@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from fastssl.files import complete_or_absent
 
 Picture = NDArray[np.uint8]
 
@@ -67,6 +70,13 @@ def grid(rows: Sequence[Sequence[Picture]], headings: Sequence[str], *, gap: int
         for line, pictures in enumerate(rows):
             sheet.paste(Image.fromarray(pictures[column]), (left, top + line * (height + gap)))
     return sheet
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that is complete or absent, and its folder."""
+    path.parent.mkdir(exist_ok=True)
+    with complete_or_absent(path) as file:
+        picture.save(file, "PNG")
 
 
 def _bytes(values: NDArray[np.floating]) -> Picture:

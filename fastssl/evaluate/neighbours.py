@@ -15,7 +15,7 @@ from fastssl.errors import DataError
 from fastssl.evaluate.features import compared_layer, pooled_features
 from fastssl.evaluate.networks import trained_networks, untrained_networks
 from fastssl.models import Networks
-from fastssl.pictures import Picture, framed, grid
+from fastssl.pictures import Picture, framed, grid, write_picture
 from fastssl.shards import ShardSet, decode_sample
 from fastssl.telemetry import merge_summary
 
@@ -57,7 +57,7 @@ def evaluate_neighbours(run: Path, real: Path, not_adapted: Path | None = None) 
     }
     values: dict[str, object] = {"layer": layer, **precision}
     merge_summary(run, {"neighbours": values})
-    _draw(shards, order, labels).save(run / "samples" / "neighbours.png")
+    write_picture(_draw(shards, order, labels), run / "samples" / "neighbours.png")
     return values
 
 

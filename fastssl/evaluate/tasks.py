@@ -14,6 +14,7 @@ from fastssl.config import Config, Task
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
 from fastssl.evaluate.networks import label_batches, trained_networks, untrained_networks
 from fastssl.models import Networks
+from fastssl.pictures import write_picture
 from fastssl.shards import ShardSet
 from fastssl.telemetry import merge_summary
 from fastssl.train.pictures import prediction_sheet
@@ -47,9 +48,8 @@ def evaluate_tasks(run: Path, synthetic: Path) -> dict[Task, dict[str, dict[str,
         for task in config.model.tasks
     }
     merge_summary(run, {"tasks": tasks})
-    folder = run / "samples"
-    folder.mkdir(exist_ok=True)
-    prediction_sheet(networks, next(iter(label_batches(config, shards))), rows=8).save(folder / "tasks.png")
+    sheet = prediction_sheet(networks, next(iter(label_batches(config, shards))), rows=8)
+    write_picture(sheet, run / "samples" / "tasks.png")
     return tasks
 
 

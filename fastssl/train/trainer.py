@@ -12,6 +12,7 @@ from torch import Tensor
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, OptimConfig
 from fastssl.errors import NonFiniteLossError
+from fastssl.pictures import write_picture
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
 from fastssl.train.checkpoint import write_checkpoint
 from fastssl.train.pictures import prediction_sheet
@@ -62,9 +63,8 @@ class Trainer:
         return meter.summary()
 
     def _draw(self, batch: SyntheticBatch, number: int) -> None:
-        folder = self.run / "samples"
-        folder.mkdir(exist_ok=True)
-        prediction_sheet(self.step.networks, batch).save(folder / f"train_{number:08d}.png")
+        sheet = prediction_sheet(self.step.networks, batch)
+        write_picture(sheet, self.run / "samples" / f"train_{number:08d}.png")
 
     def _gpu(self) -> dict[str, float]:
         device = self.step.device

@@ -172,7 +172,7 @@ def test_crops_are_written_under_the_photo_number_and_are_the_same_again(tmp_pat
         sample_photos.write_crops(photo, source.read_bytes(), tmp_path / run)
     number = f"{photo.number:03d}"
     names = [f"real_val/{number}/{number}_{i}.png" for i in range(3)]
-    names += [f"retrieval/{number}/{number}_{i}.png" for i in range(5)]
+    names += [f"retrieval/{number}/{number}_{i}.png" for i in range(6)]
     assert sorted(str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.png")) == names
     contents = [(tmp_path / "a" / name).read_bytes() for name in names]
     assert contents == [(tmp_path / "b" / name).read_bytes() for name in names]
