@@ -178,8 +178,9 @@ def eval_neighbours(
 
 @app.command()
 def report(run: Run) -> None:
-    """Write the run's report.html: curves, predictions, neighbours, tables, throughput, settings."""
-    from fastssl.report import write_report
+    """Write the run's report.html (curves, predictions, neighbours, tables, settings) and print the key results."""
+    from fastssl.report import summary_table, write_report
 
     path = write_report(run)
+    sys.stdout.write(summary_table(run))
     _say(f"the report is {path}")

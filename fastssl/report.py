@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing but itself.
+"""The report of a run: one HTML page that needs nothing but itself, and its key results as text for a terminal.
 
 It shows what training and evaluation left in the run folder and computes nothing anew, so it needs neither torch nor
 DALI. The page's frame and style are in `report.html`; here its parts are filled in: charts as SVG, pictures as data
@@ -11,7 +11,6 @@ import base64
 import html
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +24,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from fastssl import __version__
+from fastssl.charts import Reference, line_chart
 from fastssl.config import Config, read_config
 from fastssl.errors import DataError
+from fastssl.files import complete_or_absent
 from fastssl.telemetry import read_metrics
 
-_Point = tuple[float, float]
 _Numbers = Mapping[str, float]
 
 
@@ -82,17 +82,22 @@ _NEIGHBOUR_METRICS = {
     "precision_at_1": _Metric("Precision at 1", "", "higher"),
     "precision_at_5": _Metric("Precision at 5", "", "higher"),
 }
+_DEPTH, _NORMAL, _CONTOUR = ("tasks", "depth", "rmse"), ("tasks", "normal", "mean"), ("tasks", "edge", "f")
+_DOMAIN, _AT_1, _AT_5 = ("domain", "accuracy"), ("neighbours", "precision_at_1"), ("neighbours", "precision_at_5")
 _KEY_RESULTS = {
-    ("tasks", "depth", "rmse"): _Metric("Depth error, RMS", "m", "lower"),
-    ("tasks", "normal", "mean"): _Metric("Normal error, mean", "degrees", "lower", 1),
-    ("tasks", "edge", "f"): _Metric("Contour F-measure", "", "higher"),
-    ("neighbours", "precision_at_1"): _Metric("Neighbours, precision at 1", "", "higher"),
-    ("domain", "accuracy"): _Metric("Domain accuracy", "", "near 0.5"),
+    _DEPTH: _Metric("Depth error, RMS", "m", "lower"),
+    _NORMAL: _Metric("Normal error, mean", "degrees", "lower", 1),
+    _CONTOUR: _Metric("Contour F-measure", "", "higher"),
+    _DOMAIN: _Metric("Domain accuracy", "", "near 0.5"),
+    _AT_1: _Metric("Neighbours, precision at 1", "", "higher"),
+    _AT_5: _Metric("Neighbours, precision at 5", "", "higher"),
 }
+_CARDS = (_DEPTH, _NORMAL, _CONTOUR, _AT_1, _DOMAIN)
 _BETTER = {"lower": "lower is better", "higher": "higher is better", "near 0.5": "nearest to 0.5 is best", "": ""}
 _TASK_NAMES = {"depth": "depth", "normal": "surface normals", "edge": "object contours"}
 _NOT_YET = "Not measured yet. This command measures it:"
 _COLUMNS = {"trained": "Trained", "not_adapted": "Not adapted", "untrained": "Untrained", "constant": "Constant"}
+_TERMINAL_COLUMNS = ("trained", "untrained", "constant", "not_adapted")
 
 _TRAINING_CURVES = (
     _Curve("loss/depth", "Depth loss", colour="depth"),
@@ -109,12 +114,6 @@ _SPEED_CURVES = (
     _Curve("gpu/power_w", "GPU power", "W", from_zero=True),
     _Curve("gpu/memory_gib", "GPU memory in use", "GiB", from_zero=True),
 )
-
-# A chart, in the units of its view box; the plot area is what the axes enclose.
-_WIDTH, _HEIGHT = 360, 196
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 348, 8, 158
-_MOST_POINTS = 200
-_LOG_FROM_RATIO = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +154,43 @@ def write_report(run: Path) -> Path:
     """
     page = _page(_read_run(run))
     path = run / "report.html"
-    temporary = run / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with complete_or_absent(path) as file:
+        file.write(page.encode())
     return path
+
+
+def summary_table(run: Path) -> str:
+    """The key held-out results of a run, and its throughput, as plain text that fits 100 columns.
+
+    Metrics are lines and networks are columns; "-" where a network has no such number. What was not measured for any
+    network is left out, so the text is empty where nothing was.
+
+    Args:
+        run: the run folder; nothing in it changes.
+
+    Returns:
+        The table; every line ends with a line break.
+
+    Raises:
+        DataError: the folder is no run, or one of its files is damaged.
+        ConfigError: its `config.yaml` cannot be read.
+    """
+    read = _read_run(run)
+    rows = {place: row for place in _KEY_RESULTS if (row := _known(read.section(*place)))}
+    columns = [column for column in _TERMINAL_COLUMNS if any(column in row for row in rows.values())]
+    table = [["", *_columns_in_words(columns)]]
+    for place, row in rows.items():
+        metric = _KEY_RESULTS[place]
+        numbers = [_number(row[column], metric) if column in row else "-" for column in columns]
+        table.append([f"{metric.name} ({_hint(metric)})", *numbers])
+    lines = _aligned(table) if rows else []
+    speed = _throughput(read)
+    if speed is not None:
+        lines.append(
+            f"{speed.pairs_per_s:.1f} pairs/s, waiting for data {speed.data_wait:.1f} % of the time, "
+            f"limited by {speed.limited_by}"
+        )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _read_run(run: Path) -> _Run:
@@ -250,10 +282,10 @@ def _dataset(path: str) -> str:
 
 def _key_results(run: _Run) -> str:
     cards = []
-    for place, metric in _KEY_RESULTS.items():
+    for place in _CARDS:
         row = _known(run.section(*place))
         if "trained" in row:
-            cards.append(_card(metric, row))
+            cards.append(_card(_KEY_RESULTS[place], row))
     if cards:
         return f'<div class="cards">{"".join(cards)}</div>'
     return '<p class="missing">Not measured yet. The sections below name the commands.</p>'
@@ -271,9 +303,8 @@ def _card(metric: _Metric, row: _Numbers) -> str:
             f'<div class="bar" style="width:{width:.1f}%"></div></td><td class="value">{_number(value, metric)}</td>'
             "</tr>"
         )
-    unit = ", ".join(part for part in (metric.unit, _BETTER[metric.better]) if part)
     return (
-        f'<div class="card"><h3>{metric.name}</h3><p class="note">{unit}</p>'
+        f'<div class="card"><h3>{metric.name}</h3><p class="note">{_hint(metric)}</p>'
         f'<table class="bars{" to-half" if to_half else ""}">{"".join(lines)}</table>{_verdict(metric, row)}</div>'
     )
 
@@ -322,7 +353,7 @@ def _table(run: _Run, groups: Mapping[str, tuple[tuple[str, ...], Mapping[str, _
 
 
 def _table_row(metric: _Metric, row: _Numbers, columns: Sequence[str]) -> str:
-    hint = ", ".join(part for part in (metric.unit, _BETTER[metric.better]) if part)
+    hint = _hint(metric)
     cells = [f'<th scope="row">{metric.name}{f" <small>{hint}</small>" if hint else ""}</th>']
     best = _best(metric, row)
     for column in columns:
@@ -351,6 +382,10 @@ def _cost(metric: _Metric, value: float) -> float:
     return {"lower": value, "higher": -value, "near 0.5": abs(value - 0.5), "": 0.0}[metric.better]
 
 
+def _hint(metric: _Metric) -> str:
+    return ", ".join(part for part in (metric.unit, _BETTER[metric.better]) if part)
+
+
 def _known(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of the columns that the page knows, in their order."""
     return {column: float(row[column]) for column in _COLUMNS if isinstance(row.get(column), int | float)}
@@ -358,6 +393,15 @@ def _known(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _number(value: float, metric: _Metric) -> str:
     return f"{value * metric.factor:.{metric.digits}f}" if math.isfinite(value) else "not finite"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text: the first column to the left, the others to the right, two spaces between them."""
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        f"{line[0]:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], others, strict=True))
+        for line in table
+    ]
 
 
 # The sections
@@ -426,16 +470,32 @@ def _progress_picture(path: Path) -> str:
 
 
 def _speed(run: _Run) -> str:
-    values = run.section("throughput")
     words = '<p class="missing">The throughput of the whole run is known when training ends.</p>'
-    rate, wait = values.get("pairs_per_s"), values.get("data_wait_fraction")
-    if isinstance(rate, int | float) and isinstance(wait, int | float):
-        limit = html.escape(str(run.summary.get("limited_by", "unknown")))
+    speed = _throughput(run)
+    if speed is not None:
         words = (
-            f"<p>Over the whole run <b>{rate:.1f} pairs/s</b>, a pair being one rendered image and one photo. The step "
-            f"waited for data <b>{100 * wait:.1f} %</b> of the time: the run was limited by <b>{limit}</b>.</p>"
+            f"<p>Over the whole run <b>{speed.pairs_per_s:.1f} pairs/s</b>, a pair being one rendered image and one "
+            f"photo. The step waited for data <b>{speed.data_wait:.1f} %</b> of the time: the run was limited by "
+            f"<b>{html.escape(speed.limited_by)}</b>.</p>"
         )
     return words + _charts(run, _SPEED_CURVES)
+
+
+class _Throughput(NamedTuple):
+    """Of the whole run; the wait for data in percent of the time."""
+
+    pairs_per_s: float
+    data_wait: float
+    limited_by: str
+
+
+def _throughput(run: _Run) -> _Throughput | None:
+    """None where training has not ended."""
+    values = run.section("throughput")
+    rate, wait = values.get("pairs_per_s"), values.get("data_wait_fraction")
+    if isinstance(rate, int | float) and isinstance(wait, int | float):
+        return _Throughput(rate, 100 * wait, str(run.summary.get("limited_by", "unknown")))
+    return None
 
 
 def _settings(config: Config) -> str:
@@ -500,7 +560,16 @@ def _charts(run: _Run, curves: Sequence[_Curve]) -> str:
     for curve in curves:
         points = [(line["step"], line[curve.metric] * curve.factor) for line in run.metrics if curve.metric in line]
         if points:
-            charts.append(_chart(curve, points, references.get(curve.metric)))
+            chart = line_chart(
+                points,
+                key=curve.metric.replace("/", "-"),
+                name=curve.name,
+                unit=curve.unit,
+                colour=curve.colour,
+                from_zero=curve.from_zero,
+                reference=references.get(curve.metric),
+            )
+            charts.append(chart)
     if charts:
         return f'<div class="charts">{"".join(charts)}</div>'
     return (
@@ -508,165 +577,10 @@ def _charts(run: _Run, curves: Sequence[_Curve]) -> str:
     )
 
 
-def _undecided(config: Config) -> dict[str, float]:
+def _undecided(config: Config) -> dict[str, Reference]:
     """The adversarial losses where D gives one half for everything: it cannot tell the domains apart."""
-    return {
+    losses = {
         "loss/adversarial": config.loss.adversarial_weight * math.log(2),
         "loss/discriminator": config.loss.discriminator_weight * 2 * math.log(2),
     }
-
-
-def _chart(curve: _Curve, points: Sequence[_Point], reference: float | None) -> str:
-    """A series over the steps as a figure: axes, the curve, its last value, and a reading under the pointer."""
-    last_step, last = points[-1]
-    finite = [value for _, value in points if math.isfinite(value)]
-    bad = len(points) - len(finite)
-    if not finite:
-        return f'<figure class="chart"><figcaption><h3>{curve.name}</h3>no finite value</figcaption></figure>'
-    y = _y_scale([*finite, *([] if reference is None else [reference])], from_zero=curve.from_zero)
-    x = _x_scale(last_step)
-    drawn = _thinned(points)
-    notes = [curve.unit]
-    if y.log:
-        notes.append("logarithmic axis")
-    if reference is not None:
-        notes.append("dashed: discriminator undecided")
-    words = (
-        f"{len(points)} values from step {points[0][0]:g} to {last_step:g}; "
-        f"lowest {_short(min(finite))}, highest {_short(max(finite))}, last {_short(last)}"
-        f"{f', {bad} not finite' if bad else ''}."
-    )
-    key = curve.metric.replace("/", "-")
-    return (
-        f'<figure class="chart {curve.colour}"><figcaption><h3>{curve.name}</h3><b>{_short(last)}</b>'
-        f"<small>{', '.join(notes)}</small></figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{key}-title {key}-words">'
-        f'<title id="{key}-title">{curve.name}</title><desc id="{key}-words">{words}</desc>'
-        f"{_axes(x, y)}{_reference_line(reference, y)}{_curve(drawn, x, y)}{_readings(drawn, x)}</svg></figure>"
-    )
-
-
-class _Scale(NamedTuple):
-    """Maps low to start and high to end, in the units of the view box."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: list[float]
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-
-def _x_scale(last_step: float) -> _Scale:
-    high = max(last_step, 1)
-    return _Scale(
-        0, high, _LEFT, _RIGHT, [tick for tick in _round_numbers(0, high) if tick <= high and tick.is_integer()]
-    )
-
-
-def _y_scale(values: Sequence[float], *, from_zero: bool) -> _Scale:
-    """From a round number below all values to one above; logarithmic where they span orders of magnitude."""
-    low, high = min(values), max(values)
-    if low > 0 and high / low >= _LOG_FROM_RATIO and not from_zero:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        powers = [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 5))]
-        return _Scale(10.0**first, 10.0**last, _BOTTOM, _TOP, powers, log=True)
-    if from_zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    if math.isclose(low, high):
-        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
-    numbers = _round_numbers(low, high)
-    return _Scale(numbers[0], numbers[-1], _BOTTOM, _TOP, numbers)
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five of them, that enclose low and high."""
-    least = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, last + 1)]
-
-
-def _axes(x: _Scale, y: _Scale) -> str:
-    parts = []
-    for tick, label in zip(y.ticks, _tick_labels(y.ticks), strict=True):
-        height = y.at(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{height:.1f}" x2="{_RIGHT}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{label}</text>')
-    for tick, label in zip(x.ticks, _tick_labels(x.ticks), strict=True):
-        place = x.at(tick)
-        parts.append(f'<line class="axis" x1="{place:.1f}" y1="{_BOTTOM}" x2="{place:.1f}" y2="{_BOTTOM + 4}"/>')
-        parts.append(f'<text x="{place:.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{label}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_BOTTOM}"/>')
-    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2:g}" y="{_BOTTOM + 33}" text-anchor="middle">step</text>')
-    return "".join(parts)
-
-
-def _tick_labels(ticks: Sequence[float]) -> list[str]:
-    """As short as can be, with the same number of decimals on all of them."""
-    labels = [_short(tick) for tick in ticks]
-    if not all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
-        return labels
-    decimals = max(len(label.partition(".")[2]) for label in labels)
-    return [f"{tick:.{decimals}f}" for tick in ticks]
-
-
-def _reference_line(reference: float | None, y: _Scale) -> str:
-    if reference is None:
-        return ""
-    height = y.at(reference)
-    return f'<line class="reference" x1="{_LEFT}" y1="{height:.1f}" x2="{_RIGHT}" y2="{height:.1f}"/>'
-
-
-def _curve(points: Sequence[_Point], x: _Scale, y: _Scale) -> str:
-    """The points joined by lines, with a gap at every value that is not finite, and a dot at the end of each piece."""
-    pieces: list[list[_Point]] = [[]]
-    for step, value in points:
-        if math.isfinite(value):
-            pieces[-1].append((x.at(step), y.at(value)))
-        elif pieces[-1]:
-            pieces.append([])
-    parts = []
-    for piece in filter(None, pieces):
-        places = " ".join(f"{across:.1f},{down:.1f}" for across, down in piece)
-        parts.append(f'<polyline class="curve" points="{places}"/>')
-        parts.append(f'<circle class="dot" cx="{piece[-1][0]:.1f}" cy="{piece[-1][1]:.1f}" r="3"/>')
-    return "".join(parts)
-
-
-def _readings(points: Sequence[_Point], x: _Scale) -> str:
-    """Invisible bands, one per point, that name step and value under the pointer."""
-    width = (_RIGHT - _LEFT) / len(points)
-    height = _BOTTOM - _TOP
-    return "".join(
-        f'<rect class="reading" x="{x.at(step) - width / 2:.1f}" y="{_TOP}" width="{width:.1f}" height="{height}">'
-        f"<title>step {step:g}: {_short(value)}</title></rect>"
-        for step, value in points
-    )
-
-
-def _thinned(points: Sequence[_Point]) -> list[_Point]:
-    """At most `_MOST_POINTS` points: means of neighbours, so that a long run's page stays small."""
-    size = math.ceil(len(points) / _MOST_POINTS)
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
-
-
-def _short(value: float) -> str:
-    """Four digits at most: 0.0313, 12.5, 150k, 1e-5."""
-    if not math.isfinite(value):
-        return "not finite"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:.4g}k" if abs(value) < 1e7 else _exponent(f"{value:.3g}")
-    return _exponent(f"{value:.4g}")
-
-
-def _exponent(text: str) -> str:
-    return re.sub(r"e([+-])0*", lambda sign: "e-" if sign[1] == "-" else "e", text)
+    return {metric: Reference(loss, "discriminator undecided") for metric, loss in losses.items()}

@@ -17,11 +17,12 @@ GROUPS = [
     ["report", "evaluate", "train"],
     ["loader", "render", "sources"],
     ["shards", "models"],
-    ["geometry", "pictures", "telemetry"],
+    ["geometry", "pictures", "charts", "telemetry"],
     ["files", "batch", "config", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
-LIGHT = ["shards", "sources", "render", "geometry", "pictures", "files", "batch", "config", "errors", "report", "cli"]
+LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors"]
+LIGHT += ["report", "cli"]
 
 
 def modules() -> list[Path]:

@@ -1,4 +1,4 @@
-"""The report, read back with an HTML parser: numbers against the files, curves against their own axes, by hand."""
+"""The report, read back with an HTML parser, and its table for a terminal: both against the numbers in the files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
+from fastssl.cli import main
 from fastssl.config import load_config, write_config
 from fastssl.errors import ConfigError, DataError
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
-from fastssl.report import write_report
+from fastssl.report import summary_table, write_report
 
 _VOID = {"meta", "link", "img", "br"}
 _SUMMARY: dict[str, Any] = {
@@ -150,30 +149,6 @@ class Page(HTMLParser):
         return rows
 
 
-def _points(chart: Element) -> list[list[tuple[float, float]]]:
-    pieces = []
-    for line in chart.all("polyline"):
-        pairs = [pair.split(",") for pair in line.attributes["points"].split()]
-        pieces.append([(float(x), float(y)) for x, y in pairs])
-    return pieces
-
-
-def _axis(chart: Element, anchor: str, place: str) -> list[tuple[float, float]]:
-    """Value and place of every tick label of an axis."""
-    labels = [
-        label for label in chart.all("text") if label.attributes["text-anchor"] == anchor and label.text != "step"
-    ]
-    shift = 4 if place == "y" else 0  # labels stand that much below the middle of their tick
-    return [(float(label.text.replace("k", "e3")), float(label.attributes[place]) - shift) for label in labels]
-
-
-def _read_off(ticks: Sequence[tuple[float, float]], place: float, *, log: bool = False) -> float:
-    """What a reader of the chart takes a place on an axis for, by its first and last tick."""
-    (low, start), (high, end) = ticks[0], ticks[-1]
-    share = (place - start) / (end - start)
-    return low * (high / low) ** share if log else low + share * (high - low)
-
-
 def _write_run(
     run: Path,
     *,
@@ -241,6 +216,13 @@ def test_the_best_of_a_line_is_marked_in_words_and_only_where_one_is_best(run: P
 
 def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
     cards = {card.all("h3")[0].text: card for card in Page(write_report(run)).root.all("div", "card")}
+    assert list(cards) == [
+        "Depth error, RMS",
+        "Normal error, mean",
+        "Contour F-measure",
+        "Neighbours, precision at 1",
+        "Domain accuracy",
+    ]
     verdicts = {name: card.all("p", "verdict")[0].text for name, card in cards.items()}
     assert verdicts["Depth error, RMS"].endswith(" better than untrained and constant")
     assert verdicts["Normal error, mean"].endswith(" not better than constant")
@@ -270,107 +252,36 @@ def test_a_metric_that_the_evaluation_adds_must_get_a_name() -> None:
     assert measured | {"accuracy", "precision_at_1", "precision_at_5"} == _SHOWN.keys()
 
 
-def test_a_curve_of_three_points_by_hand(tmp_path: Path) -> None:
-    run = _write_run(tmp_path, metrics=_series("loss/depth", [1, 3, 2], steps=[10, 20, 40]))
-    chart = Page(write_report(run)).chart("Depth loss")
-    # The plot reaches from 52 to 348 across, steps 0 to 40, and from 158 up to 8, losses 1 to 3.
-    assert _points(chart) == [[(126.0, 158.0), (200.0, 8.0), (348.0, 83.0)]]
-    assert [value for value, _ in _axis(chart, "end", "y")] == [1, 1.5, 2, 2.5, 3]
-    assert [value for value, _ in _axis(chart, "middle", "x")] == [0, 10, 20, 30, 40]
-    assert chart.all("b")[0].text == "2"
-    readings = [band.all("title")[0].text for band in chart.all("rect", "reading")]
-    assert readings == ["step 10: 1", "step 20: 3", "step 40: 2"]
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    values=st.lists(st.floats(2**-20, 2**20, width=32) | st.floats(-1000, 1000, width=32), min_size=2, max_size=8),
-    first=st.integers(1, 10**6),
-)
-def test_a_reader_of_the_axes_gets_the_values_back(
-    tmp_path_factory: pytest.TempPathFactory, values: list[float], first: int
-) -> None:
-    steps = [first * number for number in range(1, len(values) + 1)]
-    run = _write_run(tmp_path_factory.mktemp("run"), metrics=_series("loss/edge", values, steps))
-    chart = Page(write_report(run)).chart("Contour loss")
-    across, down = _axis(chart, "middle", "x"), _axis(chart, "end", "y")
-    log = "logarithmic" in chart.all("small")[0].text
-    assert log == (min(values) > 0 and max(values) >= 50 * min(values))
-    (piece,) = _points(chart)
-    for (x, y), step, value in zip(piece, steps, values, strict=True):
-        assert 8 <= y <= 158
-        assert _read_off(across, x) == pytest.approx(step, abs=max(steps) / 296)
-        if not log:
-            # A tenth of a unit of place, and the four digits that a tick label has.
-            slack = (down[-1][0] - down[0][0]) / 1000 + 1e-3 * max(abs(down[0][0]), abs(down[-1][0]))
-            assert _read_off(down, y) == pytest.approx(value, abs=slack)
-        elif len(down) > 1:
-            unit = (down[-1][0] / down[0][0]) ** (1 / (down[0][1] - down[-1][1]))  # one unit of place, as a factor
-            assert abs(math.log(_read_off(down, y, log=True) / value)) <= 0.15 * math.log(unit)
-
-
-def test_a_series_over_orders_of_magnitude_has_a_logarithmic_axis(tmp_path: Path) -> None:
-    chart = Page(write_report(_write_run(tmp_path, metrics=_series("lr", [1e-3, 1e-4, 1e-5])))).chart("Learning rate")
-    (piece,) = _points(chart)
-    assert [y for _, y in piece] == [8.0, 83.0, 158.0]
-    assert [label.text for label in chart.all("text")[:3]] == ["1e-5", "0.0001", "0.001"]
-    for most, log in ((49.0, False), (50.0, True)):
-        run = _write_run(tmp_path, metrics=_series("lr", [most, 1.0]))
-        assert ("logarithmic" in Page(write_report(run)).chart("Learning rate").text) == log
-
-
-def test_throughput_starts_at_zero_and_waiting_is_in_percent(tmp_path: Path) -> None:
-    lines = [{"step": 10, "throughput/pairs_per_s": 90.0, "throughput/data_wait_fraction": 0.25}]
+def test_a_curve_shows_its_series_in_its_unit_and_colour(tmp_path: Path) -> None:
+    lines = [
+        {"step": 10, "loss/depth": 7.0, "throughput/pairs_per_s": 90.0, "throughput/data_wait_fraction": 0.5},
+        {"step": 20, "throughput/pairs_per_s": 95.0, "throughput/data_wait_fraction": 0.25},
+    ]
     page = Page(write_report(_write_run(tmp_path, metrics=lines)))
-    assert _axis(page.chart("Throughput"), "end", "y")[0] == (0, 158)
-    assert page.chart("Waiting for data").all("b")[0].text == "25"
-
-
-def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
-    values = [1.0, math.nan, 2.0, 3.0, math.inf, -math.inf, 2.0]
-    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", values)))).chart("Depth loss")
-    assert [len(piece) for piece in _points(chart)] == [1, 2, 1]
-    assert "3 not finite" in chart.all("desc")[0].text
-    assert len(chart.all("circle")) == 3  # a piece of one point has no line to be seen by
-
-
-@pytest.mark.parametrize("value", [0.25, 0.0, -3.0])
-def test_one_point_is_a_dot_inside_the_axes(tmp_path: Path, value: float) -> None:
-    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", [value], steps=[1])))).chart(
-        "Depth loss"
-    )
-    (dot,) = chart.all("circle")
-    assert float(dot.attributes["cx"]) == 348
-    assert [step for step, _ in _axis(chart, "middle", "x")] == [0, 1]  # there is no half step
-    ticks = _axis(chart, "end", "y")
-    assert _read_off(ticks, float(dot.attributes["cy"])) == pytest.approx(value, abs=0.01)
-
-
-def test_a_series_without_any_finite_value_says_so(tmp_path: Path) -> None:
-    run = _write_run(tmp_path, metrics=_series("loss/depth", [math.nan, math.inf]))
-    assert "no finite value" in Page(write_report(run)).chart("Depth loss").text
+    shown = {
+        chart.all("h3")[0].text: [band.all("title")[0].text for band in chart.all("rect", "reading")]
+        for chart in page.root.all("figure", "chart")
+    }
+    assert shown == {
+        "Depth loss": ["step 10: 7"],
+        "Throughput": ["step 10: 90", "step 20: 95"],
+        "Waiting for data": ["step 10: 50", "step 20: 25"],
+    }
+    assert page.chart("Depth loss").attributes["class"] == "chart depth"
+    assert page.chart("Waiting for data").all("small")[0].text == "% of the time"
+    assert page.chart("Throughput").all("text")[0].text == "0"  # the lowest label of the axis
 
 
 def test_the_adversarial_losses_show_where_the_discriminator_is_undecided(tmp_path: Path) -> None:
-    lines = [{"step": step, "loss/adversarial": 2.0 - step / 10, "loss/discriminator": step / 10} for step in (5, 10)]
+    # D(z) = 1/2 costs -log(1/2) for the backbone, and that twice, once per domain, for D.
+    undecided = {"loss/adversarial": 2 * math.log(2), "loss/discriminator": 0.5 * 2 * math.log(2)}
+    lines = [{"step": 5, "loss/adversarial": 1.0, "loss/discriminator": 0.2}, {"step": 10, **undecided}]
     run = _write_run(tmp_path, metrics=lines, overrides=["loss.adversarial_weight=2", "loss.discriminator_weight=0.5"])
     page = Page(write_report(run))
-    # D(z) = 1/2: -log(1/2) for the backbone; that twice, once per domain, for D.
-    for name, loss in (("Adversarial loss", 2 * math.log(2)), ("Discriminator loss", 0.5 * 2 * math.log(2))):
-        (line,) = page.chart(name).all("line", "reference")
-        assert _read_off(_axis(page.chart(name), "end", "y"), float(line.attributes["y1"])) == pytest.approx(
-            loss, abs=0.01
-        )
-
-
-def test_a_long_run_is_drawn_by_the_means_of_neighbouring_points(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).uniform(1, 2, 1000)
-    chart = Page(write_report(_write_run(tmp_path, metrics=_series("loss/depth", values.tolist())))).chart("Depth loss")
-    (piece,) = _points(chart)
-    ticks = _axis(chart, "end", "y")
-    seen = [_read_off(ticks, y) for _, y in piece]
-    assert seen == pytest.approx(values.reshape(200, 5).mean(axis=1).tolist(), abs=0.002)
-    assert float(chart.all("b")[0].text) == pytest.approx(values[-1], abs=0.001)
+    for name in ("Adversarial loss", "Discriminator loss"):
+        (line,), (last,) = page.chart(name).all("line", "reference"), page.chart(name).all("circle", "dot")
+        assert line.attributes["y1"] == last.attributes["cy"]
+        assert "discriminator undecided" in page.chart(name).all("small")[0].text
 
 
 def test_the_page_is_little_larger_than_its_pictures(run: Path) -> None:
@@ -503,7 +414,7 @@ def test_a_damaged_file_is_named_and_an_older_report_stays(run: Path, name: str,
     with pytest.raises(ConfigError if name == "config.yaml" else DataError, match=re.escape(str(run / name))):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
-    assert not list(run.glob("*.tmp")) + list(run.glob(".*.tmp"))
+    assert not list(run.glob("*.partial"))
 
 
 def test_a_picture_cut_short_is_refused(run: Path) -> None:
@@ -528,3 +439,58 @@ def test_neither_torch_nor_dali_is_needed(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _cells(table: str) -> dict[str, list[str]]:
+    """The cells of the lines of a table in text, by the first one; two spaces or more separate them."""
+    return {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in table.splitlines())}
+
+
+def test_the_table_for_a_terminal_holds_the_key_results(run: Path) -> None:
+    assert _cells(summary_table(run)) == {
+        "": ["trained", "untrained", "constant", "not adapted"],
+        "Depth error, RMS (m, lower is better)": ["0.642", "1.912", "1.087", "-"],
+        "Normal error, mean (degrees, lower is better)": ["54.3", "63.2", "52.8", "-"],
+        "Contour F-measure (higher is better)": ["0.671", "0.241", "0.170", "-"],
+        "Domain accuracy (nearest to 0.5 is best)": ["0.471", "0.408", "-", "-"],
+        "Neighbours, precision at 1 (higher is better)": ["0.583", "0.392", "-", "0.602"],
+        "Neighbours, precision at 5 (higher is better)": ["0.452", "0.292", "-", "0.418"],
+        "32.8 pairs/s, waiting for data 1.9 % of the time, limited by compute": [],
+    }
+
+
+def test_the_table_is_aligned_and_fits_100_columns(tmp_path: Path) -> None:
+    values = {"trained": math.nan, "untrained": math.inf, "constant": 123456.7891, "not_adapted": -math.inf}
+    summary = {"tasks": {"normal": {"mean": values}, "edge": {"f": {"trained": 0.5}}}}
+    head, *lines = summary_table(_write_run(tmp_path, summary=summary)).splitlines()
+    assert _cells("\n".join(lines)) == {
+        "Normal error, mean (degrees, lower is better)": ["not finite", "not finite", "123456.8", "not finite"],
+        "Contour F-measure (higher is better)": ["0.500", "-", "-", "-"],
+    }
+    ends = [[place.end() for place in re.finditer(r"\S(?=  |$)", line)] for line in (head, *lines)]
+    assert ends[0] == ends[1][1:] == ends[2][1:]
+    assert len(head) == ends[0][-1] <= 100
+
+
+def test_the_table_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+    assert summary_table(_write_run(tmp_path)) == ""
+    _write_run(tmp_path, summary={"domain": {"layer": "fc6", "accuracy": {"trained": 0.5, "untrained": 1}}})
+    assert _cells(summary_table(tmp_path)) == {
+        "": ["trained", "untrained"],
+        "Domain accuracy (nearest to 0.5 is best)": ["0.500", "1.000"],
+    }
+    _write_run(tmp_path, summary={key: _SUMMARY[key] for key in ("steps", "throughput", "limited_by")})
+    assert summary_table(tmp_path) == "32.8 pairs/s, waiting for data 1.9 % of the time, limited by compute\n"
+
+
+def test_the_command_prints_the_table_and_says_where_the_page_is(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fastssl", "report", str(run)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    out, err = capsys.readouterr()
+    assert out == summary_table(run)
+    assert str(run / "report.html") in err
+    assert (run / "report.html").is_file()

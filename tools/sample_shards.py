@@ -23,8 +23,8 @@ from fastssl.sources import FolderSource, RenderSource
 ROOMS = {"render_train": (160, 1), "render_val": (40, 2)}
 """Number of rooms and seed."""
 PHOTOS = ("real_train", "real_val", "retrieval")
-JPEG_QUALITY = 90
-"""Keeps all five datasets together below 16 MiB."""
+SIZE, JPEG_QUALITY = 192, 90
+"""Side of the packed images in pixels; both keep the five datasets together below 16 MiB."""
 
 
 def main() -> None:
@@ -40,10 +40,11 @@ def main() -> None:
             subprocess.run([sys.executable, str(Path(__file__).with_name("sample_photos.py")), str(photos)], check=True)
         for name, (count, seed) in ROOMS.items():
             render_rooms(work / name, count=count, seed=seed, size=256, workers=workers)
-            pack(RenderSource(work / name), fresh(arguments.out / name), jpeg_quality=JPEG_QUALITY)
+            pack(RenderSource(work / name), fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
         licence = "see ATTRIBUTION.md"
         for name in PHOTOS:
-            pack(FolderSource(photos / name), fresh(arguments.out / name), jpeg_quality=JPEG_QUALITY, licence=licence)
+            source = FolderSource(photos / name, licence=licence)
+            pack(source, fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
         shutil.copyfile(photos / "ATTRIBUTION.md", arguments.out / "ATTRIBUTION.md")
     num_bytes = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{num_bytes / 2**20:.1f} MiB in {arguments.out}")

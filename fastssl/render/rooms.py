@@ -1,0 +1,177 @@
+"""Rooms as records and as folders of files."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+import fastssl
+from fastssl.batch import Record
+from fastssl.errors import DeviceError, UsageError
+from fastssl.render.film import develop
+from fastssl.render.room import build_room
+from fastssl.render.tracer import limit_threads, start, trace, version
+from fastssl.sources.render import RUN, RenderRun, is_finished, read_run, write_room, write_run
+
+SPP = 16
+"""Light paths per pixel. With the filter, four times as many look nearly the same."""
+
+
+def render_room(seed: int, index: int, *, size: int = 256, spp: int = SPP) -> Record:
+    """One furnished room with depth, normals and instances.
+
+    The same arguments give the same record on one machine and variant of Mitsuba, whatever was rendered before.
+
+    Args:
+        size: side of the square image in pixels.
+        spp: light paths per pixel, a square number from 4.
+
+    Raises:
+        UsageError: Mitsuba is not installed, or an argument is out of range.
+    """
+    _check(seed=seed, index=index, size=size, spp=spp)
+    scene = build_room(seed, index)
+    # The sampler of the light paths takes 32 bits.
+    noise = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    picture = trace(scene, size=size, spp=spp, seed=noise)
+    return Record(
+        key=_key(seed, index),
+        image=develop(picture, scene.exposure),
+        depth=picture.depth,
+        normal=picture.normal,
+        instance=picture.instance,
+        camera=picture.camera,
+    )
+
+
+def render_rooms(
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    size: int = 256,
+    workers: int = 1,
+    first: int = 0,
+    spp: int = SPP,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Render the rooms `first` to `first + count - 1` into a folder of the layout `render`.
+
+    Rooms that the folder has already are kept, so an interrupted run goes on where it stopped. The files do not depend
+    on the number of workers.
+
+    Args:
+        out: new, empty, or a folder that was rendered with the same settings.
+        workers: processes, which share the processors.
+        spp: light paths per pixel, a square number from 4.
+        progress: called with the rooms that are there, and `count`.
+
+    Raises:
+        UsageError: `out` holds something else, an argument is out of range, or Mitsuba is not installed.
+        DeviceError: a worker process died.
+    """
+    _check(seed=seed, first=first, count=count, workers=workers, size=size, spp=spp)
+    run = RenderRun(seed=seed, size=size, spp=spp, variant=start(), mitsuba=version(), fastssl=fastssl.__version__)
+    _claim(out, run)
+    missing = [index for index in range(first, first + count) if not is_finished(out, _key(seed, index))]
+    done = count - len(missing)
+    if progress is not None:
+        progress(done, count)
+    with closing(_render_all(out, run, missing, min(workers, len(missing)))) as rooms:
+        for _ in rooms:
+            done += 1
+            if progress is not None:
+                progress(done, count)
+
+
+def _key(seed: int, index: int) -> str:
+    return f"room_s{seed:05d}_{index:06d}"
+
+
+def _check(**settings: int) -> None:
+    lowest = {"count": 1, "workers": 1, "size": 16, "spp": 4}
+    for name, value in settings.items():
+        low = lowest.get(name, 0)
+        if value < low or (name == "spp" and math.isqrt(value) ** 2 != value):
+            expected = f"a square number, {low} or more" if name == "spp" else f"{low} or more"
+            raise UsageError("a setting of rendering is out of range", where=name, seen=value, expected=expected)
+
+
+def _claim(out: Path, run: RenderRun) -> None:
+    """Makes the folder one of this run, or finds that it is one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        entry = next(out.iterdir(), None)
+    except OSError as error:
+        raise UsageError("the output folder cannot be used", where=out, seen=error.strerror) from error
+    if entry is None:
+        write_run(out, run)
+        return
+    if not (out / RUN).exists():
+        raise UsageError(
+            "the output folder holds something else",
+            where=out,
+            seen=entry.name,
+            expected="an empty folder, none, or one that rendering began",
+            do="choose another folder",
+        )
+    there = read_run(out).model_dump()
+    for name, value in run.model_dump().items():
+        if there[name] != value:
+            raise UsageError(
+                "the output folder was rendered with other settings",
+                where=f"{out / RUN}: {name}",
+                seen=there[name],
+                expected=value,
+                do="render with those settings, or choose another folder",
+            )
+
+
+def _render_all(out: Path, run: RenderRun, indices: Iterable[int], workers: int) -> Generator[None, None, None]:
+    """Renders rooms into the folder; yields after each one."""
+    if workers <= 1:
+        for index in indices:
+            _render_into(out, run, index)
+            yield
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    # Spawned, because a fork would copy the threads and kernels of this process half-way.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(run.variant, threads))
+    pending: deque[Future[None]] = deque()
+    try:
+        for index in indices:
+            pending.append(pool.submit(_render_into, out, run, index))
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise DeviceError(
+            "a rendering worker ended unexpectedly",
+            where=out,
+            do="it may have run out of memory: use fewer workers; the rooms that are finished are kept",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(variant: str, threads: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their rooms and stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start(variant)
+    limit_threads(threads)
+
+
+def _render_into(out: Path, run: RenderRun, index: int) -> None:
+    write_room(out, render_room(run.seed, index, size=run.size, spp=run.spp))
