@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import lz4.block
@@ -26,7 +27,8 @@ Array = NDArray[Any]
 
 def rotation(pitch: float, yaw: float) -> Array:
     cp, sp, cy, sy = np.cos(pitch), np.sin(pitch), np.cos(yaw), np.sin(yaw)
-    return np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    turn: Array = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    return turn
 
 
 def hit_box(origin: Array, rays: Array, half: Array, *, inside: bool) -> tuple[Array, Array]:
@@ -168,7 +170,7 @@ def main() -> None:
     ]
     for level in (3, 4, 6, 8, 9, 12):
         blocks = [compressed(content, level) for content in whole]
-        pack = ms(lambda content, level=level: compressed(content, level), whole[:8], repeats=1)
+        pack = ms(partial(compressed, level=level), whole[:8], repeats=1)
         inflate = ms(lambda block: lz4.block.decompress(block, uncompressed_size=sum(sizes)), blocks)
         print(
             f"rows, one block, level {level}: {kib(blocks):.1f} KiB, {pack:.1f} ms to pack, {inflate:.3f} ms to inflate"

@@ -38,7 +38,7 @@ def main() -> None:
     paths = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}"]
     config = load_config(arguments.preset, overrides=[*paths, *arguments.overrides])
     device = run_device()
-    networks = build_networks(config.model, 0).to(device, memory_format=torch.channels_last)
+    networks = build_networks(config.model, 0).to(device).to(memory_format=torch.channels_last)
     step = TrainingStep(networks, config, device)
 
     batches = pairs(config, device)

@@ -17,7 +17,9 @@ _MIDDLE_GRAY = 0.17
 _CONTRAST = 0.4
 """Share of an S-shaped tone curve."""
 _WHITE = 4.0
-"""Radiance, after exposure, from which on the picture is white, and to which each path is cut."""
+"""Radiance, after exposure, from which on the picture is white."""
+_CUT = 10.0
+"""How much brighter than the average of the picture a path may be; about white."""
 
 
 def develop(picture: Picture, exposure: float) -> NDArray[np.uint8]:
@@ -60,23 +62,28 @@ def denoised(picture: Picture) -> Plane:
 def _gathered(picture: Picture) -> tuple[Plane, Plane]:
     """Mean of each pixel's paths, (H, W, 3), and the variance of its brightness, (H, W).
 
-    As on a sensor, no path counts for more than white. A few that meet a lamp by a rare way round would else leave
-    bright stains that no filter can tell from light.
+    As on a sensor, no path from a surface counts for more than white. A few that meet a lamp by a rare way round would
+    else leave bright stains that no filter can tell from light.
     """
     samples = np.nan_to_num(picture.samples, nan=0.0, posinf=0.0)
-    limit = _average(samples.mean(axis=2), picture) * (_WHITE / _MIDDLE_GRAY)
     brightness = samples.mean(axis=3)
-    cut = np.minimum(1, limit / np.maximum(brightness, 1e-9))
+    limit = _CUT * brightness[_scene(picture)].mean()
+    cut = np.where(_scene(picture)[..., None], np.minimum(1, limit / np.maximum(brightness, 1e-9)), 1)
     count = samples.shape[2]
     variance = (brightness * cut).var(axis=2, ddof=1) / count
     return (samples * cut[..., None]).mean(axis=2), variance
 
 
 def _average(light: Plane, picture: Picture) -> float:
-    """Geometric mean of the brightness of what is not a lamp."""
-    surface = picture.albedo.max(axis=2) > 0
-    brightness = light.mean(axis=2)[surface if surface.any() else ...]
+    """Geometric mean of the scene's brightness."""
+    brightness = light.mean(axis=2)[_scene(picture)]
     return float(np.exp(np.log(np.maximum(brightness, 1e-4)).mean()))
+
+
+def _scene(picture: Picture) -> NDArray[np.bool_]:
+    """(H, W), where there is no lamp; everywhere if there is nothing else."""
+    surface: NDArray[np.bool_] = picture.albedo.max(axis=2) > 0
+    return surface if surface.any() else ~surface
 
 
 def _smoothed(

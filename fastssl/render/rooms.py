@@ -6,11 +6,11 @@ import math
 import multiprocessing
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -148,14 +148,16 @@ def _render_all(out: Path, run: RenderRun, indices: Iterable[int], workers: int)
     # Spawned, because a fork would copy the threads and kernels of this process half-way.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(run.variant, threads))
-    pending: deque[Future[None]] = deque()
+    rest, pending = iter(indices), set[Future[None]]()
     try:
-        for index in indices:
-            pending.append(pool.submit(_render_into, out, run, index))
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        # As many as there are workers: what waits in the pool's queue could not be taken back at a Ctrl-C.
+        while chunk := [pool.submit(_render_into, out, run, index) for index in islice(rest, workers - len(pending))]:
+            pending.update(chunk)
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for room in done:
+                yield room.result()
+        for room in as_completed(pending):
+            yield room.result()
     except BrokenProcessPool as error:
         raise DeviceError(
             "a rendering worker ended unexpectedly",

@@ -235,6 +235,7 @@ def _blank(
     params = mi.traverse(mesh)
     # No mesh may lack area, not even before it is filled.
     params["vertex_positions"] = np.resize(np.eye(3, dtype=np.float32), 3 * vertices)
+    params["vertex_normals"] = np.resize(np.array([0, 0, 1], dtype=np.float32), 3 * vertices)
     params["faces"] = np.resize(np.arange(3, dtype=np.uint32), 3 * faces)
     params.update()
     return mesh

@@ -1,0 +1,39 @@
+"""A file is complete or absent: after an exception, and after a kill in the middle of writing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastssl.files import complete_or_absent
+
+
+def test_replaced_in_one_step_and_kept_after_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with complete_or_absent(path) as file:
+        file.write(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with pytest.raises(TypeError), complete_or_absent(path) as file:
+        file.writelines([b"second", 2])  # type: ignore[list-item]
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_kill_leaves_no_half_file(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from fastssl.files import complete_or_absent
+with complete_or_absent(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "file"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -9
+    assert not path.exists()
