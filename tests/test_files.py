@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastssl.files import complete_or_absent
+
+
+def failing() -> Iterator[bytes]:
+    yield b"second"
+    raise ValueError("on purpose")
 
 
 def test_replaced_in_one_step_and_kept_after_an_exception(tmp_path: Path) -> None:
@@ -17,8 +23,8 @@ def test_replaced_in_one_step_and_kept_after_an_exception(tmp_path: Path) -> Non
         file.write(b"first")
         assert not path.exists()
     assert path.read_bytes() == b"first"
-    with pytest.raises(TypeError), complete_or_absent(path) as file:
-        file.writelines([b"second", 2])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="on purpose"), complete_or_absent(path) as file:
+        file.writelines(failing())
     assert path.read_bytes() == b"first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
