@@ -20,7 +20,9 @@ def conditions() -> dict[str, object]:
     """Machine, versions, commit and date."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
+    ).stdout
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit.strip() + ("+changes" if changed.strip() else ""),
