@@ -20,7 +20,7 @@ from fastssl.errors import UsageError
 from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
 from fastssl.train import start_run
 
-SAMPLE = Path(__file__).parent.parent / "shards" / "sample"
+SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
 MEASURES = {
     "domain accuracy": ("domain", "accuracy"),
     "precision at 1": ("neighbours", "precision_at_1"),

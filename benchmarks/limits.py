@@ -26,7 +26,7 @@ from fastssl.shards import ShardSet
 from fastssl.train import run_device, training_batches
 from fastssl.train.step import TrainingStep
 
-SAMPLE = Path(__file__).parent.parent / "shards" / "sample"
+SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
 REPEATS, STEPS, WARM_UP = 5, 20, 5
 
 

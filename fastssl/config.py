@@ -194,7 +194,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Two CPU cores and a few minutes: the same method with fewer channels on smaller images. D learns faster, since
     # it has hundreds of steps and not hundreds of thousands.
     "tiny": {
-        "data": {"size": 99, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
+        "data": {"size": 131, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
         "model": {
             "width": 0.25,
             "fc_channels": 128,
