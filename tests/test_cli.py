@@ -105,6 +105,15 @@ def cut_jpeg(data: Path) -> None:
     tar.write_bytes(content)
 
 
+def no_plane(data: Path) -> None:
+    """One sample's labels are not in the index, as in a shard that somebody else packed."""
+    index = data / "000001.idx"
+    lines = index.read_text().splitlines(keepends=True)
+    words = lines[2].split()
+    lines[2] = " ".join(words[: words.index("labels.lz4")]) + "\n"
+    index.write_text("".join(lines))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -115,6 +124,7 @@ def cut_jpeg(data: Path) -> None:
         (empty, "empty"),
         (shutil.rmtree, "no such folder"),
         (cut_jpeg, "coded_00"),
+        (no_plane, "has no labels.lz4"),
     ],
 )
 def test_bad_data_ends_training_with_code_3(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastssl.render import textures
-from fastssl.render.textures import Pattern, noise, paint
+from fastssl.render.textures import Array, Pattern, Rng, noise, paint
 
 PATTERNS = {
     pattern.__name__: pattern
@@ -31,14 +31,15 @@ def test_every_pattern_is_a_reflectance_of_the_size_asked_for_and_the_same_every
     assert not np.array_equal(one, painted(PATTERNS[name], 9))
 
 
+def plain_noise(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
+    return a * noise(rng, u, v, 0.5, 1)[..., None]
+
+
 @pytest.mark.parametrize("pattern", [textures.planks, textures.tiles, textures.noise], ids=lambda p: p.__name__)
 def test_patterns_are_as_coarse_at_any_resolution(pattern: Pattern) -> None:
     """Twice the texels show the same floor, not another one."""
     if pattern is textures.noise:
-
-        def pattern(rng, u, v, a, b):  # type: ignore[no-untyped-def]
-            return a * noise(rng, u, v, 0.5, 1)[..., None]
-
+        pattern = plain_noise
     coarse, fine = (paint(np.random.default_rng(3), pattern, (2.0, 2.0), density, A, B) for density in (50.0, 100.0))
     halved = fine.reshape(100, 2, 100, 2, 3).mean(axis=(1, 3))
     assert np.corrcoef(coarse.ravel(), halved.ravel())[0, 1] > 0.4  # about 0 for another floor

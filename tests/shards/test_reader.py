@@ -36,7 +36,9 @@ def test_members_are_those_of_the_archives(rooms: Path) -> None:
                 key, extension = member.name.split(".", 1)
                 index = int(key.removeprefix("room_"))
                 seen = shards.member(index, extension)
-                assert seen.tobytes() == tar.extractfile(member).read()  # type: ignore[union-attr]
+                content = tar.extractfile(member)
+                assert content is not None
+                assert seen.tobytes() == content.read()
                 assert (shards.key(index), shards.shard_name(index)) == (key, archive.name)
     assert index == 6
     assert [shards.label(i) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
