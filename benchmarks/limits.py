@@ -21,8 +21,8 @@ from conditions import write_result
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, load_config
+from fastssl.loader import open_mixture
 from fastssl.models import build_networks
-from fastssl.shards import ShardSet
 from fastssl.train import run_device, training_batches
 from fastssl.train.step import TrainingStep
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def pairs(config: Config, device: torch.device) -> Iterator[tuple[SyntheticBatch, RealBatch]]:
-    synthetic, real = ShardSet(config.data.synthetic), ShardSet(config.data.real)
+    synthetic, real = open_mixture(config.data.synthetic), open_mixture(config.data.real)
     batches, photos = training_batches(config, synthetic, real, first_step=0, device=device)
     assert photos is not None
     return zip(batches, photos, strict=True)

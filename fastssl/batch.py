@@ -38,8 +38,8 @@ class Intrinsics:
 class Record:
     """One image as a dataset holds it, before it is resized and packed.
 
-    A real photo has an image alone, and a class where an evaluation needs one. A synthetic image
-    has depth, normal, instance and camera as well; it is all of them or none.
+    A photo has an image alone, and a class where an evaluation needs one. A labelled image has depth, normal,
+    instance (or edge) and camera as well; it is all of them or none.
     """
 
     key: str
@@ -52,6 +52,8 @@ class Record:
     """(H, W, 3) unit vectors, zero vector = not known."""
     instance: NDArray[np.int32] | None = None
     """(H, W) object identities; only equality has a meaning."""
+    edge: NDArray[np.bool_] | None = None
+    """(H, W) contours, where the dataset stores these and no identities; `instance` is None then."""
     camera: Intrinsics | None = None
     """Of this image at this size."""
     label: int | None = None

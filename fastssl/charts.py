@@ -1,7 +1,7 @@
-"""Line charts: a series over training steps in, a figure for an HTML page out.
+"""Charts: a series over training steps as a figure for an HTML page, and a histogram as a picture.
 
-How a series is drawn (scales, ticks, what is done with many points and with values that are not finite) is decided
-here; colours and line widths are those that `report.html` gives to the classes of the elements.
+How they are drawn (scales, ticks, what is done with many points and with values that are not finite) is decided
+here. Colours and line widths of a figure are those that `report.html` gives to the classes of the elements.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
 Point = tuple[float, float]
 """Step and value."""
 
@@ -19,6 +23,13 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT = 360, 196
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 348, 8, 158
 _MOST_POINTS = 200
+
+PANEL = (370, 250)
+"""Width and height of a histogram, in pixels; the lines below lie inside of it."""
+_PANEL_LEFT, _PANEL_RIGHT, _PANEL_TOP, _FLOOR = 46, 356, 58, 208
+_INK, _GRAY, _RULE, _BAR = (40, 40, 40), (110, 110, 110), (228, 228, 228), (52, 110, 170)
+_FEW = 5000
+"""Fewer things than this are shown by their number."""
 _LOG_FROM_RATIO = 50
 
 
@@ -27,6 +38,45 @@ class Reference(NamedTuple):
 
     value: float
     meaning: str
+
+
+def histogram(
+    counts: NDArray[np.integer], edges: NDArray[np.floating], *, title: str, unit: str, of: str, note: str = ""
+) -> Image.Image:
+    """A picture of counted values, as bars between the edges of their bins.
+
+    Bins of equal ratio get a logarithmic axis. Of many things the bars show the share of all, of few their number.
+
+    Args:
+        counts: (N,) of each bin.
+        edges: (N + 1,) ascending.
+        title: stands above.
+        unit: of the values, as shown below the axis.
+        of: what was counted, such as "pixels".
+        note: a line below the title.
+    """
+    picture = Image.new("RGB", PANEL, "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((0, 0), title, fill=_INK, font=_font(14))
+    draw.text((0, 19), note, fill=_GRAY, font=_font(11))
+    total = int(counts.sum())
+    if not total:
+        draw.text((0, 40), "no values", fill=_INK, font=_font(12))
+        return picture
+    in_percent = total >= _FEW
+    heights = counts / total * 100 if in_percent else counts.astype(np.float64)
+    x, y = _bin_scale(edges), _height_scale(heights, whole=not in_percent)
+    _draw_axes(draw, x, y, unit=unit, of=f"% of {of}" if in_percent else of)
+    for low, high, height in zip(edges, edges[1:], heights, strict=False):
+        if height:
+            left, right = round(x.at(low)), round(x.at(high))
+            # A value that occurs is seen, however rare.
+            draw.rectangle(
+                [left, min(round(y.at(height)), _FLOOR - 1), max(right - 1 - (right - left > 4), left), _FLOOR],
+                fill=_BAR,
+            )
+    draw.line([(_PANEL_LEFT, _FLOOR), (_PANEL_RIGHT, _FLOOR)], fill=_INK)
+    return picture
 
 
 def line_chart(
@@ -130,6 +180,42 @@ def _round_numbers(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
+
+
+def _bin_scale(edges: NDArray[np.floating]) -> _Scale:
+    low, high = float(edges[0]), float(edges[-1])
+    log = low > 0 and len(edges) > 2 and math.isclose(edges[1] / low, high / edges[-2], rel_tol=1e-6)
+    log = log and not math.isclose(edges[1] - low, high - edges[-2], rel_tol=1e-6)
+    if not log:
+        ticks = [tick for tick in _round_numbers(low, high) if low <= tick <= high]
+        return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, ticks)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, [tick for tick in ticks if low <= tick <= high], log=True)
+
+
+def _height_scale(heights: NDArray[np.floating], *, whole: bool) -> _Scale:
+    numbers = _round_numbers(0, float(heights.max()))
+    ticks = [number for number in numbers if number.is_integer() or not whole]
+    return _Scale(0, numbers[-1], _FLOOR, _PANEL_TOP, ticks)
+
+
+def _draw_axes(draw: ImageDraw.ImageDraw, x: _Scale, y: _Scale, *, unit: str, of: str) -> None:
+    font = _font(11)
+    for tick, label in zip(y.ticks, _tick_labels(y.ticks), strict=True):
+        height = round(y.at(tick))
+        draw.line([(_PANEL_LEFT, height), (_PANEL_RIGHT, height)], fill=_RULE)
+        draw.text((_PANEL_LEFT - 6, height), label, fill=_INK, font=font, anchor="rm")
+    for tick, label in zip(x.ticks, _tick_labels(x.ticks), strict=True):
+        place = round(x.at(tick))
+        draw.line([(place, _FLOOR), (place, _FLOOR + 4)], fill=_INK)
+        draw.text((place, _FLOOR + 6), label, fill=_INK, font=font, anchor="mt")
+    draw.text(((_PANEL_LEFT + _PANEL_RIGHT) / 2, _FLOOR + 22), unit, fill=_GRAY, font=font, anchor="mt")
+    draw.text((_PANEL_LEFT, _PANEL_TOP - 6), of, fill=_GRAY, font=font, anchor="ls")
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
 
 
 def _axes(x: _Scale, y: _Scale) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fastssl import __version__
-from fastssl.config import load_config
+from fastssl.config import dataset_weights, load_config
 from fastssl.errors import FastsslError, UsageError
 from fastssl.telemetry import log_to_stderr, progress_bar
 
@@ -30,6 +33,7 @@ evaluations = typer.Typer(no_args_is_help=True, help="Measure a run on held-out 
 app.add_typer(evaluations, name="eval")
 
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, the --out of a training.")]
 Synthetic = Annotated[Path, typer.Option(help="Packed dataset of held-out rendered images.")]
 Real = Annotated[Path, typer.Option(help="Packed dataset of held-out photos.")]
@@ -47,6 +51,18 @@ def main() -> None:
 
 def _say(words: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(words)
+
+
+def _say_facts(title: str, facts: Mapping[str, object]) -> None:
+    """A heading and a line per fact; long lists show their beginning."""
+    _say(title)
+    for name, value in facts.items():
+        if isinstance(value, list):
+            shown = "; ".join(str(item) for item in value[:3]) or "none"
+            text = f"{shown} ... ({len(value)})" if len(value) > 3 else shown
+        else:
+            text = f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        _say(f"  {name.replace('_', ' '):18} {text}")
 
 
 def _print_json(values: object) -> None:
@@ -86,56 +102,94 @@ def render(
 @app.command()
 def shard(
     source: Annotated[Path, typer.Argument(help="Dataset to pack.")],
-    out: Annotated[Path, typer.Argument(help="New or empty folder for the shards.")],
+    out: Annotated[str, typer.Argument(help="New or empty folder for the shards, or an address as s3://bucket/rooms.")],
     layout: Annotated[str | None, typer.Option(help="How the dataset is laid out; found out where it can be.")] = None,
+    subset: Annotated[str | None, typer.Option(help="A split that the dataset has, such as train.")] = None,
     size: Annotated[int, typer.Option(help="Side of the packed images in pixels.", min=16)] = 256,
     workers: Workers = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does the work instead.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 95,
-    licence: Annotated[str | None, typer.Option(help="Recorded in the manifest.")] = None,
-    max_bad: Annotated[int, typer.Option(help="Unusable images to leave out and list before giving up.", min=0)] = 0,
+    licence: Annotated[str | None, typer.Option(help="For the manifest; the layout's own if not given.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Unusable samples to leave out and list before giving up.", min=0)] = 100,
+    split: Annotated[str | None, typer.Option(help="Folders below OUT, by the keys: train=0.95,val=0.05.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many samples, from the first.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a packing that was interrupted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List, try a few samples, and write nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pack a dataset into WebDataset shards."""
-    from fastssl.shards import pack
+    from fastssl.shards import estimate, pack, parse_split
     from fastssl.sources import open_source
 
-    with progress_bar("packing") as advance:
-        manifest = pack(
-            open_source(source, layout),
-            out,
-            size=size,
-            workers=workers,
-            samples_per_shard=samples_per_shard,
-            jpeg_quality=jpeg_quality,
-            licence=licence,
-            max_bad=max_bad,
-            progress=advance,
-        )
-    num_bytes = sum(entry.bytes for entry in manifest.shards)
-    _say(f"{manifest.samples} samples, {len(manifest.shards)} shards, {num_bytes / 1e6:.1f} MB in {out}")
+    opened = open_source(source, layout, subset=subset)
+    parts = {f"{out}/{name}": part for name, part in parse_split(split).items()} if split else {out: (0.0, 1.0)}
+    results: dict[str, dict[str, Any]] = {}
+    for target, part in parts.items():
+        if dry_run:
+            guess = estimate(
+                opened,
+                size=size,
+                samples_per_shard=samples_per_shard,
+                jpeg_quality=jpeg_quality,
+                part=part,
+                limit=limit,
+            )
+            results[target] = asdict(guess)
+            continue
+        started = time.perf_counter()
+        with progress_bar("packing", unit="samples") as advance:
+            manifest = pack(
+                opened,
+                target,
+                size=size,
+                workers=workers,
+                ray=ray,
+                samples_per_shard=samples_per_shard,
+                jpeg_quality=jpeg_quality,
+                licence=licence,
+                max_bad=max_bad,
+                part=part,
+                limit=limit,
+                resume=resume,
+                progress=lambda now: advance(now.references, now.total, f"{now.quarantined} unusable"),
+            )
+        seconds = time.perf_counter() - started
+        results[target] = {
+            "samples": manifest.samples,
+            "shards": len(manifest.shards),
+            "bytes": sum(entry.bytes for entry in manifest.shards),
+            "unusable": manifest.quarantined,
+            "seconds": round(seconds, 2),
+            "samples_per_s": round(manifest.samples / seconds, 1),
+        }
+    for target, facts in results.items():
+        _say_facts(target, facts)
+    if as_json:
+        _print_json(results)
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Run folder: new or empty, or with --resume the run to continue.")],
-    synthetic: Annotated[Path | None, typer.Option(help="Packed dataset of rendered images.")] = None,
-    real: Annotated[Path | None, typer.Option(help="Packed dataset of photos.")] = None,
+    synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
+    real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
     preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
     config: Annotated[Path | None, typer.Option(help="YAML file with settings that differ from the preset.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
+    paranoid: Annotated[bool, typer.Option("--paranoid", help="Check all that is read against its checksum.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
 ) -> None:
     """Train backbone, heads and discriminator."""
-    given = [synthetic, real, config, overrides, amp or None, None if preset == "paper" else preset]
+    given = [synthetic, real, config, overrides, amp or None, paranoid or None, None if preset == "paper" else preset]
     if resume and any(value is not None for value in given):
         raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
     settings = list(overrides or ())
-    for name, folder in (("synthetic", synthetic), ("real", real)):
-        if folder is not None:
-            settings.append(f"data.{name}={json.dumps(str(folder.absolute()))}")
-    if amp:
-        settings.append("train.amp=true")
+    for name, datasets in (("synthetic", synthetic), ("real", real)):
+        if datasets:
+            settings.append(f"data.{name}={json.dumps(dataset_weights(datasets))}")
+    settings += [f"{name}=true" for name, wanted in (("train.amp", amp), ("data.paranoid", paranoid)) if wanted]
     resolved = load_config(preset, file=config, overrides=settings)
 
     from fastssl.train import resume_run, start_run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fastssl.errors import ConfigError
 
@@ -22,6 +22,13 @@ AdaptedLayer = Literal["none", "conv1", "conv2", "conv3", "conv4", "conv5", "fc6
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_dataset(given: Any) -> Any:
+    return {given: 1.0} if isinstance(given, str) and given else given or {}
+
+
+Datasets = Annotated[dict[str, Positive], BeforeValidator(_one_dataset)]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 ADAPTED_LAYERS: tuple[AdaptedLayer, ...] = get_args(AdaptedLayer)
@@ -34,10 +41,10 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What is read, and what the network sees of a sample."""
 
-    synthetic: str = ""
-    """Packed dataset of rendered images (`--synthetic`)."""
-    real: str = ""
-    """Packed dataset of photos (`--real`)."""
+    synthetic: Datasets = {}
+    """Packed datasets of rendered images and their weights (`--synthetic`); one path alone may be given instead."""
+    real: Datasets = {}
+    """Packed datasets of photos and their weights (`--real`)."""
     size: Annotated[int, Field(ge=35)] = 227
     """Side of the network's input in pixels; 16 k + 3, so that the heads give one output per input pixel."""
     window: tuple[Share, Share] = (227 / 256, 227 / 256)
@@ -52,6 +59,16 @@ class DataConfig(_Section):
     """Synthetic images per step and rank."""
     batch_real: Annotated[int, Field(ge=1)] = 224
     """Real images per step and rank."""
+    shuffle_buffer: Annotated[int, Field(ge=0)] = 0
+    """Samples that are shuffled together, of as many shards as hold them; 0 = all. Remote shards need a bound."""
+    max_bad: Annotated[int, Field(ge=0)] = 100
+    """Samples of a domain that turn out damaged and are replaced by their neighbours before the run gives up."""
+    paranoid: bool = False
+    """Check every member that is read against its checksum (`--paranoid`)."""
+    normal_filter: Literal["linear", "nearest"] = "linear"
+    """How normals are resampled where a window is not as large as the input; linear ones are made unit again."""
+    edge_filter: Literal["any", "area"] = "any"
+    """A pixel is a contour if any stored pixel in it is, or to the share of those that are."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -62,6 +79,31 @@ class DataConfig(_Section):
             )
         if not 0 < self.window[0] <= self.window[1]:
             raise ValueError(f"data.window is {self.window}; the first share must be above 0 and at most the second")
+        return self
+
+
+class AugmentConfig(_Section):
+    """What is done to training images besides window, flip and gray; the defaults do nothing, as the paper has it."""
+
+    aspect: tuple[Positive, Positive] = (1.0, 1.0)
+    """Smallest and largest width of the window over its height, relative to the image's own."""
+    brightness: Share = 0.0
+    """Largest deviation of the factor from 1; contrast and saturation likewise."""
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest turn in degrees. On a CPU this and saturation take more time than decoding."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Smallest and largest deviation in pixels of the network's input."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        for name in ("aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"augment.{name} is {low, high}; the first number must be at most the second")
         return self
 
 
@@ -154,6 +196,8 @@ class TrainConfig(_Section):
     """Steps between two checkpoints; one more is written at the end."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
+    hw_decoder_load: Share = 0.65
+    """Share of the images that a GPU's JPEG engine decodes; 0 leaves it out."""
 
 
 class Config(_Section):
@@ -161,6 +205,7 @@ class Config(_Section):
 
     preset: str = "paper"
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -232,6 +277,36 @@ def load_config(
     for override in overrides:
         _merge(values, _parse_override(override), where=f"--set {override}")
     return _validated({"preset": preset, **values})
+
+
+def dataset_weights(given: Iterable[str]) -> dict[str, float]:
+    """Datasets as the command line names them: each ``PATH`` or ``PATH=WEIGHT``; without a weight it is 1.
+
+    Local paths become absolute, so that a run can be continued from another folder.
+
+    Raises:
+        ConfigError: a dataset comes twice, or a weight is not above 0.
+    """
+    weights: dict[str, float] = {}
+    for text in given:
+        path, separator, number = text.rpartition("=")
+        weight = _number(number) if separator else None
+        if weight is None:
+            path, weight = text, 1.0
+        if weight <= 0:
+            raise ConfigError("the weight of a dataset must be above 0", where=path, seen=number)
+        path = path if "://" in path else str(Path(path).absolute())
+        if path in weights:
+            raise ConfigError("a dataset is given twice", where=path, do="give it once, with its weight")
+        weights[path] = weight
+    return weights
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def read_config(path: Path) -> Config:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-_TEMPORARY = ".partial"
+PARTIAL = ".partial"
+"""Ends the name of a file that is being written."""
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
 
     A file of that name is replaced in one step. What a killed process leaves behind ends in ``.partial``.
     """
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         with temporary.open("wb") as file:
             yield file

@@ -1,7 +1,8 @@
-"""Planes as colours, and grids of pictures with headings."""
+"""Planes as colours, and pictures beside, above and in grids with words."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from fastssl.files import complete_or_absent
 
 Picture = NDArray[np.uint8]
+
+INK, FADED, PAPER = (40, 40, 40), (110, 110, 110), (255, 255, 255)
+"""Colours of words, of less important words and lines, and of what lies behind."""
+
+_STRIPE = 4
 
 # Near to far: light yellow, orange, magenta, violet, black. Lightness falls evenly, so it also reads in print.
 _DEPTH_COLOURS = np.array(
@@ -53,6 +59,123 @@ def framed(picture: Picture) -> Picture:
     for border in (marked[:4], marked[-4:], marked[:, :4], marked[:, -4:]):
         border[:] = (30, 160, 80)
     return marked
+
+
+def hatched(picture: Picture, unknown: NDArray[np.bool_]) -> Picture:
+    """The picture with diagonal gray stripes over its unknown pixels (H, W), which no colour of a plane looks like."""
+    rows, columns = np.indices(unknown.shape)
+    dark = (rows + columns) // _STRIPE % 2 == 1
+    stripes = np.where(dark, np.uint8(120), np.uint8(215))[..., None]
+    return np.where(unknown[..., None], stripes, picture)
+
+
+def enlarged(picture: Picture, smallest: int, largest: int) -> Picture:
+    """The picture with its longer side in this range of pixels: whole pixels repeated, or the mean of several."""
+    longer = max(picture.shape[:2])
+    factor = -(-smallest // longer)
+    if factor > 1:
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    if longer <= largest:
+        return picture
+    height, width = (max(1, round(side * largest / longer)) for side in picture.shape[:2])
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+
+
+def words(
+    lines: Sequence[str], width: int, *, size: int = 12, colour: tuple[int, int, int] = INK, most: int = 3
+) -> Image.Image:
+    """Lines of text on a block of this width; a line that is too long goes on below, over at most `most` lines."""
+    font = ImageFont.load_default(size=size)
+    broken = [piece for line in lines for piece in _broken(line, font, width, most)]
+    pitch = size + 4
+    block = Image.new("RGB", (width, pitch * max(len(broken), 1)), PAPER)
+    draw = ImageDraw.Draw(block)
+    for number, piece in enumerate(broken):
+        draw.text((0, pitch * number), piece, fill=colour, font=font)
+    return block
+
+
+def _broken(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+    """Pieces that fit the width, broken after a space, underscore or hyphen where there is one in the later half."""
+    pieces = list[str]()
+    while line and len(pieces) < most:
+        length = next((n for n in range(len(line), 1, -1) if font.getlength(line[:n]) <= width), 1)
+        if length < len(line):
+            if len(pieces) == most - 1:
+                pieces.append(line[: max(length - 3, 1)] + "...")
+                break
+            place = max(line.rfind(mark, length // 2, length) for mark in " _-") + 1
+            length = place or length
+        pieces.append(line[:length].rstrip())
+        line = line[length:]
+    return pieces
+
+
+def above(blocks: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:
+    """Blocks one above the other, flush left."""
+    sheet = Image.new(
+        "RGB",
+        (max(block.width for block in blocks), sum(block.height for block in blocks) + gap * (len(blocks) - 1)),
+        PAPER,
+    )
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height + gap
+    return sheet
+
+
+def beside(blocks: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:
+    """Blocks side by side, their tops level."""
+    sheet = Image.new(
+        "RGB",
+        (sum(block.width for block in blocks) + gap * (len(blocks) - 1), max(block.height for block in blocks)),
+        PAPER,
+    )
+    left = 0
+    for block in blocks:
+        sheet.paste(block, (left, 0))
+        left += block.width + gap
+    return sheet
+
+
+def bordered(block: Image.Image, margin: int) -> Image.Image:
+    """The block with an empty margin around it."""
+    sheet = Image.new("RGB", (block.width + 2 * margin, block.height + 2 * margin), PAPER)
+    sheet.paste(block, (margin, margin))
+    return sheet
+
+
+def depth_key(near: float, far: float, width: int) -> Image.Image:
+    """What the colours of `depth_picture` mean: a scale in metres."""
+    scale = depth_picture(np.geomspace(near, far, width)[None].repeat(14, axis=0), near, far)
+    block = Image.new("RGB", (width, 34), PAPER)
+    block.paste(Image.fromarray(scale), (0, 0))
+    draw, font = ImageDraw.Draw(block), ImageFont.load_default(size=11)
+    taken = list[tuple[float, float]]()
+    for metres in [near, far, *_round_metres(near, far)]:
+        label = f"{metres:.3g} m"
+        place, length = math.log(metres / near) / math.log(far / near) * (width - 1), font.getlength(label)
+        left = min(max(place - length / 2, 0), width - length)
+        if all(left >= stop + 8 or left + length <= start - 8 for start, stop in taken):
+            draw.line([(place, 14), (place, 17)], fill=INK)
+            draw.text((left, 19), label, fill=INK, font=font)
+            taken.append((left, left + length))
+    return block
+
+
+def _round_metres(near: float, far: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between the two."""
+    powers = range(math.floor(math.log10(near)), math.ceil(math.log10(far)) + 1)
+    return [factor * 10.0**power for power in powers for factor in (1, 2, 5) if near < factor * 10.0**power < far]
+
+
+def normal_key(side: int) -> Image.Image:
+    """What the colours of `normal_picture` mean: a ball seen from the front."""
+    x, y = np.meshgrid(*[(np.arange(side) + 0.5) / side * 2 - 1] * 2)
+    outside = x * x + y * y > 1
+    normal = np.stack([x, y, -np.sqrt(np.clip(1 - x * x - y * y, 0, 1))])
+    return Image.fromarray(np.where(outside[..., None], np.uint8(255), normal_picture(normal)))
 
 
 def grid(rows: Sequence[Sequence[Picture]], headings: Sequence[str], *, gap: int = 4) -> Image.Image:

@@ -244,11 +244,11 @@ def _lead(run: _Run) -> str:
     config = run.config
     layer = config.model.adapted_layer
     tasks = _listed([_TASK_NAMES[task] for task in config.model.tasks])
-    learnt = f"The network learnt {tasks} from the rendered images of {_dataset(config.data.synthetic)}"
+    learnt = f"The network learnt {tasks} from the rendered images of {_datasets(config.data.synthetic)}"
     if layer == "none":
         adapted = "No layer was adapted to photos."
     else:
-        photos = _dataset(config.data.real)
+        photos = _datasets(config.data.real)
         adapted = f"A discriminator pushed its {layer} features to be alike for these and for photos of {photos}."
     steps = run.summary.get("steps")
     if isinstance(steps, int):
@@ -275,9 +275,10 @@ def _facts(config: Config) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 
-def _dataset(path: str) -> str:
-    """The end of a path, enough to know the dataset by; the whole path is in the settings."""
-    return f"<code>{html.escape('/'.join(Path(path).parts[-2:]) or 'an unnamed dataset')}</code>"
+def _datasets(weights: Mapping[str, float]) -> str:
+    """The ends of the paths, enough to know the datasets by; the whole paths are in the settings."""
+    names = ["/".join(Path(path).parts[-2:]) for path in weights] or ["an unnamed dataset"]
+    return _listed([f"<code>{html.escape(name)}</code>" for name in names])
 
 
 def _key_results(run: _Run) -> str:
@@ -510,7 +511,7 @@ def _settings(config: Config) -> str:
 def _settings_table(section: str, settings: BaseModel) -> str:
     lines = []
     for name, value in settings.model_dump(mode="json").items():
-        words = value if isinstance(value, str) else json.dumps(value)
+        words = _value(value)
         meaning = html.escape(type(settings).model_fields[name].description or "")
         meaning = re.sub("`([^`]+)`", r"<code>\1</code>", meaning)
         lines.append(
@@ -518,6 +519,12 @@ def _settings_table(section: str, settings: BaseModel) -> str:
             f"<td><code>{html.escape(words) or '&ndash;'}</code></td><td>{meaning}</td></tr>"
         )
     return f'<table class="settings">{"".join(lines)}</table>'
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict) and list(value.values()) == [1.0]:
+        return str(next(iter(value)))  # the path of the only dataset, as `--set` takes it
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _missing(what: str, command: str) -> str:

@@ -11,7 +11,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fastssl.files import complete_or_absent
 
@@ -27,14 +28,26 @@ def log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
 
 
+class _RateColumn(ProgressColumn):
+    """How many are done per second, over the last half minute."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {self._unit}/s" if task.speed else "")
+
+
 @contextmanager
-def progress_bar(what: str) -> Iterator[Advance]:
-    """A progress bar on stderr where that is a terminal; nothing where it is not."""
+def progress_bar(what: str, *, unit: str | None = None) -> Iterator[Advance]:
+    """A progress bar on stderr where that is a terminal; nothing where it is not. With `unit`, it shows the rate."""
     console = Console(stderr=True)
-    columns = (
+    columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
+        *([_RateColumn(unit)] if unit else []),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[words]}"),
     )

@@ -56,12 +56,17 @@ class CodedSource:
     layout: str = "coded"
     path: Path = Path("coded")
     licence: str = "CC0-1.0"
+    subset: str | None = None
 
-    def __len__(self) -> int:
-        return self.count
+    @property
+    def labelled(self) -> bool:
+        return self.domain == "synthetic"
 
     def references(self) -> Iterator[str]:
         return (str(number) for number in range(self.count))
+
+    def key(self, reference: str) -> str:
+        return f"coded_{int(reference):03d}"
 
     def read(self, reference: str) -> Record:
         record = coded_record(int(reference))

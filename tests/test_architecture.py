@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastssl"
 # From high to low. A module imports from groups below its own, and inside its group only what stands further right.
 GROUPS = [
     ["cli"],
-    ["report", "evaluate", "train"],
+    ["report", "show", "evaluate", "train"],
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],
@@ -22,7 +22,7 @@ GROUPS = [
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors"]
-LIGHT += ["report", "cli"]
+LIGHT += ["report", "show", "cli"]
 
 
 def modules() -> list[Path]:

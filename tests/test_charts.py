@@ -1,17 +1,22 @@
-"""Charts, read back as XML: curves against their own axes, by hand, and by what a reader of the axes would see."""
+"""Figures, read back as XML: curves against their own axes, by hand, and by what a reader of the axes would see.
+And histograms, read back as pixels.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 from xml.etree.ElementTree import Element, fromstring
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from fastssl.charts import Reference, line_chart
+from fastssl.charts import Reference, histogram, line_chart
 
 
 def _drawn(
@@ -162,3 +167,84 @@ def test_words_stay_words_and_belong_to_their_drawing() -> None:
     (drawing,) = chart.iter("svg")
     ids = [element.attrib["id"] for element in chart.iter() if "id" in element.attrib]
     assert drawing.attrib["aria-labelledby"].split() == ids == ["loss-x-title", "loss-x-words"]
+
+
+# Histograms as pictures
+
+
+def _bars(picture: Image.Image) -> NDArray[np.bool_]:
+    """(columns, rows): where bars are."""
+    return (np.asarray(picture) == (52, 110, 170)).all(axis=2).T
+
+
+def _texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[float, float], str]]:
+    written = list[tuple[tuple[float, float], str]]()
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, **others: Any) -> None:
+        written.append((xy, text))
+        draw(self, xy, text, **others)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
+def _axis_of(texts: list[tuple[tuple[float, float], str]], *, of: int) -> dict[float, float]:
+    """Numbers that stand at one height (of=0) or one side (of=1), by their place."""
+    places = [(xy, text) for xy, text in texts if text.replace(".", "").isdigit()]
+    floor = max(xy[1] for xy, _ in places)
+    return {float(text): xy[of] for xy, text in places if (xy[1] == floor) == (of == 0)}
+
+
+def test_bars_reach_as_high_as_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch)
+    counts = np.array([3, 0, 7, 10, 1])
+    bars = _bars(histogram(counts, np.linspace(0, 5, 6), title="T", unit="m", of="samples", note="N"))
+    x, y = _axis_of(texts, of=0), _axis_of(texts, of=1)
+    assert {"T", "m", "samples", "N"} <= {text for _, text in texts}
+    for number, count in enumerate(counts):
+        column = bars[round(x[0] + (number + 0.5) / 5 * (x[5] - x[0]))]
+        assert abs(column.sum() / (y[0] - y[10]) * 10 - count) < 0.2
+
+
+def test_many_things_are_shown_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch)
+    counts = np.array([30_000, 70_000])
+    bars = _bars(histogram(counts, np.array([0.0, 1, 2]), title="T", unit="m", of="pixels"))
+    x, y = _axis_of(texts, of=0), _axis_of(texts, of=1)
+    assert "% of pixels" in {text for _, text in texts}
+    for place, share in ((0.5, 30), (1.5, 70)):
+        column = bars[round(x[0] + place / 2 * (x[2] - x[0]))]
+        assert abs(column.sum() / (y[0] - y[80]) * 80 - share) < 0.5
+
+
+def test_bins_of_equal_ratio_get_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch)
+    counts = np.zeros(30, int)
+    counts[10] = 1  # from 1 to 10 ** 0.1
+    bars = _bars(histogram(counts, np.geomspace(0.1, 100, 31), title="T", unit="m", of="samples"))
+    x = _axis_of(texts, of=0)
+    assert x[1] - x[0.1] == pytest.approx(x[10] - x[1], abs=2)
+    columns = np.flatnonzero(bars.any(axis=1))
+    assert columns[0] == pytest.approx(x[1], abs=2)
+    assert columns[-1] + 1 == pytest.approx(x[1] + (x[10] - x[1]) / 10, abs=2.5)
+
+
+def test_few_things_are_counted_in_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch)
+    histogram(np.array([1, 0, 1]), np.linspace(0, 30, 4), title="T", unit="m", of="samples")
+    assert set(_axis_of(texts, of=1)) == {0, 1}
+
+
+def test_a_rare_value_is_seen_and_an_empty_bin_is_empty() -> None:
+    bars = _bars(histogram(np.array([10**9, 0, 1]), np.linspace(0, 3, 4), title="T", unit="m", of="pixels"))
+    columns = bars.any(axis=1)
+    assert columns[46 + 250 : 46 + 300].all()
+    assert not columns[46 + 110 : 46 + 200].any()
+
+
+def test_a_histogram_of_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch)
+    bars = _bars(histogram(np.zeros(3, int), np.linspace(0, 3, 4), title="T", unit="m", of="pixels"))
+    assert not bars.any()
+    assert "no values" in {text for _, text in texts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fastssl.cli import main
+from fastssl.shards import read_samples
 
 SMALL = ["--preset", "tiny", "--set", "data.size=67", "--set", "data.batch_synthetic=4", "--set", "data.batch_real=4"]
 SMALL += ["--set", "model.width=0.1", "--set", "model.fc_channels=16", "--set", "model.head_channels=4"]
@@ -139,7 +141,7 @@ def test_bad_data_ends_training_with_code_3(
     shutil.copytree(coded_synthetic, data)
     damage(data)
     before = folder_contents(data)
-    steps = ["--set", "train.steps=6"]
+    steps = ["--set", "train.steps=6", "--set", "data.max_bad=0"]
     code, out, err = fastssl(
         "train", "--synthetic", data, "--real", coded_real, "--out", tmp_path / "run", *SMALL, *steps
     )
@@ -164,17 +166,41 @@ def test_shard_packs_a_folder_and_refuses_bad_images(
     source = photos(tmp_path / "photos")
     code, _, err = fastssl("shard", source, tmp_path / "packed", "--size", 32)
     assert code == 0
-    assert "3 samples" in err
+    assert re.search(r"samples +3\n", err)
     assert fastssl("shard", source, tmp_path / "packed", "--size", 32)[0] == 2
+    assert fastssl("shard", source, tmp_path / "packed", "--size", 32, "--resume")[0] == 0
     path = source / "a" / "two.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    code, _, err = fastssl("shard", source, tmp_path / "again", "--size", 32)
+    code, _, err = fastssl("shard", source, tmp_path / "again", "--size", 32, "--max-bad", 0)
     assert code == 3
     assert "two.jpg" in err
     assert not list((tmp_path / "again").glob("*.tar"))
-    assert fastssl("shard", source, tmp_path / "third", "--size", 32, "--max-bad", 1)[0] == 0
+    code, out, err = fastssl("shard", source, tmp_path / "third", "--size", 32, "--json")
+    assert code == 0
+    (facts,) = json.loads(out).values()
+    assert (facts["samples"], facts["shards"], facts["unusable"]) == (2, 1, 1)
+    assert "1 images could not be used" in err
     assert fastssl("shard", source, tmp_path / "fourth", "--layout", "foldr")[0] == 2
     assert fastssl("shard", tmp_path / "nothing", tmp_path / "fifth")[0] == 3
+
+
+def test_a_dry_run_writes_nothing(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    source = photos(tmp_path / "photos")
+    code, out, err = fastssl("shard", source, tmp_path / "packed", "--dry-run", "--json", "--size", 32)
+    assert code == 0
+    (facts,) = json.loads(out).values()
+    assert (facts["layout"], facts["samples"], facts["shards"]) == ("classes", 3, 1)
+    assert "estimated bytes" in err
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_split_makes_a_dataset_of_each_part(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    source = photos(tmp_path / "photos")
+    code, out, _ = fastssl("shard", source, tmp_path / "p", "--split", "a=0.4,b=0.6", "--json", "--size", 32)
+    assert code == 0
+    assert list(json.loads(out)) == [f"{tmp_path}/p/a", f"{tmp_path}/p/b"]
+    assert sum(len(list(read_samples(tmp_path / "p" / name))) for name in "ab") == 3
+    assert fastssl("shard", source, tmp_path / "q", "--split", "a=0.4,b=0.5")[0] == 2
 
 
 def test_from_training_to_report(

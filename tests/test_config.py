@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from fastssl.config import PRESETS, load_config, read_config, write_config
+from fastssl.config import PRESETS, dataset_weights, load_config, read_config, write_config
 from fastssl.errors import ConfigError
 
 
@@ -73,3 +74,41 @@ def test_files_that_hold_no_settings(content: str, tmp_path: Path) -> None:
         load_config(file=file)
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_config(file=tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        (["/a"], {"/a": 1.0}),
+        (["/a=0.7", "/b=0.3"], {"/a": 0.7, "/b": 0.3}),
+        (["/x=y/a", "s3://bucket/a=2"], {"/x=y/a": 1.0, "s3://bucket/a": 2.0}),
+    ],
+)
+def test_datasets_come_with_weights(given: list[str], weights: dict[str, float]) -> None:
+    assert dataset_weights(given) == weights
+    config = load_config(overrides=[f"data.synthetic={json.dumps(weights)}"])
+    assert config.data.synthetic == weights
+
+
+def test_a_relative_dataset_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dataset_weights(["rooms=2"]) == {f"{tmp_path}/rooms": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [(["/a=0"], "above 0"), (["/a=-1"], "above 0"), (["/a", "/a=2"], "twice")]
+)
+def test_datasets_that_make_no_sense_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataset_weights(given)
+
+
+def test_one_dataset_may_be_a_path_alone() -> None:
+    assert load_config(overrides=["data.real=/photos"]).data.real == {"/photos": 1.0}
+    assert load_config().data.real == {}
+
+
+@pytest.mark.parametrize("setting", ["aspect=[2, 1]", "blur_sigma=[3, 1]", "aspect=[0, 1]", "brightness=1.5"])
+def test_augmentation_out_of_range_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match="augment"):
+        load_config(overrides=[f"augment.{setting}"])

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from fastssl.render import render_rooms
 from fastssl.shards import pack
-from fastssl.sources import FolderSource, RenderSource
+from fastssl.sources import RenderSource
+from fastssl.sources.classes import ClassesSource
 
 ROOMS = {"render_train": (160, 1), "render_val": (40, 2)}
 """Number of rooms and seed."""
@@ -43,7 +44,7 @@ def main() -> None:
             pack(RenderSource(work / name), fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
         licence = "see ATTRIBUTION.md"
         for name in PHOTOS:
-            source = FolderSource(photos / name, licence=licence)
+            source = ClassesSource(photos / name, licence=licence)
             pack(source, fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
         shutil.copyfile(photos / "ATTRIBUTION.md", arguments.out / "ATTRIBUTION.md")
     num_bytes = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())

@@ -12,8 +12,8 @@ from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.evaluate.features import compared_layer, pooled_features
 from fastssl.evaluate.networks import trained_networks, untrained_networks
+from fastssl.loader import Mixture, open_mixture
 from fastssl.models import Networks
-from fastssl.shards import ShardSet
 from fastssl.telemetry import merge_summary
 
 _L2 = 1e-2
@@ -38,8 +38,8 @@ def evaluate_domain(run: Path, synthetic: Path, real: Path) -> dict[str, object]
         raise UsageError(
             "the run names no real dataset", where=run, do="train with --real, even if no layer is adapted"
         )
-    fit = [ShardSet(Path(config.data.synthetic)), ShardSet(Path(config.data.real))]
-    held_out = [ShardSet(synthetic), ShardSet(real)]
+    fit = [open_mixture(config.data.synthetic), open_mixture(config.data.real)]
+    held_out = [open_mixture(synthetic), open_mixture(real)]
     accuracy = {
         name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
         for name, parts in (("trained", networks), ("untrained", untrained_networks(config)))
@@ -89,7 +89,7 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
     return weight.detach().float(), bias.detach().float()
 
 
-def _two_domains(networks: Networks, config: Config, datasets: list[ShardSet]) -> tuple[Tensor, Tensor]:
+def _two_domains(networks: Networks, config: Config, datasets: list[Mixture]) -> tuple[Tensor, Tensor]:
     parts = [pooled_features(networks, config, compared_layer(config), shards) for shards in datasets]
     domains = [torch.full((len(part),), domain) for domain, part in enumerate(parts)]
     return torch.cat(parts), torch.cat(domains)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fastssl.config import Config
 from fastssl.evaluate.networks import image_batches
+from fastssl.loader import Mixture
 from fastssl.models import Networks
-from fastssl.shards import ShardSet
 
 DEFAULT_LAYER = "conv5"
 
@@ -20,7 +20,7 @@ def compared_layer(config: Config) -> str:
 
 
 @torch.no_grad()
-def pooled_features(networks: Networks, config: Config, layer: str, shards: ShardSet) -> Tensor:
+def pooled_features(networks: Networks, config: Config, layer: str, shards: Mixture) -> Tensor:
     """Features of every image of a dataset at a layer: (N, C) float32 on the CPU."""
     batches = image_batches(config, shards)
     features = [networks.backbone(batch.image, until=layer)[layer].float().mean(dim=(2, 3)) for batch in batches]

@@ -14,6 +14,7 @@ from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.evaluate.features import compared_layer, pooled_features
 from fastssl.evaluate.networks import trained_networks, untrained_networks
+from fastssl.loader import Mixture
 from fastssl.models import Networks
 from fastssl.pictures import Picture, framed, grid, write_picture
 from fastssl.shards import ShardSet, decode_sample
@@ -49,7 +50,7 @@ def evaluate_neighbours(run: Path, real: Path, not_adapted: Path | None = None) 
         raise DataError("the photos have no classes", where=real, do="pack them from a folder per photograph")
     layer = compared_layer(config)
     order = {
-        name: neighbours(pooled_features(parts, settings, layer, shards))
+        name: neighbours(pooled_features(parts, settings, layer, Mixture([shards])))
         for name, (parts, settings) in candidates.items()
     }
     precision = {

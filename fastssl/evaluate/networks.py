@@ -11,9 +11,17 @@ from torch import nn
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config
-from fastssl.loader import LoaderOptions, Step, evaluation_plan, real_batches, synthetic_batches
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Plan,
+    ViewSettings,
+    evaluation_plan,
+    open_mixture,
+    real_batches,
+    synthetic_batches,
+)
 from fastssl.models import Networks, build_networks
-from fastssl.shards import ShardSet
 from fastssl.train import load_networks, run_device
 
 _BATCH = 32
@@ -40,26 +48,24 @@ def untrained_networks(config: Config) -> Networks:
         norm.momentum = None  # the plain mean over the batches
     networks.train()
     with torch.no_grad():
-        for batch in islice(image_batches(config, ShardSet(Path(config.data.synthetic))), _CALIBRATION_BATCHES):
+        for batch in islice(image_batches(config, open_mixture(config.data.synthetic)), _CALIBRATION_BATCHES):
             networks.heads(networks.backbone(batch.image)["fc7"])
     return networks.eval()
 
 
-def label_batches(config: Config, shards: ShardSet) -> Iterator[SyntheticBatch]:
+def label_batches(config: Config, shards: Mixture) -> Iterator[SyntheticBatch]:
     """Every sample of a synthetic dataset once, through its centre window."""
     return synthetic_batches(shards, *_plan(config, shards, whole=False))
 
 
-def image_batches(config: Config, shards: ShardSet) -> Iterator[RealBatch]:
+def image_batches(config: Config, shards: Mixture) -> Iterator[RealBatch]:
     """Every image of any dataset once, as the training would show it but through its centre window."""
     whole = not shards.has_labels and config.data.real_window == "whole"
     return real_batches(shards, *_plan(config, shards, whole=whole))
 
 
-def _plan(config: Config, shards: ShardSet, *, whole: bool) -> tuple[Iterator[Step], LoaderOptions]:
+def _plan(config: Config, shards: Mixture, *, whole: bool) -> tuple[Plan, LoaderOptions]:
     data = config.data
-    plan = evaluation_plan(data, len(shards), _BATCH, shards.image_size, whole=whole)
-    gray = data.gray != "off"
-    return plan, LoaderOptions(
-        size=data.size, gray=gray, batch_size=_BATCH, device=run_device(), threads=config.train.threads
-    )
+    settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
+    plan = evaluation_plan(settings, len(shards), _BATCH)
+    return plan, LoaderOptions(device=run_device(), threads=config.train.threads)

@@ -13,9 +13,9 @@ from fastssl.batch import SyntheticBatch
 from fastssl.config import Config, Task
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
 from fastssl.evaluate.networks import label_batches, trained_networks, untrained_networks
+from fastssl.loader import Mixture, open_mixture
 from fastssl.models import Networks
 from fastssl.pictures import write_picture
-from fastssl.shards import ShardSet
 from fastssl.telemetry import merge_summary
 from fastssl.train.pictures import prediction_sheet
 
@@ -36,11 +36,11 @@ def evaluate_tasks(run: Path, synthetic: Path) -> dict[Task, dict[str, dict[str,
         DataError: no run there, or a dataset without labels.
     """
     networks, config = trained_networks(run)
-    shards = ShardSet(synthetic)
+    shards = open_mixture(synthetic)
     predictors = {
         "trained": _network_predictor(networks),
         "untrained": _network_predictor(untrained_networks(config)),
-        "constant": fit_constant(label_batches(config, ShardSet(Path(config.data.synthetic)))),
+        "constant": fit_constant(label_batches(config, open_mixture(config.data.synthetic))),
     }
     results = {name: measure(predictor, config, shards) for name, predictor in predictors.items()}
     tasks = {
@@ -54,7 +54,7 @@ def evaluate_tasks(run: Path, synthetic: Path) -> dict[Task, dict[str, dict[str,
 
 
 @torch.no_grad()
-def measure(predictor: Predictor, config: Config, shards: ShardSet) -> dict[Task, dict[str, float]]:
+def measure(predictor: Predictor, config: Config, shards: Mixture) -> dict[Task, dict[str, float]]:
     """The metrics of each task of `config` over a dataset."""
     depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
     for batch in label_batches(config, shards):

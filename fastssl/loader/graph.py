@@ -7,42 +7,75 @@ One function builds it for the CPU and for a GPU. Every random choice is an inpu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from fastssl.batch import IMAGE_MEAN
+from fastssl.loader.plan import Views
 
 Feed = Callable[[], tuple[Any, ...]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """What the graph does to decoded images; a step that is not asked for costs nothing."""
+
+    size: int
+    """Side of the output in pixels."""
+    cuts: bool
+    """Every window has the size of the output, so it is cut out and nothing is resampled."""
+    gray: bool
+    """Repeat each view's channel three times instead of the colours."""
+    colour: bool
+    """Change brightness, contrast, saturation and hue as the views say."""
+    blur: bool
+    """Blur as the views say."""
+    half: bool
+    """float16 instead of float32."""
+
+    def inputs(self, views: Views) -> list[Any]:
+        """The graph's inputs besides the encoded images, in their order."""
+        arrays: list[Any] = list(views.roi())
+        if self.cuts:
+            arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
+        if self.colour:
+            arrays += list(views.colour.T)
+        if self.blur:
+            # A kernel this narrow leaves every pixel as it is.
+            arrays.append(np.maximum(views.blur, _NO_BLUR))
+        if self.gray:
+            arrays += [views.channel[:, None].astype(np.int32), 255.0 * IMAGE_MEAN[views.channel][:, None]]
+        return arrays
+
+
+_NO_BLUR = np.float32(0.01)
+
+
 def build_graph(
     feed: Feed,
+    pixels: Pixels,
     *,
-    size: int,
-    gray: bool,
     batch_size: int,
     threads: int,
     device_id: int | None = None,
-    half: bool = False,
+    hw_decoder_load: float = 0.65,
     label_bytes: int | None = None,
 ) -> Pipeline:
     """Build the pipeline of one domain.
 
     Args:
-        feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8
-            arrays); window starts and ends (N, 2) as `Views.roi` gives them; with `gray` the channels (N, 1) int32
-            and their means (N, 1) float32; with `label_bytes` on a GPU the label blocks, a list of uint8 arrays.
-            Raises StopIteration at the end.
-        size: side of the output in pixels.
-        gray: repeat the chosen channel three times instead of the colours.
+        feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), then
+            `Pixels.inputs`, and with `label_bytes` on a GPU the label blocks, a list of uint8 arrays. Raises
+            StopIteration at the end.
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
-        half: float16 images instead of float32.
+        hw_decoder_load: share of the images that a GPU's JPEG engine decodes.
         label_bytes: size of an inflated label block; None where there are none or the CPU inflates them.
 
     Returns:
@@ -51,30 +84,45 @@ def build_graph(
     """
     on_gpu = device_id is not None
     inflate = on_gpu and label_bytes is not None
-    dtype = types.FLOAT16 if half else types.FLOAT
+    num_inputs = 3 + 4 * pixels.colour + pixels.blur + 2 * pixels.gray
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=2)
     with pipeline:
-        jpeg, start, end, *more = fn.external_source(source=feed, num_outputs=3 + 2 * gray + inflate, batch=True)
-        # Fancy upsampling is what libjpeg does on the CPU; without it the chroma of the two backends differs.
+        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + inflate, batch=True)
         image = fn.decoders.image(
-            jpeg, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
+            jpeg,
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            # What libjpeg does on the CPU; without it the chroma of the two backends differs.
+            jpeg_fancy_upsampling=True,
+            hw_decoder_load=hw_decoder_load,
         )
-        image = fn.resize(image, size=[size, size], roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR)
-        if gray:
-            channel, mean = more[:2]
-            image = fn.slice(image, start=channel, shape=[1], axes=[2])
-            image = fn.crop_mirror_normalize(image, mean=mean, std=[255.0], dtype=dtype, output_layout="HWC")
-            image = fn.cat(image, image, image, axis=2)
-        else:
-            mean = [255.0 * value for value in IMAGE_MEAN.tolist()]
-            image = fn.crop_mirror_normalize(image, mean=mean, std=[255.0] * 3, dtype=dtype, output_layout="HWC")
-        outputs = [image]
+        outputs = [_image(image, pixels, views)]
         if inflate:
-            outputs.append(fn.decoders.inflate(more[-1].gpu(), shape=[label_bytes], dtype=types.UINT8))
+            outputs.append(fn.decoders.inflate(views[-1].gpu(), shape=[label_bytes], dtype=types.UINT8))
         pipeline.set_outputs(*outputs)
     return pipeline
 
 
-def channel_inputs(channel: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The graph's inputs for the channels 0 to 2 of N gray images: their numbers and means, (N, 1) each."""
-    return channel[:, None].astype(np.int32), 255.0 * IMAGE_MEAN[channel][:, None]
+def _image(image: DataNode, pixels: Pixels, views: list[DataNode]) -> DataNode:
+    """Window, colours and normalisation of decoded images."""
+    start, second, *more = views
+    normalise: dict[str, Any] = {"dtype": types.FLOAT16 if pixels.half else types.FLOAT, "output_layout": "HWC"}
+    if pixels.cuts:
+        image = fn.slice(image, start=start, shape=[pixels.size, pixels.size], axes=[0, 1])
+        normalise["mirror"] = second
+    else:
+        size = [pixels.size, pixels.size]
+        image = fn.resize(image, size=size, roi_start=start, roi_end=second, interp_type=types.INTERP_LINEAR)
+    if pixels.colour:
+        brightness, contrast, saturation, hue, *more = more
+        image = fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+    if pixels.blur:
+        sigma, *more = more
+        image = fn.gaussian_blur(image, sigma=sigma)
+    if not pixels.gray:
+        mean = [255.0 * value for value in IMAGE_MEAN.tolist()]
+        return fn.crop_mirror_normalize(image, mean=mean, std=[255.0] * 3, **normalise)
+    channel, mean = more[:2]
+    image = fn.slice(image, start=channel, shape=[1], axes=[2])
+    image = fn.crop_mirror_normalize(image, mean=mean, std=[255.0], **normalise)
+    return fn.cat(image, image, image, axis=2)

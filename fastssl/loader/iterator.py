@@ -6,93 +6,125 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
-from fastssl.loader.graph import build_graph, channel_inputs
+from fastssl.loader.damage import Damage
+from fastssl.loader.graph import Pixels, build_graph
 from fastssl.loader.labels import PendingPlanes, ThreadedLabels, cut_on_device, to_units
-from fastssl.loader.plan import Step, Views
-from fastssl.shards import JPEG, LABELS, LabelLayout, ShardSet
+from fastssl.loader.mixture import Mixture
+from fastssl.loader.plan import Plan, Step, Views
+from fastssl.shards import JPEG, LABEL, LABELS, LabelLayout
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
     """How batches are made, whatever is in them."""
 
-    size: int
-    """Side of the network's input in pixels."""
-    gray: bool
-    """Repeat each view's channel three times instead of the colours."""
-    batch_size: int
-    """Largest number of samples in a step of the plan."""
     device: torch.device
     """Where the batches are made, and where their tensors lie."""
     threads: int = 0
     """For decoding; 0 = as many as there are cores."""
     half: bool = False
     """Images as float16, for mixed precision on a GPU."""
+    max_bad: int = 0
+    """Samples that may turn out damaged, and are replaced, before the batches end with an error."""
+    paranoid: bool = False
+    """Compare every member that is read with its checksum."""
+    hw_decoder_load: float = 0.65
+    """Share of the images that a GPU's JPEG engine decodes; this is DALI's default."""
 
     @property
     def num_threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
 
 
-def synthetic_batches(shards: ShardSet, plan: Iterator[Step], options: LoaderOptions) -> Iterator[SyntheticBatch]:
+def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[SyntheticBatch]:
     """Rendered images with their labels, one batch per step of the plan.
+
+    A damaged sample is replaced by the next sound one of its dataset, named in the log and counted.
 
     Raises:
         DataError: the dataset holds photos only.
-        ShardError: a sample lacks a plane or does not decode; names shard and key.
+        ShardError: more samples are damaged than the options allow; names shard and key.
 
     Sync: none on a GPU; a batch is ordered on the stream that was current when it was asked for, and is to be used
         on that stream.
     """
-    if not shards.has_labels:
-        raise DataError("the dataset has no label planes", where=shards.path, do="give a packed synthetic dataset")
-    layout = LabelLayout(*shards.image_size)
+    if not samples.has_labels:
+        raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
+    damage = Damage(samples, (JPEG, LABELS), max_bad=options.max_bad, paranoid=options.paranoid)
+    return Batches(_synthetic(samples, plan, options, damage), damage)
+
+
+def real_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[RealBatch]:
+    """Images alone, with their classes where there are any; as `synthetic_batches` otherwise."""
+    damage = Damage(samples, (JPEG, LABEL), max_bad=options.max_bad, paranoid=options.paranoid)
+    return Batches(_real(samples, plan, options, damage), damage)
+
+
+class Batches(Generic[Batch]):
+    """An iterator of batches that tells which samples were damaged so far."""
+
+    def __init__(self, batches: Iterator[Batch], damage: Damage) -> None:
+        self._batches, self._damage = batches, damage
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def damaged(self) -> list[str]:
+        """Shard, key and reason of each damaged sample met so far."""
+        return self._damage.places()
+
+
+def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[SyntheticBatch]:
+    layout = LabelLayout(*samples.image_size)
     on_cpu = options.device.type == "cpu"
-    labels = ThreadedLabels(layout, options.size, options.num_threads) if on_cpu else None
-    feed = _Feed(shards, plan, gray=options.gray, labels=labels, sends_blocks=not on_cpu)
+    size = plan.settings.data.size
+    labels = ThreadedLabels(layout, size, options.num_threads) if on_cpu else None
+    feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=labels, sends_blocks=not on_cpu)
     try:
-        for pending, image, *raw in _handed_over(feed, options, None if on_cpu else layout.num_bytes):
-            planes = (
-                pending.planes.result()
-                if pending.planes
-                else cut_on_device(raw[0], layout, pending.views, options.size)
-            )
+        for pending, image, *raw in _handed_over(feed, plan, options, None if on_cpu else layout.num_bytes):
+            planes = pending.planes.result() if pending.planes else cut_on_device(raw[0], layout, pending.views, size)
             flip = torch.from_numpy(pending.views.flip).to(options.device, non_blocking=True)
-            yield SyntheticBatch(keys=feed.keys(pending), image=_channels_last(image), **to_units(planes, flip))
+            keys = tuple(samples.key(i) for i in pending.samples)
+            yield SyntheticBatch(keys=keys, image=_channels_last(image), **to_units(planes, flip))
     finally:
         if labels is not None:
             labels.close()
 
 
-def real_batches(shards: ShardSet, plan: Iterator[Step], options: LoaderOptions) -> Iterator[RealBatch]:
-    """Images alone, with their classes where there are any; raises and synchronises as `synthetic_batches` does."""
-    feed = _Feed(shards, plan, gray=options.gray)
-    for pending, image in _handed_over(feed, options, None):
-        label = torch.tensor([shards.label(i) for i in pending.samples.tolist()])
-        yield RealBatch(
-            keys=feed.keys(pending), image=_channels_last(image), label=label.to(options.device, non_blocking=True)
-        )
+def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:
+    feed = _Feed(plan.steps, damage, _pixels(plan, options))
+    for pending, image in _handed_over(feed, plan, options, None):
+        keys = tuple(samples.key(i) for i in pending.samples)
+        label = torch.tensor([samples.label(i) for i in pending.samples])
+        yield RealBatch(keys=keys, image=_channels_last(image), label=label.to(options.device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
     """A batch whose bytes went into the graph and whose images have not come out yet."""
 
-    samples: NDArray[np.int64]
+    samples: list[int]
+    """Numbers of the samples, replacements included."""
     views: Views
     planes: PendingPlanes | None
+
+    def error(self) -> ShardError | None:
+        """What went wrong with the label planes, if they have to be waited for."""
+        return None if self.planes is None else self.planes.error()
 
 
 class _Feed:
@@ -103,73 +135,68 @@ class _Feed:
 
     def __init__(
         self,
-        shards: ShardSet,
-        plan: Iterator[Step],
+        steps: Iterator[Step],
+        damage: Damage,
+        pixels: Pixels,
         *,
-        gray: bool,
         labels: ThreadedLabels | None = None,
         sends_blocks: bool = False,
     ) -> None:
-        self._shards, self._plan, self._gray = shards, plan, gray
+        self.pixels, self._steps, self._damage = pixels, steps, damage
         self._labels, self._sends_blocks = labels, sends_blocks
         self.pending: deque[_Pending] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
-        samples, views = next(self._plan)
-        inputs: list[Any] = [[self._jpeg(i) for i in samples.tolist()], *views.roi()]
-        if self._gray:
-            inputs += channel_inputs(views.channel)
+        samples, views = next(self._steps)
+        return self._inputs(samples.tolist(), views)
+
+    def again(self) -> _Feed | None:
+        """A feed of the oldest batch alone, which failed, without its damaged samples; None if none is at fault."""
+        if not self.pending:
+            return None
+        failed = self.pending.popleft()
+        if not self._damage.examine(failed.samples):
+            return None
+        step = (np.array(failed.samples), failed.views)
+        return _Feed(iter([step]), self._damage, self.pixels, labels=self._labels, sends_blocks=self._sends_blocks)
+
+    def _inputs(self, samples: list[int], views: Views) -> tuple[Any, ...]:
+        sound, members = zip(*[self._damage.read(index) for index in samples], strict=True)
+        inputs: list[Any] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
         planes = None
         if self._labels or self._sends_blocks:
-            blocks = [self._shards.member(i, LABELS) for i in samples.tolist()]
+            blocks = [member[LABELS] for member in members]
             if self._sends_blocks:
                 inputs.append(blocks)
             if self._labels:
-                planes = self._labels.submit(blocks, views, [self._shards.place(i) for i in samples.tolist()])
-        self.pending.append(_Pending(samples=samples, views=views, planes=planes))
+                planes = self._labels.submit(blocks, views)
+        self.pending.append(_Pending(samples=list(sound), views=views, planes=planes))
         return tuple(inputs)
 
-    def keys(self, pending: _Pending) -> tuple[str, ...]:
-        return tuple(self._shards.key(i) for i in pending.samples.tolist())
 
-    def _jpeg(self, sample: int) -> NDArray[np.uint8]:
-        stream = self._shards.member(sample, JPEG)
-        # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
-        if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
-            raise self._damaged(sample, "the stream is cut short or not a JPEG")
-        return stream
-
-    def first_undecodable(self, samples: NDArray[np.int64]) -> ShardError | None:
-        """The error for the first of the samples that does not decode, to give DALI's error a name."""
-        for sample in samples.tolist():
-            try:
-                Image.open(BytesIO(self._shards.member(sample, JPEG).tobytes())).load()
-            except (OSError, SyntaxError, ValueError) as error:
-                return self._damaged(sample, str(error))
-        return None
-
-    def _damaged(self, sample: int, reason: str) -> ShardError:
-        return ShardError(
-            "an image cannot be decoded",
-            where=self._shards.place(sample),
-            seen=reason,
-            expected="a complete JPEG",
-            do="pack the dataset again",
-        )
+def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
+    augment = plan.settings.augment
+    return Pixels(
+        size=plan.settings.data.size,
+        cuts=plan.cuts,
+        gray=plan.settings.data.gray != "off",
+        colour=any((augment.brightness, augment.contrast, augment.saturation, augment.hue)),
+        blur=augment.blur > 0,
+        half=options.half,
+    )
 
 
-def _handed_over(feed: _Feed, options: LoaderOptions, label_bytes: int | None) -> Iterator[tuple[Any, ...]]:
+def _handed_over(feed: _Feed, plan: Plan, options: LoaderOptions, label_bytes: int | None) -> Iterator[tuple[Any, ...]]:
     """Each step's `_Pending` and the graph's output tensors, without a copy and without waiting for a GPU."""
     device = options.device
     device_id = None if device.type == "cpu" else device.index or 0
     pipeline = build_graph(
         feed,
-        size=options.size,
-        gray=options.gray,
-        batch_size=options.batch_size,
+        feed.pixels,
+        batch_size=plan.batch_size,
         threads=options.num_threads,
         device_id=device_id,
-        half=options.half,
+        hw_decoder_load=options.hw_decoder_load,
         label_bytes=label_bytes,
     )
     pipeline.build()
@@ -183,9 +210,24 @@ def _handed_over(feed: _Feed, options: LoaderOptions, label_bytes: int | None) -
         except StopIteration:
             return
         except RuntimeError as error:
-            culprit = feed.first_undecodable(feed.pending[0].samples) if feed.pending else None
-            raise culprit or DeviceError("DALI could not make a batch", seen=str(error)) from error
+            # DALI loses the batch that failed, and goes on with the next.
+            yield from _made_again(feed, error, plan, options, label_bytes)
+            continue
+        damaged = feed.pending[0].error()
+        if damaged is not None:
+            yield from _made_again(feed, damaged, plan, options, label_bytes)
+            continue
         yield feed.pending.popleft(), *(from_dlpack(output.as_tensor()) for output in outputs)
+
+
+def _made_again(
+    feed: _Feed, error: Exception, plan: Plan, options: LoaderOptions, label_bytes: int | None
+) -> Iterator[tuple[Any, ...]]:
+    """The batch that failed, with its damaged samples replaced."""
+    again = feed.again()
+    if again is None:
+        raise DeviceError("DALI could not make a batch", seen=str(error)) from error
+    yield from _handed_over(again, plan, options, label_bytes)
 
 
 def _channels_last(image: Tensor) -> Tensor:

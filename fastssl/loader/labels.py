@@ -36,10 +36,18 @@ class Planes:
 
 
 class PendingPlanes:
-    """Planes that threads are filling; `result` waits for them and raises what went wrong."""
+    """Planes that threads are filling; `error` and `result` wait for them."""
 
     def __init__(self, planes: Planes, jobs: list[Future[None]]) -> None:
         self._planes, self._jobs = planes, jobs
+
+    def error(self) -> ShardError | None:
+        """What went wrong with a label block, if anything did."""
+        errors = (job.exception() for job in self._jobs)
+        found = next((error for error in errors if error is not None), None)
+        if found is not None and not isinstance(found, ShardError):
+            raise found
+        return found
 
     def result(self) -> Planes:
         for job in self._jobs:
@@ -54,8 +62,8 @@ class ThreadedLabels:
         self._layout, self._size, self._threads = layout, size, threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-labels")
 
-    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views, places: Sequence[str]) -> PendingPlanes:
-        """Start on a batch of label blocks, each seen through its view; `places` name them in errors."""
+    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingPlanes:
+        """Start on a batch of label blocks, each seen through its view."""
         num, size, layout = len(blocks), self._size, self._layout
         depth = np.empty((num, size, size), np.uint16)
         normal = np.empty((num, 3, size, size), np.uint8)
@@ -67,10 +75,7 @@ class ThreadedLabels:
         def cut(samples: range) -> None:
             raw = np.empty(layout.num_bytes, np.uint8)
             for i in samples:
-                try:
-                    inflate(blocks[i], layout, raw)
-                except ShardError as error:
-                    raise ShardError(error.what, where=places[i], seen=error.seen, expected=error.expected) from error
+                inflate(blocks[i], layout, raw)
                 stored_depth, stored_normal = layout.depth.view(raw), layout.normal.view(raw)
                 undo_differences(stored_depth)
                 undo_differences(stored_normal)

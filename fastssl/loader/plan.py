@@ -1,63 +1,57 @@
-"""Which samples make a step, and how each is seen: pure functions of the seed and the step.
+"""Which samples make a step, and how each is seen: pure functions of the seed and the position.
 
-Nothing here has a state, so a run that is continued at step k needs no more than the number k, and every
-rank can tell by itself what all others do.
+Nothing here has a state. A domain's samples stand at the positions 0, 1, 2 ... of an endless sequence; which sample
+stands at a position, and through which window it is seen there, depends on seed and position alone. So a run that is
+continued at a position needs no more than its number, every rank can tell by itself what all others do, and another
+number of ranks, or another batch size, goes on with the very same samples and views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.config import DataConfig
+from fastssl.config import AugmentConfig, DataConfig
+from fastssl.loader.order import MixedOrder
 
-# Distinguishes the random streams that share a seed.
-_ORDER, _VIEW = 0, 1
+# Distinguishes this random stream from others that share the seed.
+_VIEW = 3
+
+_DRAWS = 16
+"""Random numbers per position: some more than are used, in whole blocks of the generator's four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The part of the data that one rank of one domain reads.
+    """The part of a domain's samples that one rank reads.
 
-    Steps cut the endless sequence of epochs into global batches of ``batch_size * world_size`` samples;
-    each rank takes its slice. So all ranks make the same number of steps whatever the number of samples,
-    and in every stretch of ``num_samples`` positions that starts at a multiple of it each sample comes
-    exactly once.
+    Steps cut the endless sequence into global batches of ``batch_size * world_size`` positions, and each rank takes its
+    slice. So all ranks make the same number of steps whatever the number of samples, and in every epoch of a dataset
+    each sample comes exactly once.
     """
 
-    num_samples: int
+    order: MixedOrder
     batch_size: int
-    seed: int
-    stream: int
-    """Number of the domain, so that the domains' random choices are independent."""
+    """Samples per step and rank."""
     rank: int = 0
     world_size: int = 1
 
-    def samples(self, step: int) -> NDArray[np.int64]:
-        """Numbers of the samples of this rank's batch at `step`: (batch_size,)."""
-        first = (step * self.world_size + self.rank) * self.batch_size
-        positions = np.arange(first, first + self.batch_size)
-        epochs, places = np.divmod(positions, self.num_samples)
-        order = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order[here] = _permutation(self.num_samples, self.seed, self.stream, int(epoch))[places[here]]
-        return order
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.world_size
 
-
-@lru_cache(maxsize=4)
-def _permutation(num_samples: int, seed: int, stream: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, stream, _ORDER, epoch]).permutation(num_samples)
+    def first(self, batch: int) -> int:
+        """First position of this rank's part of the global batch that begins at position `batch`."""
+        return batch + self.rank * self.batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Views:
-    """How each of N samples is seen: one window, flip and channel, shared by all its planes.
+    """How each of N samples is seen: one window and flip, shared by all its planes, and what is done to its colours.
 
     Windows are whole pixels of the stored image, so that one as large as the network's input is cut out
     without any interpolation.
@@ -70,6 +64,10 @@ class Views:
     flip: NDArray[np.bool_]
     channel: NDArray[np.int64]
     """Colour channel (0 to 2) that is repeated three times; -1 = colour."""
+    colour: NDArray[np.float32]
+    """(N, 4): factors of brightness, contrast and saturation, and degrees by which hues turn; 1, 1, 1, 0 = as it is."""
+    blur: NDArray[np.float32]
+    """Deviation of a Gaussian blur, in pixels of the network's input; 0 = none."""
 
     def __len__(self) -> int:
         return len(self.top)
@@ -109,44 +107,64 @@ def _nearest(length: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return (2 * np.arange(size) + 1) * length[:, None] // (2 * size)
 
 
-def training_views(data: DataConfig, share: Share, step: int, stored: tuple[int, int], *, whole: bool) -> Views:
-    """Random windows, flips and gray channels of this rank's batch.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSettings:
+    """From what the views of a domain are drawn."""
 
-    The draws are made for the global batch and cut afterwards, so they do not depend on how many ranks share it.
+    data: DataConfig
+    augment: AugmentConfig
+    stored: tuple[int, int]
+    """Height and width of the stored images."""
+    whole: bool = False
+    """See the whole image instead of a window."""
 
-    Args:
-        data: settings `window`, `flip` and `gray`.
-        share: whose batch, and from which random stream.
-        step: number of the step.
-        stored: height and width of the stored images.
-        whole: see the whole image instead of a random window.
-    """
-    total = share.batch_size * share.world_size
-    mine = slice(share.rank * share.batch_size, (share.rank + 1) * share.batch_size)
-    rng = np.random.default_rng([share.seed, share.stream, _VIEW, step])
-    side, across, down, flip = (rng.random(total)[mine] for _ in range(4))
-    channel = rng.integers(3, size=total)[mine]
-    if data.gray == "per_batch":
-        channel = np.full(share.batch_size, rng.integers(3))
-    elif data.gray == "off":
-        channel = np.full(share.batch_size, -1)
-    smallest, largest = (1.0, 1.0) if whole else data.window
+
+def training_views(settings: ViewSettings, share: Share, batch: int) -> Views:
+    """Random views of this rank's part of the global batch that begins at position `batch`."""
+    data, augment, stored = settings.data, settings.augment, settings.stored
+    draws = _draws(share.order, share.first(batch), share.batch_size)
+    side, across, down, flip, channel, aspect, is_blurred, sigma, *colour = draws
+    smallest, largest = (1.0, 1.0) if settings.whole else data.window
     part = smallest + side * (largest - smallest)
-    height, width = (np.maximum(np.rint(part * length).astype(np.int64), 1) for length in stored)
+    narrow, wide = (1.0, 1.0) if settings.whole else augment.aspect
+    stretch = np.sqrt(narrow * (wide / narrow) ** aspect)
+    height, width = (
+        np.clip(np.rint(part * length * by), 1, length).astype(np.int64)
+        for length, by in zip(stored, (1 / stretch, stretch), strict=True)
+    )
+    if data.gray == "per_batch":
+        channel = _draws(share.order, batch, 1)[4]
+    low, high = augment.blur_sigma
     return Views(
         top=(down * (stored[0] - height + 1)).astype(np.int64),
         left=(across * (stored[1] - width + 1)).astype(np.int64),
         height=height,
         width=width,
         flip=flip < data.flip,
-        channel=channel,
+        channel=np.broadcast_to((3 * channel).astype(np.int64) if data.gray != "off" else -1, len(side)).copy(),
+        colour=_colour(augment, np.stack(colour[:4], axis=1)),
+        blur=np.where(is_blurred < augment.blur, low + sigma * (high - low), 0).astype(np.float32),
     )
 
 
-def centre_views(data: DataConfig, num: int, stored: tuple[int, int], *, whole: bool) -> Views:
-    """The centre windows that evaluations use: as large as the mean training window, no flip; green if gray."""
-    part = 1.0 if whole else sum(data.window) / 2
-    height, width = (max(round(part * length), 1) for length in stored)
+def _draws(order: MixedOrder, first: int, num: int) -> NDArray[np.float64]:
+    """Random numbers in 0..1 of `num` positions, (_DRAWS, num); the same ones wherever one begins."""
+    key = np.random.SeedSequence([order.seed, order.stream, _VIEW]).generate_state(2, np.uint64)
+    # A counter of Philox stands for four numbers.
+    generator = np.random.Generator(np.random.Philox(key=key, counter=first * (_DRAWS // 4)))
+    return generator.random((num, _DRAWS)).T
+
+
+def _colour(augment: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.float32]:
+    reach = np.array([augment.brightness, augment.contrast, augment.saturation, augment.hue])
+    colour: NDArray[np.float64] = np.array([1, 1, 1, 0]) + (2 * draws - 1) * reach
+    return colour.astype(np.float32)
+
+
+def centre_views(settings: ViewSettings, num: int) -> Views:
+    """The centre windows that evaluations use: as large as the mean training window, nothing else; green if gray."""
+    data, stored = settings.data, settings.stored
+    height, width = _window(settings, _mean_part(settings))
     return Views(
         top=np.full(num, (stored[0] - height) // 2),
         left=np.full(num, (stored[1] - width) // 2),
@@ -154,6 +172,8 @@ def centre_views(data: DataConfig, num: int, stored: tuple[int, int], *, whole: 
         width=np.full(num, width),
         flip=np.zeros(num, dtype=bool),
         channel=np.full(num, -1 if data.gray == "off" else 1),
+        colour=np.tile(np.array([1, 1, 1, 0], np.float32), (num, 1)),
+        blur=np.zeros(num, np.float32),
     )
 
 
@@ -161,18 +181,50 @@ Step = tuple[NDArray[np.int64], Views]
 """Numbers of a batch's samples, and how each is seen."""
 
 
-def training_plan(
-    data: DataConfig, share: Share, stored: tuple[int, int], *, whole: bool, first_step: int
-) -> Iterator[Step]:
-    """Endless random steps, from `first_step` on; the arguments are those of `training_views`."""
-    for step in count(first_step):
-        yield share.samples(step), training_views(data, share, step, stored, whole=whole)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps of a loader, and what is common to all of them."""
+
+    settings: ViewSettings
+    batch_size: int
+    """Largest number of samples in a step."""
+    cuts: bool
+    """Every window has the size of the network's input: nothing is resampled."""
+    steps: Iterator[Step]
 
 
-def evaluation_plan(
-    data: DataConfig, num_samples: int, batch_size: int, stored: tuple[int, int], *, whole: bool
-) -> Iterator[Step]:
+def training_plan(settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
+    """Endless random steps; the first global batch begins at `position`."""
+
+    def steps() -> Iterator[Step]:
+        for batch in count(position, share.global_batch):
+            samples = share.order.samples(share.first(batch), share.batch_size)
+            yield samples, training_views(settings, share, batch)
+
+    smallest, largest = (1.0, 1.0) if settings.whole else settings.data.window
+    fixed = smallest == largest and (settings.whole or settings.augment.aspect == (1.0, 1.0))
+    cuts = fixed and _window(settings, smallest) == (settings.data.size,) * 2
+    return Plan(settings=settings, batch_size=share.batch_size, cuts=cuts, steps=steps())
+
+
+def evaluation_plan(settings: ViewSettings, num_samples: int, batch_size: int) -> Plan:
     """Every sample once, in the order of the shards, seen through its centre window; the last batch may be smaller."""
-    for first in range(0, num_samples, batch_size):
-        samples = np.arange(first, min(first + batch_size, num_samples))
-        yield samples, centre_views(data, len(samples), stored, whole=whole)
+
+    def steps() -> Iterator[Step]:
+        for first in range(0, num_samples, batch_size):
+            samples = np.arange(first, min(first + batch_size, num_samples))
+            yield samples, centre_views(settings, len(samples))
+
+    plain = replace(settings, augment=AugmentConfig())
+    cuts = _window(settings, _mean_part(settings)) == (settings.data.size,) * 2
+    return Plan(settings=plain, batch_size=batch_size, cuts=cuts, steps=steps())
+
+
+def _mean_part(settings: ViewSettings) -> float:
+    return 1.0 if settings.whole else sum(settings.data.window) / 2
+
+
+def _window(settings: ViewSettings, part: float) -> tuple[int, int]:
+    """Height and width of a window, in stored pixels."""
+    height, width = (max(round(part * length), 1) for length in settings.stored)
+    return height, width

@@ -1,8 +1,10 @@
 """Packed datasets: WebDataset shards with DALI indexes and a manifest (shards/README.md describes the format)."""
 
 from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
+from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
 from fastssl.shards.reader import ShardSet, decode_sample, read_samples
+from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES
 from fastssl.shards.writer import Source, pack
 
@@ -14,6 +16,7 @@ __all__ = [
     "MANIFEST",
     "QUARANTINE",
     "Domain",
+    "Estimate",
     "LabelLayout",
     "Manifest",
     "Plane",
@@ -22,8 +25,11 @@ __all__ = [
     "decode_labels",
     "decode_sample",
     "encode_labels",
+    "estimate",
     "inflate",
+    "key_place",
     "pack",
+    "parse_split",
     "read_manifest",
     "read_samples",
     "undo_differences",

@@ -10,47 +10,27 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fastssl.errors import DataError
 from fastssl.shards.codec import LabelLayout
+from fastssl.shards.statistics import Count, Part, Statistics
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 FORMAT: Literal["fastssl-shards"] = "fastssl-shards"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 
 JPEG = "jpg"
 LABELS = "labels.lz4"
 LABEL = "cls"
 
-Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Focal = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Domain = Literal["synthetic", "real"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Camera(_Part):
-    """Pinhole intrinsics in pixels of the packed image; a pixel's centre lies at its index plus one half."""
-
-    fx: Focal
-    fy: Focal
-    cx: float
-    cy: float
-
-
-class CameraRange(_Part):
-    """Smallest and largest intrinsics, each number by itself, of a dataset with more than one camera."""
-
-    min: Camera
-    max: Camera
-
-
-class PlaneFormat(_Part):
+class PlaneFormat(Part):
     """One array inside an inflated label block."""
 
     name: str
@@ -64,7 +44,7 @@ class PlaneFormat(_Part):
     meaning: str
 
 
-class MemberFormat(_Part):
+class MemberFormat(Part):
     """One file of a sample."""
 
     codec: Literal["jpeg", "lz4-block", "ascii-integer"]
@@ -73,18 +53,22 @@ class MemberFormat(_Part):
     planes: list[PlaneFormat] | None = None
 
 
-class MemberBytes(_Part):
-    """Statistics of one member's size over the dataset."""
+class Selection(Part):
+    """Which samples of the source were packed."""
 
-    count: Positive
-    total: Count
-    min: Count
-    max: Count
+    subset: str | None = None
+    """A split that the source itself has."""
+    part: tuple[Share, Share] = (0.0, 1.0)
+    """Samples whose key's place (`fastssl.shards.split.key_place`) is from the first number to below the second."""
+    limit: Positive | None = None
+    """At most so many references, from the first."""
 
 
-class Settings(_Part):
+class Settings(Part):
     """What was asked for, as far as the bytes depend on it."""
 
+    size: Annotated[int, Field(ge=1, le=65500)]  # JPEG's largest side
+    """Height and width of every packed image."""
     fit: Literal["squash"] = "squash"
     """The whole image is stretched to the packed size; the aspect ratio is not kept."""
     filter: Literal["lanczos"] = "lanczos"
@@ -93,9 +77,10 @@ class Settings(_Part):
     jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
     lz4_level: Annotated[int, Field(ge=3, le=12)]
     samples_per_shard: Positive
+    selection: Selection = Selection()
 
 
-class ShardEntry(_Part):
+class ShardEntry(Part):
     """One archive."""
 
     name: Annotated[str, Field(pattern=r"^[0-9a-z_-]+\.tar$")]
@@ -104,11 +89,11 @@ class ShardEntry(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """A packed dataset."""
 
     format: Literal["fastssl-shards"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     domain: Domain
     layout: str
     """Layout of the dataset that was packed."""
@@ -118,15 +103,11 @@ class Manifest(_Part):
     samples: Positive
     height: Positive
     width: Positive
-    classes: Count
-    """Largest class number plus one; 0 = no sample has a class."""
-    camera: Camera | CameraRange | None = None
-    """Of every synthetic sample."""
     quarantined: Count
     """Images left out because they could not be used; `quarantine.jsonl` lists them."""
     members: dict[str, MemberFormat]
     """What a sample is made of, in order; the file name is the sample's key, a dot and this name."""
-    member_bytes: dict[str, MemberBytes]
+    statistics: Statistics
     settings: Settings
     versions: dict[str, str]
     """Of the software that determines the bytes."""
@@ -139,18 +120,19 @@ class Manifest(_Part):
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
-        known = members(self.domain, self.height, self.width, has_classes=LABEL in self.members)
+        has_labels = LABELS in self.members
+        known = members(self.height, self.width, has_labels=has_labels, has_classes=LABEL in self.members)
         if _without_words(self.members) != _without_words(known):
             raise ValueError("members are not those of this version of the format")
-        if (self.camera is not None) != (self.domain == "synthetic"):
-            raise ValueError("camera belongs to a synthetic dataset, and to no other")
+        if (self.statistics.camera is not None) != has_labels:
+            raise ValueError("a camera belongs to a dataset with label planes, and to no other")
         return self
 
 
-def members(domain: Domain, height: int, width: int, *, has_classes: bool) -> dict[str, MemberFormat]:
+def members(height: int, width: int, *, has_labels: bool, has_classes: bool) -> dict[str, MemberFormat]:
     """The members of a sample, in their order in the shard."""
     formats = {JPEG: MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")}
-    if domain == "synthetic":
+    if has_labels:
         layout = LabelLayout(height, width)
         formats[LABELS] = MemberFormat(
             codec="lz4-block",
@@ -212,36 +194,43 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise _no_manifest(folder) from None
     except OSError as error:
         raise DataError("the manifest cannot be read", where=path, seen=error.strerror) from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Check a manifest's content; `where` is its place for messages.
+
+    Raises:
+        DataError: it is of another format or version, or has a field missing, unknown or out of range.
+    """
+    try:
+        values = json.loads(content)
     except ValueError as error:
-        raise DataError("the manifest is not valid JSON", where=path, seen=str(error)) from error
+        raise DataError("the manifest is not valid JSON", where=where, seen=str(error)) from error
     found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
     if found != (FORMAT, VERSION):
         raise DataError(
             "the manifest is of another format",
-            where=path,
+            where=where,
             seen=f"format {found[0]!r}, version {found[1]!r}",
             expected=f"format {FORMAT!r}, version {VERSION}",
             do="pack the dataset again with this version of fastssl",
         )
-    return _validated(values, path)
-
-
-def _validated(values: dict[str, Any], path: Path) -> Manifest:
     try:
-        return Manifest.model_validate(values)
+        return Manifest.model_validate_json(content)
     except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in error["loc"])
+        first = failure.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
         raise DataError(
             "the manifest is not valid",
-            where=f"{path}: {field}" if field else path,
-            seen=None if error["type"] in ("missing", "value_error") else error["input"],
-            expected=error["msg"].removeprefix("Value error, "),
+            where=f"{where}: {field}" if field else where,
+            seen=None if first["type"] in ("missing", "value_error") else first["input"],
+            expected=first["msg"].removeprefix("Value error, "),
         ) from None
 
 

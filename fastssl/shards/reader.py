@@ -1,14 +1,15 @@
-"""Random access to a packed dataset, by memory map."""
+"""Random access to a packed dataset, sample by sample."""
 
 from __future__ import annotations
 
-import mmap
+import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +21,61 @@ from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
 from fastssl.shards.codec import decode_labels
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, Manifest, ShardEntry, read_manifest
-from fastssl.shards.tar import BLOCK
+from fastssl.shards.remote import Cache, RemoteFolder, check_size, default_cache, is_remote, missing
+from fastssl.shards.tar import BLOCK, CHECKSUMS
 
-_MAPS = 256
-"""Maps held open at once; each costs a file descriptor, and a process may have only 1024 of them."""
+_OPEN = 256
+"""Shards held open at once; a process may have only 1024 file descriptors."""
+_AHEAD = 3
+"""Shards that `read_samples` announces, the one that is being read included."""
 
 
 class ShardSet:
     """A packed dataset, samples numbered from 0 in the order of the shards.
 
-    Opening reads the manifest and all indexes and checks that every shard is there and whole: a map of a shard that
-    was cut short would end the process at the first read behind its end. Shards are mapped when they are first
-    touched. A ShardSet may be shared between threads, and it pickles; the copy maps for itself.
+    Opening reads the manifest and all indexes and checks that every shard is there and has its size. Shards are opened
+    when they are first touched, and read, not mapped: a map would end the process if its file were cut short meanwhile.
+    A ShardSet may be shared between threads, and it pickles; the copy opens for itself.
+
+    Args:
+        path: a folder, or the address of a remote one that fsspec understands, as ``s3://bucket/rooms``. Remote shards
+            are fetched whole when they are announced by `prefetch` or first touched, and then verified by their hash.
+        cache: where copies of remote shards are kept; by default `default_cache()`.
 
     Raises:
-        DataError: no such folder, an empty one, no manifest or one that is not valid, no index beside a shard.
+        DataError: no such folder, an empty one, no manifest or one that is not valid, no index beside a shard; or a
+            store that does not answer.
         ShardError: a shard is missing, is shorter or longer than the manifest says, or its index does not fit it.
+        UsageError: the address or the cache cannot be used, or a remote shard is larger than the cache.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path)
+    def __init__(self, path: str | PathLike[str], cache: Cache | None = None) -> None:
+        self.is_remote = is_remote(path)
+        """Its shards are fetched into a cache."""
+        self.path: str | Path = fspath(path) if self.is_remote else Path(path)
+        self._folder = RemoteFolder(fspath(path), cache or default_cache()) if self.is_remote else _Folder(Path(path))
+        self.manifest: Manifest = self._folder.manifest()
         self._columns = {name: column for column, name in enumerate(self.manifest.members)}
-        for shard in self.manifest.shards:
-            _check_size(self.path / shard.name, shard)
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._offsets = np.full((len(self), len(self._columns)), -1, np.int64)
         self._sizes = np.zeros((len(self), len(self._columns)), np.int32)
-        for number, (shard, end) in enumerate(zip(self.manifest.shards, self._ends, strict=True)):
-            self._read_index(number, slice(end - shard.samples, end))
-        self._open = lru_cache(_MAPS)(self._map)
+        for shard, end, index in zip(self.manifest.shards, self._ends, self._indexes(), strict=True):
+            self._add_index(shard, slice(end - shard.samples, end), index)
+        self._start_caches()
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_checksums")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open = lru_cache(_MAPS)(self._map)
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self._open = lru_cache(min(_OPEN, self._folder.max_open(self.manifest.shards)))(self._open_shard)
+        self._checksums = lru_cache(_OPEN)(self._read_checksums)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -71,6 +87,19 @@ class ShardSet:
         """Samples have depth, normal and edge."""
         return LABELS in self._columns
 
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples in each shard."""
+        return tuple(shard.samples for shard in self.manifest.shards)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Announce which shards are needed now and next, by number, in this order; earlier announcements are forgotten.
+
+        Remote ones are fetched in the background, as many as the cache holds, and stay there as long as they are
+        announced. One that cannot be fetched is an error when it is needed.
+        """
+        self._folder.prefetch(self.manifest.shards[number] for number in shards)
+
     def shard_name(self, index: int) -> str:
         """File name of the shard that holds this sample."""
         return self.manifest.shards[self._shard(index)].name
@@ -78,25 +107,39 @@ class ShardSet:
     def key(self, index: int) -> str:
         """The sample's key, read from its first member's header."""
         start = int(self._offsets[index, 0]) - BLOCK
-        name = bytes(self._open(self._shard(index))[start : start + 100]).rstrip(b"\0")
+        name = self._open(self._shard(index)).read(start, 100).rstrip(b"\0")
         return name.decode("ascii", "replace").partition(".")[0]
 
     def member(self, index: int, name: str) -> NDArray[np.uint8]:
-        """The bytes of one member, ``jpg``, ``labels.lz4`` or ``cls``: a read-only view into the shard, no copy.
+        """The bytes of one member, ``jpg``, ``labels.lz4`` or ``cls``, read-only.
 
         Raises:
-            ShardError: this sample has no such member.
+            ShardError: this sample has no such member, or the shard was cut short since it was opened.
         """
         column = self._columns.get(name)
         shard = self._shard(index)
         if column is None or self._offsets[index, column] < 0:
             raise ShardError(
                 f"a sample has no {name}",
-                where=f"{self.path / self.manifest.shards[shard].name}: {self.key(index)}",
+                where=self.place(index),
                 seen=[other for other, i in self._columns.items() if self._offsets[index, i] >= 0],
             )
         offset, size = int(self._offsets[index, column]), int(self._sizes[index, column])
-        return np.frombuffer(self._open(shard), np.uint8, size, offset)
+        return np.frombuffer(self._open(shard).read(offset, size), np.uint8)
+
+    def checksum(self, index: int, name: str) -> int:
+        """CRC-32 of a member of this sample as it was packed.
+
+        Raises:
+            ShardError: this sample has no such member, or the shard's file of checksums cannot be used.
+        """
+        shard = self._shard(index)
+        first = self._ends[shard] - self.manifest.shards[shard].samples
+        present = [i for i in self._columns.values() if self._offsets[index, i] >= 0]
+        try:
+            return self._checksums(shard)[index - first][present.index(self._columns[name])]
+        except (KeyError, ValueError, IndexError) as error:
+            raise ShardError(f"{name} has no checksum", where=self.place(index), seen=str(error)) from error
 
     def label(self, index: int) -> int:
         """The sample's class; -1 if it has none."""
@@ -110,25 +153,53 @@ class ShardSet:
 
     def place(self, index: int) -> str:
         """Shard and key, for messages."""
-        return f"{self.path / self.shard_name(index)}: {self.key(index)}"
+        return f"{self.path}/{self.shard_name(index)}: {self.key(index)}"
 
     def _shard(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return bisect_right(self._ends, index)
 
-    def _map(self, shard: int) -> mmap.mmap:
+    def _open_shard(self, shard: int) -> _OpenShard:
         entry = self.manifest.shards[shard]
-        path = self.path / entry.name
-        _check_size(path, entry)  # it may have changed since
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return _OpenShard(self._folder.open(entry), self._folder.place(entry.name))
 
-    def _read_index(self, shard: int, rows: slice) -> None:
+    def _read_checksums(self, shard: int) -> list[list[int]]:
+        """Of each member of each sample of a shard."""
         entry = self.manifest.shards[shard]
-        path = (self.path / entry.name).with_suffix(".idx")
+        name = _beside(entry, ".crc")
         try:
-            head, *lines = path.read_text("ascii").splitlines()
+            head, *lines = self._folder.read(name).decode("ascii").splitlines()
+            if head != f"{CHECKSUMS} {entry.samples}" or len(lines) != entry.samples:
+                raise ValueError(f"{len(lines)} lines under the head {head!r}")
+            return [[int(word, 16) for word in line.split(" ")] for line in lines]
+        except (OSError, ValueError) as error:
+            where = self._folder.place(name)
+            raise ShardError("a shard's checksums cannot be used", where=where, seen=str(error)) from error
+
+    def _indexes(self) -> Iterator[bytes]:
+        """Each shard's index, in order, after a look at the shard itself."""
+        with ThreadPoolExecutor(self._folder.max_requests) as pool:
+            yield from pool.map(self._read_index, self.manifest.shards)
+
+    def _read_index(self, entry: ShardEntry) -> bytes:
+        self._folder.check(entry)
+        place = self._folder.place(_beside(entry, ".idx"))
+        try:
+            return self._folder.read(_beside(entry, ".idx"))
+        except FileNotFoundError:
+            raise DataError(
+                "a shard has no index",
+                where=place,
+                do="pack the dataset with `fastssl shard`, or copy all of its files",
+            ) from None
+        except OSError as error:
+            raise ShardError("a shard's index cannot be used", where=place, seen=str(error)) from error
+
+    def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:
+        place = self._folder.place(_beside(entry, ".idx"))
+        try:
+            head, *lines = content.decode("ascii").splitlines()
             if head != f"v1.2 {entry.samples}" or len(lines) != entry.samples:
                 raise ValueError(f"{len(lines)} lines under the head {head!r}")
             for row, line in enumerate(lines, rows.start):
@@ -136,15 +207,11 @@ class ShardSet:
                 for extension, offset, size, _ in zip(*[iter(words)] * 4, strict=True):
                     self._offsets[row, self._columns[extension]] = int(offset)
                     self._sizes[row, self._columns[extension]] = int(size)
-        except FileNotFoundError:
-            raise DataError(
-                "a shard has no index", where=path, do="pack the dataset with `fastssl shard`, or copy all of its files"
-            ) from None
-        except (OSError, ValueError, KeyError, OverflowError) as error:
-            raise ShardError("a shard's index cannot be used", where=path, seen=str(error)) from error
-        self._check_index(path, entry, rows)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise ShardError("a shard's index cannot be used", where=place, seen=str(error)) from error
+        self._check_index(place, entry, rows)
 
-    def _check_index(self, path: Path, entry: ShardEntry, rows: slice) -> None:
+    def _check_index(self, place: str | Path, entry: ShardEntry, rows: slice) -> None:
         offsets, sizes = self._offsets[rows], self._sizes[rows]
         present = offsets >= 0
         wrong = present & ((offsets < BLOCK) | (offsets % BLOCK != 0) | (sizes < 0) | (offsets + sizes > entry.bytes))
@@ -154,10 +221,71 @@ class ShardSet:
             row, column = np.argwhere(wrong)[0]
             raise ShardError(
                 "a shard's index points outside of the shard",
-                where=f"{path}, line {row + 2}",
+                where=f"{place}, line {row + 2}",
                 seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
                 expected=f"blocks of {BLOCK} within {entry.bytes} bytes",
             )
+
+
+class _Folder:
+    """A packed dataset in a local folder."""
+
+    max_requests = 1
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def place(self, name: str) -> Path:
+        return self._path / name
+
+    def manifest(self) -> Manifest:
+        return read_manifest(self._path)
+
+    def read(self, name: str) -> bytes:
+        return self.place(name).read_bytes()
+
+    def check(self, shard: ShardEntry) -> None:
+        try:
+            size = self.place(shard.name).stat().st_size
+        except OSError:
+            raise missing(self.place(shard.name), shard) from None
+        check_size(self.place(shard.name), shard, size)
+
+    def max_open(self, shards: list[ShardEntry]) -> int:
+        return _OPEN
+
+    def open(self, shard: ShardEntry) -> int:
+        self.check(shard)  # it may have changed since
+        return os.open(self.place(shard.name), os.O_RDONLY)
+
+    def prefetch(self, shards: Iterable[ShardEntry]) -> None:
+        pass
+
+
+class _OpenShard:
+    """An open archive; closed with the last reference to it."""
+
+    def __init__(self, descriptor: int, place: str | Path) -> None:
+        self._descriptor, self._place = descriptor, place
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        content = os.pread(self._descriptor, size, offset)
+        if len(content) != size:
+            raise ShardError(
+                "a shard was cut short while it was in use",
+                where=self._place,
+                seen=f"{len(content)} bytes at {offset}",
+                expected=f"{size}",
+            )
+        return content
+
+
+def _beside(shard: ShardEntry, suffix: str) -> str:
+    """Name of the file of that suffix that describes a shard."""
+    return shard.name.removesuffix(".tar") + suffix
 
 
 def decode_sample(shards: ShardSet, index: int) -> Sample:
@@ -185,8 +313,15 @@ def read_samples(path: str | PathLike[str]) -> Iterator[Sample]:
     Raises:
         DataError, ShardError: as `ShardSet` and `decode_sample`.
     """
-    shards = ShardSet(path)
-    return (decode_sample(shards, index) for index in range(len(shards)))
+    return _in_order(ShardSet(path))
+
+
+def _in_order(shards: ShardSet) -> Iterator[Sample]:
+    first = 0
+    for number, count in enumerate(shards.shard_sizes):
+        shards.prefetch(range(number, min(number + _AHEAD, len(shards.shard_sizes))))
+        yield from (decode_sample(shards, index) for index in range(first, first + count))
+        first += count
 
 
 def _decode_jpeg(shards: ShardSet, index: int) -> NDArray[np.uint8]:
@@ -199,18 +334,3 @@ def _decode_jpeg(shards: ShardSet, index: int) -> NDArray[np.uint8]:
     if pixels.shape != expected:
         raise ShardError("a JPEG has the wrong size", where=shards.place(index), seen=pixels.shape, expected=expected)
     return pixels
-
-
-def _check_size(path: Path, entry: ShardEntry) -> None:
-    try:
-        seen = path.stat().st_size
-    except OSError:
-        raise ShardError("a shard is missing", where=path, expected=f"{entry.bytes} bytes") from None
-    if seen != entry.bytes:
-        raise ShardError(
-            "a shard is cut short" if seen < entry.bytes else "a shard is longer than it was packed",
-            where=path,
-            seen=f"{seen} bytes",
-            expected=f"{entry.bytes} bytes",
-            do="copy it again, or pack the dataset again",
-        )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-from collections.abc import Sequence
-from typing import BinaryIO
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import IO
 
 from fastssl.errors import DataError
 
@@ -18,16 +19,24 @@ KEY_BYTES = 89
 """Longest key: with ``.labels.lz4`` it fills the 100 bytes of a USTAR name."""
 KEY = re.compile(rf"[0-9a-z_-]{{1,{KEY_BYTES}}}")
 BLOCK = 512
+CHECKSUMS = "crc32"
+"""First word of a file of checksums; the number of samples follows."""
+
+
+def checksum_line(contents: Iterable[bytes]) -> str:
+    """CRC-32 of each member of a sample, eight hexadecimal digits each."""
+    return " ".join(f"{zlib.crc32(content):08x}" for content in contents)
 
 
 class ShardFile:
     """Appends samples to an open archive and keeps what its index and the manifest need."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
         self._keys: set[str] = set()
         self._lines: list[str] = []
+        self._checksums: list[str] = []
         self.num_bytes = 0
 
     @property
@@ -57,6 +66,7 @@ class ShardFile:
             self._write(content + bytes(-len(content) % BLOCK))
         self._keys.add(key)
         self._lines.append(" ".join(entries))
+        self._checksums.append(checksum_line(content for _, content in members))
 
     def finish(self) -> None:
         """Write the end of the archive: two empty blocks."""
@@ -65,6 +75,10 @@ class ShardFile:
     def index(self) -> bytes:
         """The DALI index, version 1.2: per sample ``extension data-offset size name`` of each member."""
         return "\n".join([f"v1.2 {self.samples}", *self._lines, ""]).encode("ascii")
+
+    def checksums(self) -> bytes:
+        """The CRC-32 of every member: a line per sample, in the order of the index."""
+        return "\n".join([f"{CHECKSUMS} {self.samples}", *self._checksums, ""]).encode("ascii")
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)

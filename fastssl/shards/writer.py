@@ -2,66 +2,65 @@
 
 One shard is one task. Its bytes depend on its references and the settings alone, so any number of workers writes the
 same dataset; and as only a bounded number of tasks is under way, memory does not grow with the number of samples.
+
+While a packing is under way the folder ``.packing`` of the output holds its plan, and one record per finished shard
+with all that the manifest needs of it. A packing that was interrupted, in whatever way, continues from these.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import math
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sized
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from io import BytesIO
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import lz4
 import numpy as np
 import PIL
-from numpy.typing import NDArray
-from PIL import Image, features
+import simplejpeg
+from pydantic import ValidationError
 
 import fastssl
-from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError, DeviceError, UsageError
-from fastssl.files import complete_or_absent
-from fastssl.geometry import contours, resized_camera
-from fastssl.shards.codec import LZ4_LEVEL, encode_labels
+from fastssl.batch import Record
+from fastssl.errors import DataError, UsageError
+from fastssl.shards.codec import LZ4_LEVEL
+from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import (
-    JPEG,
     LABEL,
-    LABELS,
     MANIFEST,
     QUARANTINE,
-    Camera,
-    CameraRange,
     Domain,
     Manifest,
-    MemberBytes,
+    Selection,
     Settings,
     ShardEntry,
     manifest_bytes,
     members,
+    parse_manifest,
 )
+from fastssl.shards.output import Output
+from fastssl.shards.split import key_place
+from fastssl.shards.statistics import Count, Part, Statistics
 from fastssl.shards.tar import ShardFile
+from fastssl.shards.workers import in_order, numbered_chunks
 
 log = logging.getLogger(__name__)
 
-Members = list[tuple[str, bytes]]
+_STATE = ".packing"
+_PLAN = f"{_STATE}/plan.json"
 
 
 class Source(Protocol):
-    """A dataset on disk.
-
-    It travels to worker processes, so it pickles. One that also has a length gives `progress` a total.
-    """
+    """A dataset on disk. It travels to worker processes, so it pickles."""
 
     @property
     def layout(self) -> str:
@@ -71,103 +70,135 @@ class Source(Protocol):
     def domain(self) -> Domain: ...
 
     @property
+    def labelled(self) -> bool:
+        """Its records have depth, normal, instance (or edge) and camera."""
+
+    @property
     def path(self) -> Path: ...
 
     @property
     def licence(self) -> str: ...
 
+    @property
+    def subset(self) -> str | None:
+        """The split that was asked for; None = all there is."""
+
     def references(self) -> Iterator[str]:
         """What `read` takes, one per sample: streamed, cheap, and in the same order every time."""
+
+    def key(self, reference: str) -> str:
+        """The sample's key, from its reference alone."""
 
     def read(self, reference: str) -> Record:
         """One sample.
 
         Raises:
-            DataError: it cannot be used; the error names the file and the reason.
+            DataError: it cannot be used; the message is its line in the quarantine list.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a packing is."""
+
+    references: int
+    """Done, packed or left out, counting those of an earlier, interrupted packing."""
+    total: int | None
+    """None while they are still being counted."""
+    samples: int
+    num_bytes: int
+    quarantined: int
 
 
 def pack(
     source: Source,
-    out: Path,
+    out: str | Path,
     *,
     size: int = 256,
     workers: int = 1,
+    ray: str | None = None,
     samples_per_shard: int = 1000,
     jpeg_quality: int = 95,
     licence: str | None = None,
-    max_bad: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    max_bad: int = 100,
+    part: tuple[float, float] = (0.0, 1.0),
+    limit: int | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Pack a dataset into shards of squares of `size` pixels.
 
-    The whole image is stretched to the square (Lanczos; label planes by the nearest pixel, contours are taken from
-    the stretched instance map), and the camera with it. Normals stay as they are: they belong to the camera's frame,
-    which a stretched image shares. Each JPEG is decoded once before it goes into a shard.
+    How an image becomes a sample is described at `fastssl.shards.encode.Encoder`. Each sample is decoded once before it
+    goes into a shard; one that cannot be read or decoded goes into the quarantine list instead.
 
     Args:
+        out: folder, or an address that fsspec understands, such as ``s3://bucket/rooms``.
         workers: processes; the bytes do not depend on their number.
+        ray: address of a Ray cluster that does the work instead (``auto`` for the one this machine belongs to).
         licence: of the images; the source's own if None.
-        max_bad: unusable images that are left out and listed in `quarantine.jsonl`, before packing stops.
-        progress: called after each shard with the samples done and, where the source knows, their number.
+        max_bad: unusable samples that are left out and listed in `quarantine.jsonl`, before packing stops.
+        part: only samples whose `key_place` is from the first number to below the second.
+        limit: only so many references, from the first.
+        resume: continue what an interrupted packing left in `out`; nothing to do if it is complete.
+        progress: called after each shard.
 
     Raises:
-        UsageError: `out` holds something already, which is left untouched, or an argument is out of range.
-        DataError: the source has no samples, or more than `max_bad` of them cannot be used.
-        DeviceError: a worker process died.
+        UsageError: `out` holds something already, which is left untouched; an argument is out of range; or `resume`
+            with other settings than before.
+        DataError: the source has no samples, more than `max_bad` of them cannot be used, or it changed since the
+            packing was interrupted.
+        DeviceError: a worker died, or the disk is full. What is finished can be continued.
     """
-    settings = _settings(size, workers, samples_per_shard, jpeg_quality, max_bad)
-    references = source.references()
-    first = next(references, None)
-    if first is None:
+    _check(workers=(workers, 1), max_bad=(max_bad, 0))
+    settings = packing_settings(source, size, samples_per_shard, jpeg_quality, part, limit)
+    plan = _Plan(
+        source=_identity(source, licence), settings=settings, labelled=source.labelled, versions=software_versions()
+    )
+    output = Output(str(out))
+    complete = _claim(output, plan, resume=resume)
+    if complete is not None:
+        return complete
+    packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
+    if next(packing.references(), None) is None:
         raise DataError("the dataset holds no samples", where=source.path)
-    _claim(out)
-    packing = _Packing(source, out, size, settings, max_bad)
-    dataset, entries = _pack_all(packing, chain([first], references), workers, progress)
-    if not entries:
-        raise DataError("no image of the dataset can be used", where=source.path, seen=dataset.quarantined[0][1])
-    manifest = _manifest(packing, licence, dataset, entries)
-    if dataset.quarantined:
-        log.warning("%d images could not be used; %s lists them", len(dataset.quarantined), out / QUARANTINE)
-        with complete_or_absent(out / QUARANTINE) as file:
-            file.writelines(_quarantine_line(*entry) for entry in dataset.quarantined)
-    with complete_or_absent(out / MANIFEST) as file:
-        file.write(manifest_bytes(manifest))
-    return manifest
+    if not resume or output.read(_PLAN) is None:
+        with output.write(_PLAN) as file:
+            file.write(_json(plan))
+    with closing(_pack_all(packing, workers, ray, progress)) as records:
+        return _finish(packing, plan, records)
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What the manifest says about all samples together; of one sample, a shard, or the dataset."""
+class _Identity(Part):
+    """What the manifest says about where the data came from."""
 
-    member_bytes: dict[str, MemberBytes] = field(default_factory=dict)
-    camera: CameraRange | None = None
-    classes: int = 0
-    quarantined: list[tuple[str, str]] = field(default_factory=list)
-    """Reference and reason."""
-
-    def merge(self, other: _Tally) -> None:
-        for name, new in other.member_bytes.items():
-            old = self.member_bytes.get(name)
-            self.member_bytes[name] = new if old is None else _merged_bytes(old, new)
-        if self.camera is None or other.camera is None:
-            self.camera = self.camera or other.camera
-        else:
-            low, high = _columns(self.camera.min, other.camera.min), _columns(self.camera.max, other.camera.max)
-            self.camera = CameraRange(
-                min=Camera(**{name: min(pair) for name, pair in low.items()}),
-                max=Camera(**{name: max(pair) for name, pair in high.items()}),
-            )
-        self.classes = max(self.classes, other.classes)
-        self.quarantined += other.quarantined
+    domain: Domain
+    layout: str
+    source: str
+    licence: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
+class _Plan(Part):
+    """All that the bytes depend on, except the source's files."""
+
+    format: Literal["fastssl-packing-1"] = "fastssl-packing-1"
+    source: _Identity
+    settings: Settings
+    labelled: bool
+    versions: dict[str, str]
+
+
+class _ShardRecord(Part):
+    """What is left of a finished shard besides its files."""
+
+    number: Count
+    references: Count
+    listing: str
+    """Digest of the references, so that a source that changed is noticed."""
     entry: ShardEntry | None
-    """None: not one of its images could be used, and there is no such shard."""
-    tally: _Tally
-    references: int
+    """None: not one of its samples could be used, and there is no such shard."""
+    statistics: Statistics
+    quarantined: list[tuple[str, str]]
+    """Reference and reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,252 +206,337 @@ class _Packing:
     """What all shards have in common; goes to the workers."""
 
     source: Source
-    out: Path
-    size: int
-    settings: Settings
+    output: Output
+    encoder: Encoder
     max_bad: int
+    resume: bool
 
-    def shard(self, number: int, references: list[str]) -> _Shard:
-        """Write one shard and its index."""
-        tally = _Tally()
-        samples = self._samples(references, tally)
+    def references(self) -> Iterator[str]:
+        return selected(self.source, self.encoder.settings.selection)
+
+    def shard(self, task: tuple[int, list[str]]) -> _ShardRecord:
+        """Write one shard, its index and checksums, and last its record; or find that an earlier packing did."""
+        number, references = task
+        finished = self._finished(number, references) if self.resume else None
+        if finished is not None:
+            return finished
+        packed = _Shard()
+        samples = self._samples(references, packed)
         first = next(samples, None)
-        if first is None:
-            return _Shard(None, tally, len(references))
-        archive = self.out / f"{number:06d}.tar"
-        with complete_or_absent(archive) as file:
-            shard = ShardFile(file)
-            for key, content in chain([first], samples):
-                shard.add(key, content)
-            shard.finish()
-            # First the index, so that an archive under its final name always has one.
-            with complete_or_absent(archive.with_suffix(".idx")) as index:
-                index.write(shard.index())
-        entry = ShardEntry(name=archive.name, samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
-        return _Shard(entry, tally, len(references))
+        entry = None
+        if first is not None:
+            entry = self._write_archive(f"{number:06d}", first, samples, packed)
+        record = _ShardRecord(
+            number=number,
+            references=len(references),
+            listing=_listing_digest(references),
+            entry=entry,
+            statistics=packed.statistics,
+            quarantined=packed.quarantined,
+        )
+        with self.output.write(_record_name(number)) as file:
+            file.write(_json(record))
+        return record
 
-    def _samples(self, references: list[str], tally: _Tally) -> Iterator[tuple[str, Members]]:
+    def _finished(self, number: int, references: list[str]) -> _ShardRecord | None:
+        content = self.output.read(_record_name(number))
+        if content is None:
+            return None
+        record = _ShardRecord.model_validate_json(content)
+        if record.listing != _listing_digest(references):
+            raise DataError(
+                "the dataset has changed since its packing was interrupted",
+                where=f"{self.source.path}: {references[0]} to {references[-1]}",
+                do="pack it into another folder, from the beginning",
+            )
+        entry = record.entry
+        return record if entry is None or self.output.size(entry.name) == entry.bytes else None
+
+    def _write_archive(
+        self, name: str, first: tuple[str, Members], rest: Iterator[tuple[str, Members]], packed: _Shard
+    ) -> ShardEntry:
+        with self.output.write(f"{name}.tar") as file:
+            shard = ShardFile(file)
+            shard.add(*first)
+            for sample in rest:
+                shard.add(*sample)
+            shard.finish()
+            # First what describes it, so that an archive under its final name always has its index.
+            for suffix, content in ((".idx", shard.index()), (".crc", shard.checksums())):
+                with self.output.write(name + suffix) as beside:
+                    beside.write(content)
+        return ShardEntry(name=f"{name}.tar", samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
+
+    def _samples(self, references: list[str], packed: _Shard) -> Iterator[tuple[str, Members]]:
         for reference in references:
             try:
                 record = self.source.read(reference)
-                content, sample = self._members(record, reference)
+                content, statistics = self.encoder.members(record, reference)
             except DataError as error:
                 if self.max_bad == 0:
                     raise
-                reason = error.what if error.seen is None else f"{error.what}: {error.seen}"
-                tally.quarantined.append((reference, reason))
+                packed.quarantined.append((reference, _reason(error)))
                 continue
-            tally.merge(sample)
+            packed.statistics = packed.statistics.merged(statistics)
             yield record.key, content
 
-    def _members(self, record: Record, reference: str) -> tuple[Members, _Tally]:
-        height, width = _checked_shape(record, self.source.domain, reference)
-        tally = _Tally()
-        content: Members = [(JPEG, _proven_jpeg(record.image, self.size, self.settings, reference))]
-        if self.source.domain == "synthetic":
-            # _checked_shape has seen that all planes are there.
-            assert record.depth is not None
-            assert record.normal is not None
-            assert record.instance is not None
-            assert record.camera is not None
-            depth, normal, instance = (
-                _nearest(plane, self.size) for plane in (record.depth, record.normal, record.instance)
-            )
-            content.append((LABELS, encode_labels(depth, normal, contours(instance))))
-            camera = _camera(resized_camera(record.camera, self.size / width, self.size / height))
-            tally.camera = CameraRange(min=camera, max=camera)
-        if record.label is not None:
-            content.append((LABEL, str(int(record.label)).encode("ascii")))
-            tally.classes = int(record.label) + 1
-        for name, member in content:
-            count = len(member)
-            tally.member_bytes[name] = MemberBytes(count=1, total=count, min=count, max=count)
-        return content, tally
+
+class _Shard:
+    """What gathers while a shard is written."""
+
+    def __init__(self) -> None:
+        self.statistics = Statistics()
+        self.quarantined: list[tuple[str, str]] = []
 
 
-def _settings(size: int, workers: int, samples_per_shard: int, jpeg_quality: int, max_bad: int) -> Settings:
-    ranges = {
-        "size": (size, 1, 65500),  # JPEG's largest side
-        "workers": (workers, 1, None),
-        "samples_per_shard": (samples_per_shard, 1, None),
-        "jpeg_quality": (jpeg_quality, 1, 100),
-        "max_bad": (max_bad, 0, None),
+def selected(source: Source, selection: Selection) -> Iterator[str]:
+    """The source's references that the selection leaves, in their order."""
+    low, high = selection.part
+    references = source.references()
+    if (low, high) != (0.0, 1.0):
+        references = (reference for reference in references if low <= key_place(source.key(reference)) < high)
+    return islice(references, selection.limit)
+
+
+def packing_settings(
+    source: Source,
+    size: int,
+    samples_per_shard: int,
+    jpeg_quality: int,
+    part: tuple[float, float],
+    limit: int | None,
+) -> Settings:
+    """The settings of a packing; the arguments are those of `pack`.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+    values = {
+        "size": size,
+        "jpeg_quality": jpeg_quality,
+        "lz4_level": LZ4_LEVEL,
+        "samples_per_shard": samples_per_shard,
+        "selection": {"subset": source.subset, "part": part, "limit": limit},
     }
-    for name, (value, low, high) in ranges.items():
-        if value < low or (high is not None and value > high):
-            expected = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise UsageError("a packing setting is out of range", where=name, seen=value, expected=expected)
-    return Settings(jpeg_quality=jpeg_quality, lz4_level=LZ4_LEVEL, samples_per_shard=samples_per_shard)
-
-
-def _claim(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        taken = next(out.iterdir(), None)
-    except OSError as error:
-        raise UsageError("the output folder cannot be used", where=out, seen=error.strerror) from error
-    if taken is not None:
+        return Settings.model_validate(values)
+    except ValidationError as failure:
+        error = failure.errors(include_url=False)[0]
+        name = ".".join(str(place) for place in error["loc"])
+        raise UsageError(
+            "a packing setting is out of range", where=name, seen=error["input"], expected=error["msg"]
+        ) from None
+
+
+def _check(**values: tuple[int, int]) -> None:
+    for name, (value, low) in values.items():
+        if value < low:
+            raise UsageError("a packing setting is out of range", where=name, seen=value, expected=f"{low} or more")
+
+
+def _identity(source: Source, licence: str | None) -> _Identity:
+    return _Identity(
+        domain=source.domain,
+        layout=source.layout,
+        source=source.path.resolve().name,
+        licence=source.licence if licence is None else licence,
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Of what the bytes depend on."""
+    return {
+        "fastssl": fastssl.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "simplejpeg": simplejpeg.__version__,
+        "lz4": lz4.__version__,
+        "liblz4": lz4.library_version_string(),
+    }
+
+
+def _claim(output: Output, plan: _Plan, *, resume: bool) -> Manifest | None:
+    """Make sure that the output is free, or holds what `resume` may continue; its manifest if it is complete."""
+    names = output.names()
+    if not names:
+        return None
+    if MANIFEST not in names and _STATE not in names:
         raise UsageError(
             "an output folder that already holds something cannot be packed into",
-            where=out,
-            seen=taken.name,
+            where=str(output),
+            seen=names[0],
             expected="an empty folder, or none",
             do="choose another folder, or remove this one",
         )
+    if not resume:
+        state = "a packed dataset" if MANIFEST in names else "a packing that was interrupted"
+        raise UsageError(
+            f"the output folder already holds {state}",
+            where=str(output),
+            do="choose another folder, or continue it with --resume",
+        )
+    return _claim_again(output, plan, complete=MANIFEST in names)
+
+
+def _claim_again(output: Output, plan: _Plan, *, complete: bool) -> Manifest | None:
+    if complete:
+        manifest = parse_manifest(output.read(MANIFEST) or b"", f"{output}/{MANIFEST}")
+        before = _Plan(
+            source=_Identity(**{name: getattr(manifest, name) for name in _Identity.model_fields}),
+            settings=manifest.settings,
+            labelled=manifest.statistics.camera is not None,
+            versions=manifest.versions,
+        )
+    else:
+        manifest = None
+        content = output.read(_PLAN)
+        # Killed between making the folder and writing the plan: nothing was packed yet.
+        before = plan if content is None else _Plan.model_validate_json(content)
+    _check_same(plan, before, output)
+    output.remove_partial()
+    if manifest is not None and _STATE in output.names():
+        output.remove(_STATE)
+    return manifest
+
+
+def _check_same(plan: _Plan, before: _Plan, output: Output) -> None:
+    wanted, there = _flat(plan.model_dump()), _flat(before.model_dump())
+    for name in wanted.keys() | there.keys():
+        if wanted.get(name) != there.get(name):
+            raise UsageError(
+                "the packing was begun with other settings",
+                where=f"{output}: {name}",
+                seen=there.get(name),
+                expected=wanted.get(name),
+                do="continue it with the settings that it was begun with, or choose another folder",
+            )
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= inner
+    return flat
 
 
 def _pack_all(
-    packing: _Packing,
-    references: Iterator[str],
-    workers: int,
-    progress: Callable[[int, int | None], None] | None,
-) -> tuple[_Tally, list[ShardEntry]]:
-    dataset, entries, done = _Tally(), list[ShardEntry](), 0
-    total = len(packing.source) if isinstance(packing.source, Sized) else None
-    if total is not None:
-        workers = max(1, min(workers, math.ceil(total / packing.settings.samples_per_shard)))
-    with closing(_run(packing, references, workers)) as shards:
-        for shard in shards:
-            dataset.merge(shard.tally)
-            _check_bad(dataset, packing.max_bad, packing.source)
-            if shard.entry is not None:
-                entries.append(shard.entry)
-            done += shard.references
-            if progress is not None:
-                progress(done, total)
-    return dataset, entries
+    packing: _Packing, workers: int, ray: str | None, progress: Callable[[Progress], None] | None
+) -> Generator[_ShardRecord, None, None]:
+    """The records of all shards, in their order."""
+    tasks = numbered_chunks(packing.references(), packing.encoder.settings.samples_per_shard)
+    total = _Total(packing.references) if progress is not None else None
+    references = samples = num_bytes = quarantined = 0
+    with closing(in_order(packing.shard, tasks, workers=workers, ray=ray)) as records:
+        for record in records:
+            references += record.references
+            quarantined += len(record.quarantined)
+            if record.entry is not None:
+                samples += record.entry.samples
+                num_bytes += record.entry.bytes
+            if progress is not None and total is not None:
+                progress(
+                    Progress(
+                        references=references,
+                        total=total.count,
+                        samples=samples,
+                        num_bytes=num_bytes,
+                        quarantined=quarantined,
+                    )
+                )
+            yield record
 
 
-def _check_bad(tally: _Tally, max_bad: int, source: Source) -> None:
-    if len(tally.quarantined) > max_bad:
-        reference, reason = tally.quarantined[max_bad]
-        raise DataError(
-            f"too many images cannot be used, {reference} is one more than allowed ({reason})",
-            where=source.path,
-            seen=f"{len(tally.quarantined)} or more",
-            expected=f"at most {max_bad}",
-            do="mend or remove them, or allow more with --max-bad",
-        )
+class _Total:
+    """Counts the references in a thread, while the first of them are packed already."""
+
+    def __init__(self, references: Callable[[], Iterator[str]]) -> None:
+        self.count: int | None = None
+        self._references = references
+        # A daemon: the count is a convenience, and nothing waits for it.
+        threading.Thread(target=self._run, name="fastssl-count", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.count = sum(1 for _ in self._references())
+        except DataError:
+            return  # the packing itself meets and reports it
 
 
-def _run(packing: _Packing, references: Iterator[str], workers: int) -> Generator[_Shard, None, None]:
-    """All shards, in their order."""
-    per_shard = packing.settings.samples_per_shard
-    tasks = enumerate(iter(lambda: list(islice(references, per_shard)), []))
-    if workers == 1:
-        for number, chunk in tasks:
-            yield packing.shard(number, chunk)
-        return
-    pending: deque[Future[_Shard]] = deque()
-    # Spawned, because a fork would copy whatever threads and locks the caller holds.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent)
-    try:
-        for number, chunk in tasks:
-            pending.append(pool.submit(packing.shard, number, chunk))
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DeviceError(
-            "a packing worker ended unexpectedly",
-            where=packing.out,
-            do="it may have run out of memory: use fewer workers",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _finish(packing: _Packing, plan: _Plan, records: Iterable[_ShardRecord]) -> Manifest:
+    """Gather the records into quarantine list and manifest."""
+    statistics, entries, num_quarantined = Statistics(), list[ShardEntry](), 0
+    first_reason = ""
+    with tempfile.TemporaryFile() as quarantine:
+        for record in records:
+            statistics = statistics.merged(record.statistics)
+            if record.entry is not None:
+                entries.append(record.entry)
+            for reference, reason in record.quarantined:
+                num_quarantined += 1
+                first_reason = first_reason or reason
+                if num_quarantined > packing.max_bad:
+                    raise _too_many(packing, reference, reason)
+                quarantine.write(_quarantine_line(reference, reason))
+        if not entries:
+            raise DataError("no image of the dataset can be used", where=packing.source.path, seen=first_reason)
+        if num_quarantined:
+            log.warning("%d images could not be used; %s/%s lists them", num_quarantined, packing.output, QUARANTINE)
+            quarantine.seek(0)
+            with packing.output.write(QUARANTINE) as file:
+                shutil.copyfileobj(quarantine, file)
+    manifest = _manifest(plan, statistics, entries, num_quarantined)
+    with packing.output.write(MANIFEST) as file:
+        file.write(manifest_bytes(manifest))
+    packing.output.remove(_STATE)
+    return manifest
 
 
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
+    return DataError(
+        f"too many images cannot be used, {reference} is one more than allowed ({reason})",
+        where=packing.source.path,
+        seen=f"{packing.max_bad + 1} or more",
+        expected=f"at most {packing.max_bad}",
+        do="mend or remove them, or allow more with --max-bad and --resume",
+    )
 
 
-def _manifest(packing: _Packing, licence: str | None, tally: _Tally, shards: list[ShardEntry]) -> Manifest:
-    camera = tally.camera
-    formats = members(packing.source.domain, packing.size, packing.size, has_classes=LABEL in tally.member_bytes)
+def _manifest(plan: _Plan, statistics: Statistics, shards: list[ShardEntry], quarantined: int) -> Manifest:
+    size = plan.settings.size
+    formats = members(size, size, has_labels=plan.labelled, has_classes=LABEL in statistics.member_bytes)
+    in_order_of_members = {name: statistics.member_bytes[name] for name in formats}
     return Manifest(
-        domain=packing.source.domain,
-        layout=packing.source.layout,
-        source=packing.source.path.resolve().name,
-        licence=packing.source.licence if licence is None else licence,
+        **plan.source.model_dump(),
         samples=sum(shard.samples for shard in shards),
-        height=packing.size,
-        width=packing.size,
-        classes=tally.classes,
-        camera=camera.min if camera is not None and camera.min == camera.max else camera,
-        quarantined=len(tally.quarantined),
+        height=size,
+        width=size,
+        quarantined=quarantined,
         members=formats,
-        member_bytes={name: tally.member_bytes[name] for name in formats},
-        settings=packing.settings,
-        versions={
-            "fastssl": fastssl.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "libjpeg-turbo": features.version_feature("libjpeg_turbo") or "none",
-            "lz4": lz4.__version__,
-            "liblz4": lz4.library_version_string(),
-        },
+        statistics=statistics.model_copy(update={"member_bytes": in_order_of_members}),
+        settings=plan.settings,
+        versions=plan.versions,
         shards=shards,
     )
 
 
-def _checked_shape(record: Record, domain: Domain, reference: str) -> tuple[int, int]:
-    """Height and width of a record that is fit to be packed."""
-    image = record.image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError("an image is not RGB of 8 bits", where=reference, seen=f"{image.dtype} of shape {image.shape}")
-    height, width = image.shape[:2]
-    if record.label is not None and record.label < 0:
-        raise DataError("a class number is negative", where=reference, seen=record.label, expected="0 or more")
-    if domain == "synthetic":
-        shapes = {"depth": (height, width), "normal": (height, width, 3), "instance": (height, width)}
-        for name, expected in shapes.items():
-            plane: NDArray[Any] | None = getattr(record, name)
-            if plane is None or plane.shape != expected:
-                seen = "none" if plane is None else f"shape {plane.shape}"
-                raise DataError(
-                    f"a synthetic sample has no usable {name}", where=reference, seen=seen, expected=expected
-                )
-        if record.camera is None:
-            raise DataError("a synthetic sample has no camera", where=reference)
-    return height, width
+def _record_name(number: int) -> str:
+    return f"{_STATE}/{number:06d}.json"
 
 
-def _proven_jpeg(image: NDArray[np.uint8], size: int, settings: Settings, reference: str) -> bytes:
-    squashed = Image.fromarray(image)
-    if squashed.size != (size, size):
-        squashed = squashed.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    buffer = BytesIO()
-    squashed.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling=settings.jpeg_subsampling)
-    try:
-        with Image.open(buffer, formats=["JPEG"]) as proof:
-            proof.load()
-    except OSError as error:
-        raise DataError("an image was packed but cannot be decoded", where=reference, seen=str(error)) from error
-    return buffer.getvalue()
+def _json(part: Part) -> bytes:
+    return part.model_dump_json().encode() + b"\n"
 
 
-def _nearest(plane: NDArray[Any], size: int) -> NDArray[Any]:
-    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(np.intp) for side in plane.shape[:2])
-    nearest: NDArray[Any] = plane[rows[:, None], columns[None, :]]
-    return nearest
+def _listing_digest(references: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for reference in references:
+        digest.update(os.fsencode(reference) + b"\0")
+    return digest.hexdigest()
 
 
-def _camera(camera: Intrinsics) -> Camera:
-    return Camera(fx=float(camera.fx), fy=float(camera.fy), cx=float(camera.cx), cy=float(camera.cy))
-
-
-def _columns(*cameras: Camera) -> dict[str, list[float]]:
-    return {name: [getattr(camera, name) for camera in cameras] for name in Camera.model_fields}
-
-
-def _merged_bytes(old: MemberBytes, new: MemberBytes) -> MemberBytes:
-    return MemberBytes(
-        count=old.count + new.count,
-        total=old.total + new.total,
-        min=min(old.min, new.min),
-        max=max(old.max, new.max),
-    )
+def _reason(error: DataError) -> str:
+    return error.what if error.seen is None else f"{error.what}: {error.seen}"
 
 
 def _quarantine_line(reference: str, reason: str) -> bytes:

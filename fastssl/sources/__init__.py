@@ -6,39 +6,74 @@ import difflib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fastssl.errors import DataError, UsageError
 from fastssl.shards import Source
+from fastssl.sources.classes import ClassesSource
 from fastssl.sources.folder import FolderSource
+from fastssl.sources.hypersim import HypersimSource
+from fastssl.sources.movi import MoviSource
+from fastssl.sources.nyuv2 import NyuV2Source
+from fastssl.sources.places365 import Places365Source
 from fastssl.sources.render import RenderSource
+from fastssl.sources.scenenet import SceneNetSource
+from fastssl.sources.structured3d import Structured3DSource
+from fastssl.sources.suncg import PbrsSource, SuncgSource
+from fastssl.sources.tartanair import TartanAirSource
+from fastssl.sources.vkitti2 import Vkitti2Source
+from fastssl.sources.voc import VocSource
+from fastssl.sources.webdataset import WebDatasetSource
 
-__all__ = ["LAYOUTS", "FolderSource", "RenderSource", "open_source"]
+__all__ = ["LAYOUTS", "ClassesSource", "FolderSource", "RenderSource", "open_source"]
 
 
 class Layout(NamedTuple):
     """How to open a layout, and how to tell it from the tree."""
 
-    open: Callable[[Path], Source]
+    open: OpenSource
     recognise: Callable[[Path], bool]
 
 
+class OpenSource(Protocol):
+    """Opens a dataset on disk, all of it or a subset."""
+
+    def __call__(self, path: Path, *, subset: str | None = None) -> Source: ...
+
+
 LAYOUTS: dict[str, Layout] = {
-    "render": Layout(RenderSource, lambda path: (path / "render.json").is_file()),
-    "folder": Layout(FolderSource, lambda path: True),  # any tree of images: stays last
+    source.layout: Layout(source, source.recognise)
+    for source in (
+        RenderSource,
+        SceneNetSource,
+        SuncgSource,
+        PbrsSource,
+        HypersimSource,
+        Structured3DSource,
+        MoviSource,
+        Vkitti2Source,
+        TartanAirSource,
+        NyuV2Source,
+        VocSource,
+        Places365Source,
+        WebDatasetSource,
+        ClassesSource,
+        FolderSource,  # any tree of images: stays last
+    )
 }
 """In the order in which they are tried."""
 
 
-def open_source(path: str | PathLike[str], layout: str | None = None) -> Source:
+def open_source(path: str | PathLike[str], layout: str | None = None, *, subset: str | None = None) -> Source:
     """Open a dataset on disk.
 
     Args:
         path: the dataset's folder.
         layout: a name of `LAYOUTS`; None finds it out from the tree.
+        subset: a split that the layout knows; None = all there is.
 
     Raises:
-        UsageError: there is no such layout; the nearest name is offered.
+        UsageError: there is no such layout, or it has no such subset; the nearest name is offered.
         DataError: there is no such folder, or it does not hold a dataset of this layout.
     """
     path = Path(path)
@@ -50,8 +85,8 @@ def open_source(path: str | PathLike[str], layout: str | None = None) -> Source:
             seen=layout,
             expected=f"{nearest[0]!r}? All names: {names}" if nearest else f"one of: {names}",
         )
-    if not path.is_dir():
+    if not path.exists():
         raise DataError("there is no such folder", where=path, expected="the folder of a dataset")
     if layout is None:
-        layout = next(name for name, candidate in LAYOUTS.items() if candidate.recognise(path))
-    return LAYOUTS[layout].open(path)
+        layout = next(name for name, source in LAYOUTS.items() if source.recognise(path))
+    return LAYOUTS[layout].open(path, subset=subset)

@@ -26,6 +26,8 @@ from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Domain
+from fastssl.sources.images import read_plane
+from fastssl.sources.subsets import checked_subset
 
 RUN = "render.json"
 PLANES = ("rgb", "depth", "normal", "instance")
@@ -80,19 +82,26 @@ class RenderSource:
 
     layout: str = "render"
     domain: Domain = "synthetic"
+    labelled: bool = True
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    @classmethod
+    def recognise(cls, path: Path) -> bool:
+        return (path / RUN).is_file()
+
+    def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
+        self.subset = checked_subset(self.layout, subset, ())
         self.licence = read_run(self.path).licence
         if next(self._keys(), None) is None:
             raise DataError("the folder holds no finished room", where=self.path, do="render some: fastssl render")
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self._keys())
-
     def references(self) -> Iterator[str]:
         """Keys of the finished rooms, sorted."""
         return iter(sorted(self._keys()))
+
+    def key(self, reference: str) -> str:
+        """A room's name is its key."""
+        return reference
 
     def read(self, reference: str) -> Record:
         """One room.
@@ -101,7 +110,8 @@ class RenderSource:
             DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
         """
         room = _described(_Room, self.path / f"{reference}.json")
-        planes = {name: _read_plane(self.path, reference, name, room) for name in PLANES}
+        size = (room.width, room.height)
+        planes = {name: read_plane(_plane(self.path, reference, name), _MODES[name], size) for name in PLANES}
         return Record(
             key=reference,
             image=planes["rgb"],
@@ -184,25 +194,6 @@ def _described(model: type[_Model], path: Path) -> _Model:
             seen=str(first["input"])[:80],
             expected=first["msg"],
         ) from failure
-
-
-def _read_plane(folder: Path, key: str, name: str, room: _Room) -> NDArray[Any]:
-    path = _plane(folder, key, name)
-    try:
-        with Image.open(path) as image:
-            mode, size, pixels = image.mode, image.size, np.array(image)
-    except FileNotFoundError as error:
-        raise DataError("a plane of a room is missing", where=path, do="render the room again") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for a damaged file.
-        raise DataError("a plane of a room does not decode", where=path, seen=str(error), do="render again") from error
-    if (mode, size) != (_MODES[name], (room.width, room.height)):
-        raise DataError(
-            "a plane of a room is not what its room says",
-            where=path,
-            seen=f"{size[0]} x {size[1]} pixels of mode {mode}",
-            expected=f"{room.width} x {room.height} of mode {_MODES[name]}",
-        )
-    return pixels
 
 
 def _sixteen_bits(values: NDArray[Any], what: str) -> NDArray[np.uint16]:

@@ -12,9 +12,17 @@ import torch
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
 from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
-from fastssl.loader import LoaderOptions, Share, Step, real_batches, synthetic_batches, training_plan
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Plan,
+    Share,
+    ViewSettings,
+    open_mixture,
+    real_batches,
+    synthetic_batches,
+)
 from fastssl.models import build_networks
-from fastssl.shards import ShardSet
 from fastssl.telemetry import Advance, merge_summary
 from fastssl.train.checkpoint import latest_checkpoint, read_checkpoint
 from fastssl.train.step import TrainingStep
@@ -58,7 +66,7 @@ def resume_run(run: Path, advance: Advance) -> None:
 
 
 def training_batches(
-    config: Config, synthetic: ShardSet, real: ShardSet | None, *, first_step: int, device: torch.device
+    config: Config, synthetic: Mixture, real: Mixture | None, *, first_step: int, device: torch.device
 ) -> tuple[Iterator[SyntheticBatch], Iterator[RealBatch] | None]:
     """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is."""
     batches = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
@@ -71,26 +79,26 @@ def run_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _open_datasets(config: Config) -> tuple[ShardSet, ShardSet | None]:
+def _open_datasets(config: Config) -> tuple[Mixture, Mixture | None]:
     data = config.data
     if not data.synthetic:
         raise UsageError("no synthetic dataset is given", do="add --synthetic FOLDER")
-    synthetic = ShardSet(Path(data.synthetic))
+    synthetic = open_mixture(data.synthetic)
     if not synthetic.has_labels:
         raise DataError(
-            "the synthetic dataset has no label planes", where=data.synthetic, do="give a packed synthetic dataset"
+            "the synthetic dataset has no label planes", where=synthetic.path, do="give a packed synthetic dataset"
         )
     if config.model.adapted_layer == "none":
         _check_size(config, synthetic)
         return synthetic, None
     if not data.real:
         raise UsageError("no real dataset is given", do="add --real FOLDER, or --set model.adapted_layer=none")
-    real = ShardSet(Path(data.real))
+    real = open_mixture(data.real)
     _check_size(config, synthetic, real)
     return synthetic, real
 
 
-def _check_size(config: Config, *datasets: ShardSet) -> None:
+def _check_size(config: Config, *datasets: Mixture) -> None:
     for shards in datasets:
         if min(shards.image_size) < config.data.size:
             raise ConfigError(
@@ -105,8 +113,8 @@ def _check_size(config: Config, *datasets: ShardSet) -> None:
 def _train(
     config: Config,
     run: Path,
-    synthetic: ShardSet,
-    real: ShardSet | None,
+    synthetic: Mixture,
+    real: Mixture | None,
     content: dict[str, Any] | None,
     advance: Advance,
 ) -> None:
@@ -131,21 +139,23 @@ def _train(
 
 
 def _plan(
-    config: Config, shards: ShardSet, stream: int, first_step: int, device: torch.device
-) -> tuple[Iterator[Step], LoaderOptions]:
+    config: Config, shards: Mixture, stream: int, first_step: int, device: torch.device
+) -> tuple[Plan, LoaderOptions]:
     """The random steps of one domain from `first_step` on, and how to load them."""
     data = config.data
     batch_size = data.batch_synthetic if stream == _SYNTHETIC else data.batch_real
-    share = Share(num_samples=len(shards), batch_size=batch_size, seed=config.train.seed, stream=stream)
+    order = shards.order(seed=config.train.seed, stream=stream, buffer=data.shuffle_buffer)
+    share = Share(order=order, batch_size=batch_size)
     whole = stream == _REAL and data.real_window == "whole"
-    plan = training_plan(data, share, shards.image_size, whole=whole, first_step=first_step)
+    settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
+    plan = shards.training_plan(settings, share, position=first_step * share.global_batch)
     options = LoaderOptions(
-        size=data.size,
-        gray=data.gray != "off",
-        batch_size=batch_size,
         device=device,
         threads=config.train.threads,
         half=config.train.amp and device.type == "cuda",
+        max_bad=data.max_bad,
+        paranoid=data.paranoid,
+        hw_decoder_load=config.train.hw_decoder_load,
     )
     return plan, options
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastssl.config import DataConfig
-from fastssl.loader import LoaderOptions, Share, synthetic_batches, training_plan
-from fastssl.shards import ShardSet
+from fastssl.config import AugmentConfig, DataConfig
+from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, synthetic_batches, training_plan
 
 SIZE = 67
 # nvJPEG's inverse transform and chroma upsampling round differently from libjpeg's: a few of 255 levels at most pixels.
@@ -20,16 +19,14 @@ WORST, MEAN = 12 / 255, 1 / 255
 @pytest.mark.parametrize("gray", ["per_sample", "off"])
 @pytest.mark.parametrize("half", [False, True])
 def test_batches_equal_those_of_the_cpu(coded_synthetic: Path, gpu: torch.device, gray: str, half: bool) -> None:
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig.model_validate({"size": SIZE, "window": (0.5, 1.0), "gray": gray})
 
     def run(device: torch.device) -> list[object]:
-        share = Share(num_samples=len(shards), batch_size=4, seed=5, stream=0)
-        plan = training_plan(data, share, shards.image_size, whole=False, first_step=0)
+        share = Share(order=shards.order(seed=5, stream=0), batch_size=4)
+        plan = training_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size), share)
         on_gpu = device.type == "cuda"
-        options = LoaderOptions(
-            size=SIZE, gray=gray != "off", batch_size=4, device=device, threads=2, half=half and on_gpu
-        )
+        options = LoaderOptions(device=device, threads=2, half=half and on_gpu)
         return list(islice(synthetic_batches(shards, plan, options), 9))
 
     for expected, got in zip(run(torch.device("cpu")), run(gpu), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,23 +14,36 @@ from patterns import SIDE, coded_instances, coded_normals
 from PIL import Image
 
 from fastssl.batch import IMAGE_MEAN, SyntheticBatch
-from fastssl.config import DataConfig
+from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import DataError, ShardError
-from fastssl.loader import LoaderOptions, Share, evaluation_plan, real_batches, synthetic_batches, training_plan
-from fastssl.loader.plan import Step
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Share,
+    ViewSettings,
+    evaluation_plan,
+    open_mixture,
+    real_batches,
+    synthetic_batches,
+    training_plan,
+)
+from fastssl.loader.plan import Plan
 from fastssl.shards import ShardSet, decode_sample
 
 SIZE = 67
 CPU = torch.device("cpu")
 
 
-def options(batch_size: int, *, gray: bool = False, size: int = SIZE) -> LoaderOptions:
-    return LoaderOptions(size=size, gray=gray, batch_size=batch_size, device=CPU, threads=2)
+OPTIONS = LoaderOptions(device=CPU, threads=2)
 
 
-def random_plan(shards: ShardSet, data: DataConfig, batch_size: int) -> Iterator[Step]:
-    share = Share(num_samples=len(shards), batch_size=batch_size, seed=5, stream=0)
-    return training_plan(data, share, shards.image_size, whole=False, first_step=0)
+def views(shards: Mixture, data: DataConfig, *, whole: bool = False) -> ViewSettings:
+    return ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size, whole=whole)
+
+
+def random_plan(shards: Mixture, data: DataConfig, batch_size: int) -> Plan:
+    share = Share(order=shards.order(seed=5, stream=0), batch_size=batch_size)
+    return training_plan(views(shards, data), share)
 
 
 def stored_pixels(batch: SyntheticBatch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -43,12 +55,12 @@ def stored_pixels(batch: SyntheticBatch, sample: int) -> tuple[NDArray[np.int64]
 @pytest.mark.parametrize("window", [(0.5, 1.0), (SIZE / SIDE, SIZE / SIDE), (0.2, 0.4)])
 def test_all_planes_stay_aligned_over_three_epochs(coded_synthetic: Path, window: tuple[float, float]) -> None:
     """Every plane of an output pixel belongs to the stored pixel that its depth names: smaller, cut out and larger."""
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=window, gray="off")
     number = {shards.key(i): i for i in range(len(shards))}
     normals = coded_normals()
     flips = 0
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4)), 3 * 3):
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 3 * 3):
         for i, key in enumerate(batch.keys):
             known = batch.depth[i, 0].numpy() > 0
             rows, columns = stored_pixels(batch, i)
@@ -82,13 +94,13 @@ def test_all_planes_stay_aligned_over_three_epochs(coded_synthetic: Path, window
 
 def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) -> None:
     """Against Pillow: no resampling where the window has the size of the input."""
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=(SIZE / SIDE, SIZE / SIDE), gray="off")
     number = {shards.key(i): i for i in range(len(shards))}
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 3), options(3)), 4):
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 3), OPTIONS), 4):
         for i, key in enumerate(batch.keys):
             rows, columns = stored_pixels(batch, i)
-            sample = decode_sample(shards, number[key])
+            sample = decode_sample(shards.datasets[0], number[key])
             assert sample.edge is not None
             inside = batch.depth[i, 0].numpy() > 0
             expected = sample.image[rows, columns] / 255 - IMAGE_MEAN
@@ -99,11 +111,11 @@ def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) ->
 
 def test_no_contour_is_lost_when_the_image_gets_smaller(coded_synthetic: Path) -> None:
     """The whole image at half its size: a cell is a contour if any of its four pixels is."""
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig(size=35, window=(70 / SIDE, 70 / SIDE), gray="off")
-    plan = evaluation_plan(data, len(shards), 4, shards.image_size, whole=False)
+    plan = evaluation_plan(views(shards, data), len(shards), 4)
     first = (SIDE - 70) // 2
-    batches = list(synthetic_batches(shards, plan, options(4, size=35)))
+    batches = list(synthetic_batches(shards, plan, OPTIONS))
     edges = torch.cat([batch.edge for batch in batches])[:, 0].numpy()
     for i in range(len(shards)):
         ids = coded_instances(i)
@@ -116,10 +128,10 @@ def test_no_contour_is_lost_when_the_image_gets_smaller(coded_synthetic: Path) -
 
 def test_normals_of_a_mirrored_plane_are_those_of_the_mirrored_scene(coded_synthetic: Path) -> None:
     """A plane seen in a mirror has the mirrored normal: within 1 degree, over every flipped pixel."""
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=(0.6, 0.9), flip=1.0, gray="off")
     mirror = np.diag([-1.0, 1.0, 1.0])
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4)), 3):
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 3):
         for i in range(4):
             rows, columns = stored_pixels(batch, i)
             valid = batch.valid[i, 0].numpy()
@@ -130,43 +142,43 @@ def test_normals_of_a_mirrored_plane_are_those_of_the_mirrored_scene(coded_synth
 
 @pytest.mark.parametrize("gray", ["per_sample", "per_batch"])
 def test_gray_images_are_one_channel_three_times(coded_synthetic: Path, gray: str) -> None:
-    shards = ShardSet(coded_synthetic)
+    shards = open_mixture(coded_synthetic)
     data = DataConfig.model_validate({"size": SIZE, "window": (SIZE / SIDE, SIZE / SIDE), "gray": gray})
     number = {shards.key(i): i for i in range(len(shards))}
     chosen = []
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), options(4, gray=True)), 6):
+    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 12):
         assert (batch.image[:, :1] == batch.image).all()
         for i, key in enumerate(batch.keys):
             rows, columns = stored_pixels(batch, i)
             inside = batch.depth[i, 0].numpy() > 0
-            stored = decode_sample(shards, number[key]).image[rows, columns] / 255 - IMAGE_MEAN
+            stored = decode_sample(shards.datasets[0], number[key]).image[rows, columns] / 255 - IMAGE_MEAN
             errors = np.abs(batch.image[i, 0].numpy()[..., None] - stored)[inside].max(axis=0)
             assert errors.min() < 1e-6
             chosen.append(int(errors.argmin()))
-    per_batch = np.array(chosen).reshape(6, 4)
+    per_batch = np.array(chosen).reshape(12, 4)
     assert set(chosen) == {0, 1, 2}
     assert (per_batch == per_batch[:, :1]).all() == (gray == "per_batch")
 
 
 def test_photos_come_with_their_classes_and_without_a_copy(coded_real: Path) -> None:
-    shards = ShardSet(coded_real)
-    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=True)
-    batches = list(real_batches(shards, plan, options(4)))
+    shards = open_mixture(coded_real)
+    plan = evaluation_plan(views(shards, DataConfig(size=SIZE, gray="off"), whole=True), len(shards), 4)
+    batches = list(real_batches(shards, plan, OPTIONS))
     assert [len(batch.keys) for batch in batches] == [4, 4, 1]
     assert torch.cat([batch.label for batch in batches]).tolist() == [i // 2 for i in range(9)]
     image = batches[0].image
     assert image.shape == (4, 3, SIZE, SIZE)
     assert image.dtype == torch.float32
     assert image.is_contiguous(memory_format=torch.channels_last)
-    stored = Image.fromarray(decode_sample(shards, 3).image)
+    stored = Image.fromarray(decode_sample(shards.datasets[0], 3).image)
     smaller = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255 - IMAGE_MEAN
     assert np.abs(image[3].numpy().transpose(1, 2, 0) - smaller).max() < 1.5 / 255
 
 
 def test_batches_stay_as_they_are_while_the_pipeline_goes_on(coded_synthetic: Path) -> None:
     """The graph must not write the next batches into memory that it handed over."""
-    shards = ShardSet(coded_synthetic)
-    batches = synthetic_batches(shards, random_plan(shards, DataConfig(size=SIZE), 4), options(4, gray=True))
+    shards = open_mixture(coded_synthetic)
+    batches = synthetic_batches(shards, random_plan(shards, DataConfig(size=SIZE), 4), OPTIONS)
     kept = [next(batches) for _ in range(6)]
     copies = [batch.image.clone() for batch in kept]
     for _ in range(20):
@@ -197,16 +209,16 @@ def damage(source: Path, target: Path, sample: int, member: str, content: bytes)
 def test_a_damaged_member_is_named(
     coded_synthetic: Path, tmp_path: Path, member: str, content: bytes, message: str
 ) -> None:
-    shards = ShardSet(damage(coded_synthetic, tmp_path / "damaged", 6, member, content))
-    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=False)
+    shards = open_mixture(damage(coded_synthetic, tmp_path / "damaged", 6, member, content))
+    plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
     with pytest.raises(ShardError, match=message) as raised:
-        list(synthetic_batches(shards, plan, options(4, gray=True)))
+        list(synthetic_batches(shards, plan, OPTIONS))
     assert "000001.tar" in str(raised.value)
     assert "coded_006" in str(raised.value)
 
 
 def test_photos_have_no_labels_to_train_on(coded_real: Path) -> None:
-    shards = ShardSet(coded_real)
-    plan = evaluation_plan(DataConfig(size=SIZE), len(shards), 4, shards.image_size, whole=False)
+    shards = open_mixture(coded_real)
+    plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
     with pytest.raises(DataError, match="no label planes"):
-        next(synthetic_batches(shards, plan, options(4)))
+        next(synthetic_batches(shards, plan, OPTIONS))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastssl.config import DataConfig
+from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader.labels import ThreadedLabels, cut_on_device
-from fastssl.loader.plan import Share, training_views
+from fastssl.loader.order import mixed_order
+from fastssl.loader.plan import Share, ViewSettings, training_views
 from fastssl.shards import LABELS, LabelLayout, ShardSet, inflate
 
 
@@ -25,10 +26,13 @@ def test_device_and_threads_cut_the_same_planes(coded_synthetic: Path, window: t
     for block, inflated in zip(blocks, raw, strict=True):
         inflate(block, layout, inflated)
     threads = ThreadedLabels(layout, size, threads=3)
-    share = Share(num_samples=num, batch_size=num, seed=1, stream=0)
+    share = Share(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
+    settings = ViewSettings(
+        data=DataConfig(size=size, window=window), augment=AugmentConfig(), stored=shards.image_size
+    )
     for step in range(3):
-        views = training_views(DataConfig(size=size, window=window), share, step, shards.image_size, whole=False)
-        expected = threads.submit(blocks, views, [""] * num).result()
+        views = training_views(settings, share, step * num)
+        expected = threads.submit(blocks, views).result()
         planes = cut_on_device(torch.from_numpy(raw), layout, views, size)
         assert torch.equal(planes.depth, expected.depth.to(torch.int32))
         assert torch.equal(planes.normal, expected.normal)

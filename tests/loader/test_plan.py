@@ -9,24 +9,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastssl.config import DataConfig
-from fastssl.loader.plan import Share, Views, evaluation_plan, training_plan, training_views
+from fastssl.config import AugmentConfig, DataConfig
+from fastssl.loader.order import mixed_order
+from fastssl.loader.plan import Share, Views, ViewSettings, evaluation_plan, training_plan, training_views
 
 DATA = DataConfig(size=99, window=(0.7, 1.0))
+NAMES = ("top", "left", "height", "width", "flip", "channel", "colour", "blur")
 
 
-def shares(num_samples: int, batch_size: int, world_size: int) -> list[Share]:
-    return [
-        Share(num_samples=num_samples, batch_size=batch_size, seed=3, stream=0, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+def shares(num_samples: int, batch_size: int, world_size: int, seed: int = 3, stream: int = 0) -> list[Share]:
+    order = mixed_order([[num_samples]], [1], seed=seed, stream=stream)
+    return [Share(order=order, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+
+def one_share(batch_size: int, **seeds: int) -> Share:
+    return shares(50, batch_size, 1, **seeds)[0]
+
+
+def settings_of(
+    data: DataConfig = DATA, *, stored: tuple[int, int] = (256, 256), **augment: float | tuple[float, float]
+) -> ViewSettings:
+    return ViewSettings(data=data, augment=AugmentConfig.model_validate(augment), stored=stored)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("num_samples", [11, 56, 61])
 def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, world_size: int) -> None:
-    ranks = shares(num_samples, 4, world_size)
-    sequence = np.concatenate([rank.samples(step) for step in range(60) for rank in ranks])
+    plans = [training_plan(settings_of(), share).steps for share in shares(num_samples, 4, world_size)]
+    sequence = np.concatenate([next(plan)[0] for _ in range(60) for plan in plans])
     epochs = len(sequence) // num_samples
     assert epochs >= 3
     orders = sequence[: epochs * num_samples].reshape(epochs, num_samples)
@@ -35,22 +45,40 @@ def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, wor
 
 
 def test_orders_and_views_depend_on_seed_and_domain() -> None:
-    base = {"num_samples": 50, "batch_size": 50}
-    variants = [Share(**base, seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
-    assert len({tuple(share.samples(0)) for share in variants}) == 4
-    assert len({tuple(training_views(DATA, share, 0, (256, 256), whole=False).left) for share in variants}) == 4
+    variants = [one_share(50, seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
+    assert len({tuple(next(training_plan(settings_of(), share).steps)[0]) for share in variants}) == 4
+    assert len({tuple(training_views(settings_of(), share, 0).left) for share in variants}) == 4
 
 
-def test_views_do_not_depend_on_the_number_of_ranks() -> None:
-    whole = training_views(DATA, shares(100, 12, 1)[0], 5, (256, 200), whole=False)
-    parts = [training_views(DATA, share, 5, (256, 200), whole=False) for share in shares(100, 3, 4)]
-    for name in ("top", "left", "height", "width", "flip", "channel"):
-        assert (np.concatenate([getattr(part, name) for part in parts]) == getattr(whole, name)).all()
+VARIED = settings_of(stored=(256, 200), brightness=0.3, hue=20, blur=0.5, aspect=(0.8, 1.3))
+
+
+def test_samples_and_views_do_not_depend_on_the_number_of_ranks() -> None:
+    samples, whole = next(training_plan(VARIED, shares(100, 12, 1)[0], position=60).steps)
+    parts = [next(training_plan(VARIED, share, position=60).steps) for share in shares(100, 3, 4)]
+    assert (np.concatenate([part[0] for part in parts]) == samples).all()
+    for name in NAMES:
+        assert (np.concatenate([getattr(views, name) for _, views in parts]) == getattr(whole, name)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 4))
+def test_another_number_of_ranks_goes_on_with_the_very_same_samples_and_views(
+    steps: int, batch_size: int, world_size: int
+) -> None:
+    before = shares(23, 4, 3)
+    position = steps * before[0].global_batch
+    plans = [training_plan(VARIED, share, position=position).steps for share in shares(23, batch_size, world_size)]
+    got = [next(plan) for _ in range(3) for plan in plans]
+    num = len(got) * batch_size
+    samples, views = next(training_plan(VARIED, shares(23, num, 1)[0], position=position).steps)
+    assert (np.concatenate([part[0] for part in got]) == samples).all()
+    for name in NAMES:
+        assert (np.concatenate([getattr(part[1], name) for part in got]) == getattr(views, name)).all()
 
 
 def test_windows_stay_inside_and_reach_everywhere() -> None:
-    share = Share(num_samples=10, batch_size=4000, seed=0, stream=0)
-    views = training_views(DATA, share, 0, (100, 60), whole=False)
+    views = training_views(settings_of(stored=(100, 60)), one_share(4000), 0)
     assert views.top.min() == 0
     assert views.left.min() == 0
     assert (views.top + views.height).max() == 100
@@ -59,21 +87,57 @@ def test_windows_stay_inside_and_reach_everywhere() -> None:
     assert views.height.max() == 100
     assert 0.45 < views.flip.mean() < 0.55
     assert np.bincount(views.channel).min() > 1200
+    assert (views.colour == [1, 1, 1, 0]).all()
+    assert (views.blur == 0).all()
+
+
+def test_aspect_and_scale_vary_apart() -> None:
+    views = training_views(settings_of(DataConfig(window=(0.3, 0.6)), aspect=(0.5, 2.0)), one_share(4000), 0)
+    ratio, area = views.width / views.height, np.sqrt(views.width * views.height) / 256
+    assert 0.48 < ratio.min() < 0.53
+    assert 1.9 < ratio.max() < 2.1
+    assert abs(np.log(ratio).mean()) < 0.05
+    assert 0.29 < area.min() < 0.32
+    assert 0.58 < area.max() < 0.61
+    assert abs(np.corrcoef(ratio, area)[0, 1]) < 0.05
+    assert (views.top + views.height <= 256).all()
+    assert (views.left + views.width <= 256).all()
+
+
+def test_colours_and_blur_keep_within_their_settings() -> None:
+    jitter = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 30.0}
+    views = training_views(settings_of(**jitter, blur=0.25, blur_sigma=(0.5, 1.5)), one_share(4000), 0)
+    middle, reach = np.array([1, 1, 1, 0]), np.array(list(jitter.values()))
+    assert (np.abs(views.colour - middle) <= reach + 1e-6).all()
+    assert (np.abs(views.colour - middle).max(axis=0) > 0.98 * reach).all()
+    assert (np.abs((views.colour - middle).mean(axis=0)) < 0.05 * reach).all()
+    blurred = views.blur[views.blur > 0]
+    assert 0.22 < len(blurred) / 4000 < 0.28
+    assert blurred.min() >= 0.5
+    assert blurred.max() <= 1.5
 
 
 @pytest.mark.parametrize(("gray", "channels"), [("per_batch", 1), ("off", 1), ("per_sample", 3)])
 def test_gray_setting(gray: str, channels: int) -> None:
     data = DataConfig.model_validate({"gray": gray})
-    views = training_views(data, Share(num_samples=9, batch_size=64, seed=0, stream=0), 0, (256, 256), whole=False)
+    views = training_views(settings_of(data), one_share(64), 0)
     assert len(set(views.channel)) == channels
     assert (views.channel == -1).all() == (gray == "off")
+    chosen = {int(training_views(settings_of(data), one_share(64), 64 * step).channel[0]) for step in range(30)}
+    assert chosen == ({-1} if gray == "off" else {0, 1, 2})
+
+
+def test_all_ranks_take_one_channel_per_batch() -> None:
+    data = DataConfig.model_validate({"gray": "per_batch"})
+    channels = {int(training_views(settings_of(data), share, 28).channel[0]) for share in shares(9, 4, 7)}
+    assert len(channels) == 1
 
 
 def test_plan_started_later_goes_on_as_the_plan_from_the_start() -> None:
-    share = Share(num_samples=23, batch_size=4, seed=9, stream=1)
-    early = training_plan(DATA, share, (256, 256), whole=False, first_step=0)
+    share = shares(23, 4, 1, seed=9, stream=1)[0]
+    early = training_plan(settings_of(), share).steps
     steps = [next(early) for _ in range(12)]
-    late = training_plan(DATA, share, (256, 256), whole=False, first_step=9)
+    late = training_plan(settings_of(), share, position=36).steps
     for samples, views in steps[9:]:
         later_samples, later_views = next(late)
         assert (samples == later_samples).all()
@@ -81,13 +145,15 @@ def test_plan_started_later_goes_on_as_the_plan_from_the_start() -> None:
 
 
 def test_evaluation_sees_every_sample_once_through_the_centre() -> None:
-    steps = list(evaluation_plan(DATA, 10, 4, (100, 100), whole=False))
+    steps = list(evaluation_plan(settings_of(stored=(100, 100), brightness=0.5, blur=1.0), 10, 4).steps)
     assert [len(samples) for samples, _ in steps] == [4, 4, 2]
     assert np.concatenate([samples for samples, _ in steps]).tolist() == list(range(10))
     views = steps[0][1]
     assert (views.height == 85).all()
     assert (views.top == 7).all()
     assert not views.flip.any()
+    assert (views.colour == [1, 1, 1, 0]).all()
+    assert not views.blur.any()
 
 
 def one_view(top: int, left: int, height: int, width: int, flip: bool) -> Views:
@@ -101,6 +167,8 @@ def one_view(top: int, left: int, height: int, width: int, flip: bool) -> Views:
         width=column(width),
         flip=np.array([flip]),
         channel=column(0),
+        colour=np.array([[1, 1, 1, 0]], np.float32),
+        blur=np.zeros(1, np.float32),
     )
 
 

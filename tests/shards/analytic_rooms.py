@@ -53,7 +53,9 @@ class RoomSource:
 
     layout = "rooms"
     domain: Domain = "synthetic"
+    labelled = True
     licence = "CC0-1.0"
+    subset = None
 
     def __init__(
         self, path: Path, count: int, height: int = 24, width: int = 40, trouble: str | None = None, at: int = 0
@@ -62,6 +64,9 @@ class RoomSource:
 
     def references(self) -> Iterator[str]:
         return map(str, range(self.count))
+
+    def key(self, reference: str) -> str:
+        return f"room_{int(reference):03d}"
 
     def read(self, reference: str) -> Record:
         if int(reference) == self.at:

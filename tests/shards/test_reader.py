@@ -86,20 +86,20 @@ def test_indices_outside_are_refused(rooms: Path) -> None:
             shards.member(index, JPEG)
 
 
-def test_few_maps_serve_many_shards(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MAPS", 1)
+def test_few_open_files_serve_many_shards(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_OPEN", 1)
     shards, plain = ShardSet(rooms), list(read_samples(rooms))
     early = shards.member(0, JPEG)
     first = early.tobytes()
     order = [6, 0, 4, 1, 5, 0, 6]
     assert [shards.key(i) for i in order] == [plain[i].key for i in order]
-    assert early.tobytes() == first  # a view outlives its map's place
+    assert early.tobytes() == first
 
 
 def test_threads_and_processes_read_the_same(rooms: Path) -> None:
     shards = ShardSet(rooms)
     expected = [sample.image.tobytes() for sample in read_samples(rooms)]
-    shards.key(0)  # a map is open when it is pickled and forked
+    shards.key(0)  # a shard is open when it is pickled and forked
     with ThreadPoolExecutor(4) as pool:
         samples = pool.map(lambda i: decode_sample(shards, i), range(7))
         assert [sample.image.tobytes() for sample in samples] == expected

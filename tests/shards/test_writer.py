@@ -19,6 +19,7 @@ from PIL import Image
 from fastssl.batch import Record
 from fastssl.errors import DataError, DeviceError, UsageError
 from fastssl.shards import LABELS, Domain, LabelLayout, ShardSet, pack, read_manifest, read_samples
+from fastssl.shards.writer import Progress
 from fastssl.sources.folder import FolderSource
 
 README = Path(__file__).parents[2] / "shards" / "README.md"
@@ -33,12 +34,17 @@ class Records:
     layout = "memory"
     domain: Domain = "real"
     licence = "CC0-1.0"
+    subset = None
 
     def __init__(self, *records: Record, domain: Domain = "real") -> None:
         self.path, self.records, self.domain = Path("memory"), records, domain
+        self.labelled = domain == "synthetic"
 
     def references(self) -> Iterator[str]:
         return map(str, range(len(self.records)))
+
+    def key(self, reference: str) -> str:
+        return self.records[int(reference)].key
 
     def read(self, reference: str) -> Record:
         return self.records[int(reference)]
@@ -180,7 +186,7 @@ def test_the_camera_is_that_of_the_squashed_image(tmp_path: Path) -> None:
     # 3 and 5 pixels become one, so the nearest pixel is the middle one and its ray exactly that of the packed pixel.
     manifest = pack(RoomSource(tmp_path / "rooms", 1, height=96, width=160), tmp_path / "out", size=32)
     (sample,) = read_samples(tmp_path / "out")
-    camera = manifest.camera
+    camera = manifest.statistics.camera.min
     rays = np.ones((32, 32, 3))
     rays[..., 0] = ((np.arange(32) + 0.5 - camera.cx) / camera.fx)[None]
     rays[..., 1] = ((np.arange(32) + 0.5 - camera.cy) / camera.fy)[:, None]
@@ -193,7 +199,7 @@ def test_the_camera_is_that_of_the_squashed_image(tmp_path: Path) -> None:
 
 def test_the_manifest_counts_what_was_packed(rooms: Path) -> None:
     manifest = read_manifest(rooms)
-    assert (manifest.samples, manifest.height, manifest.width, manifest.classes) == (7, 32, 32, 3)
+    assert (manifest.samples, manifest.height, manifest.width, manifest.statistics.classes) == (7, 32, 32, 3)
     assert (manifest.domain, manifest.layout, manifest.source, manifest.licence) == (
         "synthetic",
         "rooms",
@@ -208,14 +214,14 @@ def test_the_manifest_counts_what_was_packed(rooms: Path) -> None:
             assert len(tar.getmembers()) == 3 * entry.samples
             for member in tar.getmembers():
                 sizes.setdefault(member.name.split(".", 1)[1], []).append(member.size)
-    assert {name: (s.count, s.total, s.min, s.max) for name, s in manifest.member_bytes.items()} == {
+    assert {name: (s.count, s.total, s.min, s.max) for name, s in manifest.statistics.member_bytes.items()} == {
         name: (len(s), sum(s), min(s), max(s)) for name, s in sizes.items()
     }
     cameras = [room(seed, 24, 40).camera for seed in range(7)]
     for name, scale in (("fx", 32 / 40), ("fy", 32 / 24), ("cx", 32 / 40), ("cy", 32 / 24)):
         values = [getattr(camera, name) * scale for camera in cameras]
-        assert getattr(manifest.camera.min, name) == pytest.approx(min(values))
-        assert getattr(manifest.camera.max, name) == pytest.approx(max(values))
+        assert getattr(manifest.statistics.camera.min, name) == pytest.approx(min(values))
+        assert getattr(manifest.statistics.camera.max, name) == pytest.approx(max(values))
 
 
 def test_label_blocks_are_packed_at_the_level_that_the_manifest_tells(rooms: Path) -> None:
@@ -228,7 +234,7 @@ def test_label_blocks_are_packed_at_the_level_that_the_manifest_tells(rooms: Pat
 def test_a_bad_image_stops_packing_and_is_named(photos: Path, tmp_path: Path) -> None:
     (photos / "photo-07.jpg").write_bytes((photos / "photo-07.jpg").read_bytes()[:300])
     with pytest.raises(DataError, match=r"photo-07\.jpg"):
-        pack(FolderSource(photos), tmp_path / "out", size=32)
+        pack(FolderSource(photos), tmp_path / "out", size=32, max_bad=0)
 
 
 def test_bad_images_within_the_limit_are_listed_and_left_out(photos: Path, tmp_path: Path) -> None:
@@ -259,8 +265,8 @@ def test_an_exception_leaves_no_half_written_file(rooms: Path, tmp_path: Path) -
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="bug"):
         pack(RoomSource(tmp_path, 7, trouble="bug", at=4), out, size=32, samples_per_shard=3)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        name: (rooms / name).read_bytes() for name in ("000000.tar", "000000.idx")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == {
+        name: (rooms / name).read_bytes() for name in ("000000.tar", "000000.idx", "000000.crc")
     }
 
 
@@ -304,12 +310,14 @@ def test_a_dataset_without_samples_is_refused(tmp_path: Path) -> None:
 
 
 def test_progress_counts_samples_shard_by_shard(photos: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
-    pack(FolderSource(photos), tmp_path / "a", size=32, samples_per_shard=5, progress=lambda *step: seen.append(step))
-    assert seen == [(5, 13), (10, 13), (13, 13)]
-    seen.clear()
-    pack(RoomSource(tmp_path, 2), tmp_path / "b", size=32, progress=lambda *step: seen.append(step))
-    assert seen == [(2, None)]
+    (photos / "photo-05.jpg").write_bytes(b"not an image")
+    seen: list[Progress] = []
+    manifest = pack(FolderSource(photos), tmp_path / "a", size=32, samples_per_shard=5, progress=seen.append)
+    assert [now.references for now in seen] == [5, 10, 13]
+    assert [now.samples for now in seen] == [5, 9, 12]
+    assert [now.quarantined for now in seen] == [0, 1, 1]
+    assert seen[-1].num_bytes == sum(entry.bytes for entry in manifest.shards)
+    assert {now.total for now in seen} <= {None, 13}  # they are counted meanwhile
 
 
 @pytest.mark.parametrize("key", ["", "Upper", "a.b", "a/b", "a b", "é", "k" * 90])
@@ -346,7 +354,7 @@ def test_planes_of_another_size_than_the_image_are_refused(tmp_path: Path) -> No
 
 def test_classes_are_optional_for_each_sample(tmp_path: Path) -> None:
     manifest = pack(Records(photo("a", 4), photo("b"), photo("c", np.int64(6))), tmp_path / "out", size=8)
-    assert manifest.classes == 7
+    assert manifest.statistics.classes == 7
     assert [sample.label for sample in read_samples(tmp_path / "out")] == [4, None, 6]
     with pytest.raises(DataError, match="negative"):
         pack(Records(photo("a", -1)), tmp_path / "other", size=8)

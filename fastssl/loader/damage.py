@@ -1,0 +1,109 @@
+"""Samples that turn out damaged in a shard: named, counted, replaced by a neighbour, and too many of them refused.
+
+A replacement depends on the sample alone, so a run that is continued, or read by another number of ranks, sees the same
+ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from fastssl.errors import ShardError
+from fastssl.loader.mixture import Mixture
+from fastssl.shards import JPEG, LABEL, LABELS, LabelLayout, inflate
+
+log = logging.getLogger(__name__)
+
+Members = dict[str, NDArray[np.uint8]]
+
+
+class Damage:
+    """What is known of the damage in a domain's samples.
+
+    Args:
+        samples: of the domain.
+        members: those that are read: `jpg`, `labels.lz4` where labels are wanted, `cls` where classes are.
+        max_bad: samples that may be damaged before reading gives up.
+        paranoid: compare every member that is read with its checksum, which also finds damage that decodes.
+    """
+
+    def __init__(self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, paranoid: bool) -> None:
+        self._samples, self._names, self._max_bad, self._paranoid = samples, members, max_bad, paranoid
+        self.found: dict[int, str] = {}
+        """Number and reason of each damaged sample."""
+
+    def places(self) -> list[str]:
+        """Shard, key and reason of each damaged sample, in the order in which they were found."""
+        return [f"{self._samples.place(index)}: {reason}" for index, reason in self.found.items()]
+
+    def read(self, index: int) -> tuple[int, Members]:
+        """The members of a sample, or of the next one that is sound as far as a glance can tell; and its number.
+
+        Raises:
+            ShardError: too many samples are damaged.
+        """
+        while True:
+            while index in self.found:
+                index = self._samples.next(index)
+            try:
+                return index, self._glance(index)
+            except ShardError as error:
+                self._record(index, error)
+
+    def examine(self, indices: list[int]) -> bool:
+        """Decode samples of a batch that failed; whether any of them was found to be damaged.
+
+        Raises:
+            ShardError: too many samples are damaged.
+        """
+        before = len(self.found)
+        for index in dict.fromkeys(indices):
+            try:
+                self._decode(self._glance(index))
+            except ShardError as error:
+                self._record(index, error)
+        return len(self.found) > before
+
+    def _glance(self, index: int) -> Members:
+        if LABEL in self._names:
+            self._samples.label(index)
+        members = {name: self._samples.member(index, name) for name in self._names if name != LABEL}
+        stream = members[JPEG]
+        # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
+        if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
+            raise ShardError("an image cannot be decoded", seen="the stream is cut short or not a JPEG")
+        if self._paranoid:
+            for name, content in members.items():
+                seen, expected = zlib.crc32(content.data), self._samples.checksum(index, name)
+                if seen != expected:
+                    raise ShardError(f"{name} is not as it was packed", seen=f"{seen:08x}", expected=f"{expected:08x}")
+        return members
+
+    def _decode(self, members: Members) -> None:
+        try:
+            height, width = simplejpeg.decode_jpeg(members[JPEG], "RGB", strict=True).shape[:2]
+        except ValueError as error:
+            raise ShardError("an image cannot be decoded", seen=str(error)) from error
+        if (height, width) != self._samples.image_size:
+            raise ShardError("an image has the wrong size", seen=(height, width), expected=self._samples.image_size)
+        if LABELS in members:
+            layout = LabelLayout(*self._samples.image_size)
+            inflate(members[LABELS], layout, np.empty(layout.num_bytes, np.uint8))
+
+    def _record(self, index: int, error: ShardError) -> None:
+        self.found[index] = error.what if error.seen is None else f"{error.what}: {error.seen}"
+        place = self._samples.place(index)
+        if len(self.found) > self._max_bad:
+            raise ShardError(
+                error.what if self._max_bad == 0 else f"too many samples are damaged: {error.what}",
+                where=place,
+                seen=error.seen,
+                expected=error.expected if self._max_bad == 0 else f"at most {self._max_bad} damaged samples",
+                do="find all damage with `fastssl verify`, and copy or pack the dataset again",
+            ) from error
+        log.warning("a damaged sample is replaced by the next one: %s: %s", place, self.found[index])

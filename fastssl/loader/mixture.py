@@ -1,0 +1,131 @@
+"""Several packed datasets as one: their samples numbered one after another."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, count
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssl.errors import DataError
+from fastssl.loader.order import MixedOrder, mixed_order
+from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
+from fastssl.shards import ShardSet
+
+_BATCHES_AHEAD = 8
+
+
+class Mixture:
+    """The datasets of a domain, read like a single `ShardSet`.
+
+    Raises:
+        DataError: the datasets differ in the size of their images, or only some have labels.
+    """
+
+    def __init__(self, datasets: Sequence[ShardSet], weights: Sequence[float] | None = None) -> None:
+        self.datasets = tuple(datasets)
+        self.weights = tuple(weights) if weights is not None else tuple(float(len(dataset)) for dataset in datasets)
+        self._ends = list(accumulate(len(dataset) for dataset in self.datasets))
+        first, *others = self.datasets
+        for other in others:
+            for name, seen, expected in (
+                ("image sizes", other.image_size, first.image_size),
+                ("members", other.has_labels, first.has_labels),
+            ):
+                if seen != expected:
+                    raise DataError(
+                        f"datasets with different {name} cannot be mixed",
+                        where=str(other.path),
+                        seen=seen,
+                        expected=f"{expected} as in {first.path}",
+                        do="pack them with the same --size, and labelled datasets apart from photos",
+                    )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of every image, in pixels."""
+        return self.datasets[0].image_size
+
+    @property
+    def has_labels(self) -> bool:
+        """Samples have depth, normal and edge."""
+        return self.datasets[0].has_labels
+
+    @property
+    def path(self) -> str:
+        """Of all datasets, for messages."""
+        return ", ".join(str(dataset.path) for dataset in self.datasets)
+
+    def order(self, *, seed: int, stream: int, buffer: int = 0) -> MixedOrder:
+        """The endless random order of the samples; the arguments are those of `mixed_order`."""
+        sizes = [dataset.shard_sizes for dataset in self.datasets]
+        return mixed_order(sizes, self.weights, seed=seed, stream=stream, buffer=buffer)
+
+    def training_plan(self, settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
+        """The plan of that name; as its steps are taken, remote shards that come next are fetched."""
+        plan = training_plan(settings, share, position=position)
+        if not any(dataset.is_remote for dataset in self.datasets):
+            return plan
+        return replace(plan, steps=self._staged(plan.steps, share, position))
+
+    def _staged(self, steps: Iterator[Step], share: Share, position: int) -> Iterator[Step]:
+        ahead = max(_BATCHES_AHEAD * share.global_batch, *(order.buffer for order in share.order.datasets))
+        for batch, step in zip(count(position, share.global_batch), steps, strict=False):
+            dataset, place = share.order.turns(batch, ahead)
+            for number, (shards, order) in enumerate(zip(self.datasets, share.order.datasets, strict=True)):
+                mine = place[dataset == number]
+                if shards.is_remote and len(mine):
+                    shards.prefetch(order.shards(int(mine[0]), len(mine)))
+            yield step
+
+    def member(self, index: int, name: str) -> NDArray[np.uint8]:
+        """The bytes of one member of a sample; raises as `ShardSet.member`."""
+        dataset, local = self._find(index)
+        return dataset.member(local, name)
+
+    def key(self, index: int) -> str:
+        dataset, local = self._find(index)
+        return dataset.key(local)
+
+    def label(self, index: int) -> int:
+        """The sample's class in its own dataset; -1 if it has none."""
+        dataset, local = self._find(index)
+        return dataset.label(local)
+
+    def place(self, index: int) -> str:
+        """Shard and key, for messages."""
+        dataset, local = self._find(index)
+        return dataset.place(local)
+
+    def checksum(self, index: int, name: str) -> int:
+        """CRC-32 of a member as it was packed."""
+        dataset, local = self._find(index)
+        return dataset.checksum(local, name)
+
+    def next(self, index: int) -> int:
+        """The next sample of the same dataset, after its last one the first."""
+        dataset, local = self._find(index)
+        return index - local + (local + 1) % len(dataset)
+
+    def _find(self, index: int) -> tuple[ShardSet, int]:
+        number = bisect_right(self._ends, index)
+        dataset = self.datasets[number]
+        return dataset, index - self._ends[number] + len(dataset)
+
+
+def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
+    """Open a dataset, or several by their folders (or addresses) and weights.
+
+    Raises:
+        DataError, ShardError: as `ShardSet` and `Mixture`.
+    """
+    if not isinstance(weights, Mapping):
+        return Mixture([ShardSet(weights)])
+    return Mixture([ShardSet(path) for path in weights], list(weights.values()))

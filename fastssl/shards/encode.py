@@ -1,0 +1,142 @@
+"""One record as the members of a packed sample: stretched, encoded, and proven to decode again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from fastssl.batch import Record
+from fastssl.errors import DataError
+from fastssl.geometry import contours, resized_camera
+from fastssl.shards.codec import decode_labels, encode_labels
+from fastssl.shards.manifest import JPEG, LABEL, LABELS, Settings
+from fastssl.shards.resample import stretched
+from fastssl.shards.statistics import (
+    Camera,
+    CameraRange,
+    PlaneValues,
+    Statistics,
+    depth_values,
+    image_values,
+    mask_values,
+    member_bytes,
+)
+
+Members = list[tuple[str, bytes]]
+"""Extension and content of each file of a sample, in their order in the archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Makes squares of one size out of records of any size.
+
+    The whole image is stretched to the square (Lanczos; label planes by the nearest pixel, contours are taken from
+    the stretched instance map), and the camera with it. Normals stay as they are: they belong to the camera's frame,
+    which a stretched image shares.
+    """
+
+    settings: Settings
+    labelled: bool
+
+    def members(self, record: Record, reference: str) -> tuple[Members, Statistics]:
+        """The files of a sample, and what the manifest says about it.
+
+        Raises:
+            DataError: the record lacks a plane, has one of a wrong shape, or what was packed does not decode; names
+                the reference.
+        """
+        _check(record, reference, labelled=self.labelled)
+        size = self.settings.size
+        jpeg, image = _proven_jpeg(record.image, self.settings, reference)
+        content: Members = [(JPEG, jpeg)]
+        planes, camera = {"image": image_values(image)}, None
+        if self.labelled:
+            block, values = _proven_labels(record, size, reference)
+            content.append((LABELS, block))
+            planes |= values
+            camera = _camera(record, size)
+        if record.label is not None:
+            content.append((LABEL, str(int(record.label)).encode("ascii")))
+        return content, Statistics(
+            member_bytes={name: member_bytes(member) for name, member in content},
+            planes=planes,
+            camera=camera,
+            classes=0 if record.label is None else int(record.label) + 1,
+        )
+
+
+def _check(record: Record, reference: str, *, labelled: bool) -> None:
+    image = record.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError("an image is not RGB of 8 bits", where=reference, seen=f"{image.dtype} of shape {image.shape}")
+    if record.label is not None and record.label < 0:
+        raise DataError("a class number is negative", where=reference, seen=record.label, expected="0 or more")
+    if not labelled:
+        return
+    area = image.shape[:2]
+    contour = "instance" if record.edge is None else "edge"
+    for name, expected in {"depth": area, "normal": (*area, 3), contour: area}.items():
+        plane: NDArray[Any] | None = getattr(record, name)
+        if plane is None or plane.shape != expected:
+            seen = "none" if plane is None else f"shape {plane.shape}"
+            raise DataError(f"a labelled sample has no usable {name}", where=reference, seen=seen, expected=expected)
+    if record.camera is None:
+        raise DataError("a labelled sample has no camera", where=reference)
+
+
+def _proven_jpeg(image: NDArray[np.uint8], settings: Settings, reference: str) -> tuple[bytes, NDArray[np.uint8]]:
+    """The JPEG, and its pixels as they come out of it again."""
+    square = np.ascontiguousarray(stretched(image, settings.size))
+    jpeg: bytes = simplejpeg.encode_jpeg(square, settings.jpeg_quality, "RGB", "420")
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    except ValueError as error:
+        raise DataError("an image was packed but cannot be decoded", where=reference, seen=str(error)) from error
+    return jpeg, pixels
+
+
+def _proven_labels(record: Record, size: int, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
+    """The label block, and the values of its planes as they come out of it again."""
+    assert record.depth is not None
+    assert record.normal is not None
+    depth, normal = _nearest(record.depth, size), _nearest(record.normal, size)
+    if record.instance is not None:
+        edge = contours(_nearest(record.instance, size))
+    else:
+        assert record.edge is not None
+        edge = _any_in_cells(record.edge, size)
+    block = encode_labels(depth, normal, edge)
+    depth, normal, stored, _ = decode_labels(block, size, size)
+    if not np.array_equal(stored, edge):
+        raise DataError("label planes were packed but come out changed", where=reference)
+    millimetres = np.rint(depth.astype(np.float64) * 1000).astype(np.uint16)
+    return block, {
+        "depth": depth_values(millimetres),
+        "normal": mask_values((normal != 0).any(axis=2)),
+        "edge": mask_values(edge),
+    }
+
+
+def _nearest(plane: NDArray[Any], size: int) -> NDArray[Any]:
+    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(np.intp) for side in plane.shape[:2])
+    nearest: NDArray[Any] = plane.take(rows, axis=0).take(columns, axis=1)
+    return nearest
+
+
+def _any_in_cells(edge: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Stored contours at the packed size: a pixel is one if any stored pixel in it is, so that none is lost."""
+    rows, columns = (np.arange(size) * side // size for side in edge.shape)
+    cells: NDArray[np.bool_] = np.logical_or.reduceat(np.logical_or.reduceat(edge, rows, axis=0), columns, axis=1)
+    return cells
+
+
+def _camera(record: Record, size: int) -> CameraRange:
+    assert record.camera is not None
+    height, width = record.image.shape[:2]
+    camera = resized_camera(record.camera, size / width, size / height)
+    packed = Camera(fx=float(camera.fx), fy=float(camera.fy), cx=float(camera.cx), cy=float(camera.cy))
+    return CameraRange(min=packed, max=packed)

@@ -1,0 +1,95 @@
+"""What a packing would make, found out by packing a few samples into memory."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastssl.errors import DataError
+from fastssl.shards.encode import Encoder
+from fastssl.shards.tar import BLOCK
+from fastssl.shards.writer import Source, packing_settings, selected
+
+_TRIED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Numbers that rest on the few samples that were tried say so in their name."""
+
+    layout: str
+    domain: str
+    labelled: bool
+    licence: str
+    samples: int
+    shards: int
+    estimated_bytes: int
+    estimated_seconds: float
+    """Of one worker."""
+    tried: int
+    unusable: list[tuple[str, str]]
+    """Reference and reason, of those that were tried."""
+    keys: list[str]
+    """Some of them."""
+
+
+def estimate(
+    source: Source,
+    *,
+    size: int = 256,
+    samples_per_shard: int = 1000,
+    jpeg_quality: int = 95,
+    part: tuple[float, float] = (0.0, 1.0),
+    limit: int | None = None,
+) -> Estimate:
+    """List the whole source, pack some of its samples into memory, and write nothing.
+
+    Raises:
+        UsageError: an argument is out of range.
+        DataError: the source has no samples, or not one of those tried can be used.
+    """
+    settings = packing_settings(source, size, samples_per_shard, jpeg_quality, part, limit)
+    samples, chosen = _count_and_choose(selected(source, settings.selection))
+    encoder = Encoder(settings, source.labelled)
+    sizes, unusable = list[int](), list[tuple[str, str]]()
+    started = time.perf_counter()
+    for reference in chosen:
+        try:
+            content, _ = encoder.members(source.read(reference), reference)
+        except DataError as error:
+            unusable.append((reference, str(error)))
+            continue
+        sizes.append(sum(BLOCK + math.ceil(len(member) / BLOCK) * BLOCK for _, member in content))
+    if not sizes:
+        why = unusable[0][1] if unusable else "it is empty"
+        raise DataError("no sample of the dataset can be used", where=source.path, seen=why)
+    seconds = (time.perf_counter() - started) / len(chosen)
+    return Estimate(
+        layout=source.layout,
+        domain=source.domain,
+        labelled=source.labelled,
+        licence=source.licence,
+        samples=samples,
+        shards=math.ceil(samples / samples_per_shard),
+        estimated_bytes=round(samples * sum(sizes) / len(chosen)),
+        estimated_seconds=round(samples * seconds, 1),
+        tried=len(chosen),
+        unusable=unusable,
+        keys=[source.key(reference) for reference in chosen],
+    )
+
+
+def _count_and_choose(references: Iterable[str]) -> tuple[int, list[str]]:
+    """Their number, and a few of them that are spread over all (a reservoir), in their order."""
+    rng = random.Random(0)
+    chosen: list[tuple[int, str]] = []
+    count = 0
+    for count, reference in enumerate(references, 1):
+        if len(chosen) < _TRIED:
+            chosen.append((count, reference))
+        elif (place := rng.randrange(count)) < _TRIED:
+            chosen[place] = (count, reference)
+    return count, [reference for _, reference in sorted(chosen)]

@@ -1,0 +1,139 @@
+"""Where packed files go: a local folder, or a folder of any store that fsspec knows."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from fastssl.errors import DeviceError, UsageError
+from fastssl.files import PARTIAL, complete_or_absent
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder whose files are complete or absent.
+
+    Args:
+        target: a path, or an address such as ``s3://bucket/rooms``, whose protocol needs fsspec's package for it.
+    """
+
+    target: str
+
+    def __str__(self) -> str:
+        return self.target
+
+    @cached_property
+    def _local(self) -> Path | None:
+        protocol, separator, path = self.target.partition("://")
+        if not separator:
+            return Path(self.target)
+        return Path(path) if protocol == "file" else None
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.target)
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                "the output's protocol cannot be used",
+                where=self.target,
+                seen=str(error),
+                do="install the package that it names, or pack into a local folder",
+            ) from error
+        return filesystem, root.rstrip("/")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"target": self.target}  # each process connects for itself
+
+    def names(self) -> list[str]:
+        """Names of the files and folders in it, sorted; none where it does not exist.
+
+        Raises:
+            UsageError: it cannot be listed.
+        """
+        try:
+            if self._local is not None:
+                return sorted(path.name for path in self._local.iterdir())
+            filesystem, root = self._remote
+            filesystem.invalidate_cache()
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(root, detail=False))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UsageError("the output folder cannot be used", where=self.target, seen=_reason(error)) from error
+
+    def read(self, name: str) -> bytes | None:
+        """All of a file; None if there is none."""
+        try:
+            if self._local is not None:
+                return (self._local / name).read_bytes()
+            filesystem, root = self._remote
+            content: bytes = filesystem.cat_file(f"{root}/{name}")
+            return content
+        except FileNotFoundError:
+            return None
+
+    def size(self, name: str) -> int | None:
+        """Of a file, in bytes; None if there is none."""
+        try:
+            if self._local is not None:
+                return (self._local / name).stat().st_size
+            filesystem, root = self._remote
+            return int(filesystem.info(f"{root}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that appears under its name when all of it is there, and not at all after an exception.
+
+        Raises:
+            DeviceError: the store is full, or does not take it.
+        """
+        try:
+            if self._local is not None:
+                path = self._local / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with complete_or_absent(path) as file:
+                    yield file
+                return
+            filesystem, root = self._remote
+            with tempfile.NamedTemporaryFile(prefix="fastssl-") as spooled:
+                yield spooled.file
+                spooled.flush()
+                filesystem.put_file(spooled.name, f"{root}/{name}")
+        except OSError as error:
+            raise DeviceError(
+                "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a file cannot be written",
+                where=f"{self}/{name}",
+                seen=_reason(error),
+                do="make room or mend the store, then continue with --resume",
+            ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder."""
+        if self._local is not None:
+            path = self._local / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
+        filesystem, root = self._remote
+        filesystem.rm(f"{root}/{name}", recursive=True)
+
+    def remove_partial(self) -> None:
+        """Remove what killed processes left behind under temporary names."""
+        if self._local is not None:
+            for path in self._local.rglob(f"*{PARTIAL}"):
+                path.unlink()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

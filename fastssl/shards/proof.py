@@ -1,0 +1,535 @@
+"""Proof of one shard: every byte of its archive, the files beside it, and every sample.
+
+The archive is read once, front to back, and compared with the one that `fastssl.shards.tar.ShardFile` writes for its
+samples: canonical headers, empty padding, two empty blocks at the end. So each byte of it is either implied by the
+others or covered by a member's checksum, and a damaged one is not only noticed but located. Index and checksums say
+what a damaged header or member was; the SHA-256 says which of archive and companion is the damaged one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from fastssl.errors import ShardError
+from fastssl.shards.codec import LabelLayout, inflate, undo_differences
+from fastssl.shards.manifest import JPEG, LABEL, LABELS, Settings, ShardEntry
+from fastssl.shards.split import key_place
+from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
+from fastssl.shards.tar import BLOCK, CHECKSUMS, KEY, KEY_BYTES, checksum_line
+
+LISTED = 100
+"""Faults of a shard, and of the dataset as a whole, that are listed; more are only counted."""
+INDEX, CHECKSUM_FILE = ".idx", ".crc"
+"""What the names of the files beside an archive end in."""
+HASH_BYTES = 8
+
+_END = 2 * BLOCK
+_QUANTISATION, _START_OF_SCAN = 0xDB, 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""JPEG markers (ITU-T T.81, table B.1); the frames are baseline, extended and progressive."""
+_LENGTH_TOLERANCE = 0.1
+"""Of a stored normal's length; rounding to 8 bits, here and there, makes 0.02 of it."""
+_DIGITS = 18
+"""Longer numbers than this are damaged ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is not as it was packed."""
+
+    file: str
+    """Name below the dataset's folder."""
+    key: str | None = None
+    member: str | None = None
+    span: tuple[int, int] | None = None
+    """The bytes of the file concerned: the first one, and the one behind the last."""
+    what: str
+    seen: str | int | float | None = None
+    expected: str | int | float | None = None
+
+    def __str__(self) -> str:
+        place = ".".join(name for name in (self.key, self.member) if name is not None)
+        where = [self.file, *([place] if place else [])]
+        if self.span is not None:
+            first, last = self.span[0], self.span[1] - 1
+            where.append(f"byte {first}" if first == last else f"bytes {first} to {last}")
+        values = {"seen": self.seen, "expected": self.expected}
+        shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        return f"{', '.join(where)}: {self.what}" + (f" ({shown})" if shown else "")
+
+
+class Faults:
+    """The faults of one file and of what belongs to it; the first of them are kept."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.listed: list[Fault] = []
+        self.num_unlisted = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.listed)
+
+    def add(self, what: str, *, file: str | None = None, **facts: Any) -> None:
+        """Note a fault of this file, or of another one; the facts are fields of `Fault`."""
+        if len(self.listed) == LISTED:
+            self.num_unlisted += 1
+        else:
+            self.listed.append(Fault(file=self.file if file is None else file, what=what, **facts))
+
+    def extend(self, others: Faults) -> None:
+        """Note all of them."""
+        room = LISTED - len(self.listed)
+        self.listed += others.listed[:room]
+        self.num_unlisted += len(others.listed[room:]) + others.num_unlisted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFindings:
+    """What a shard holds, and what is wrong with it."""
+
+    faults: Faults
+    statistics: Statistics = field(default_factory=Statistics)
+    """Of the samples that could be decoded, without their cameras."""
+    hashes: bytes = b""
+    """`key_hash` of each key."""
+    num_bytes: int | None = None
+    """Of the archive; None = there is none, or it cannot be read."""
+    sha256: str = ""
+
+
+def beside(entry: ShardEntry, suffix: str) -> str:
+    """Name of the archive's index or file of checksums."""
+    return entry.name.removesuffix(".tar") + suffix
+
+
+def key_hash(key: str) -> bytes:
+    """`HASH_BYTES` bytes that two keys share by a chance of one in 2^64 only."""
+    return hashlib.blake2b(key.encode("ascii"), digest_size=HASH_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class ShardProof:
+    """What all shards of a dataset have in common; goes to the workers that check them."""
+
+    folder: Path
+    height: int
+    width: int
+    members: tuple[str, ...]
+    """Of a sample, in their order."""
+    settings: Settings
+
+    def findings(self, entry: ShardEntry) -> ShardFindings:
+        """Check one shard, its index and its checksums."""
+        faults = Faults(entry.name)
+        samples = _Samples(self, entry, faults)
+        try:
+            with (self.folder / entry.name).open("rb") as file:
+                archive = _Archive(file, entry, samples.listed, faults)
+                for _, members in groupby(archive.members(), key=lambda member: member.key):
+                    samples.add(list(members))
+        except OSError as error:
+            faults.add(_unreadable(error))
+            return ShardFindings(faults=faults)
+        self._conclude(entry, archive, samples, faults)
+        return ShardFindings(
+            faults=faults,
+            statistics=samples.statistics,
+            hashes=b"".join(map(key_hash, samples.keys)),
+            num_bytes=archive.num_bytes,
+            sha256=archive.sha256,
+        )
+
+    def _conclude(self, entry: ShardEntry, archive: _Archive, samples: _Samples, faults: Faults) -> None:
+        """What can only be said when all of the archive has been seen."""
+        sound = archive.sha256 == entry.sha256
+        if archive.num_bytes != entry.bytes:
+            short = archive.num_bytes < entry.bytes
+            what = "the file is cut short" if short else "the file is longer than it was packed"
+            faults.add(what, seen=f"{archive.num_bytes} bytes", expected=f"{entry.bytes} bytes")
+        elif not sound:
+            whole = not faults and not samples.mismatches
+            but = ", though every member has the checksum that it was packed with" if whole else ""
+            faults.add(f"the SHA-256 is not the manifest's{but}", seen=archive.sha256, expected=entry.sha256)
+        if not sound:
+            faults.extend(samples.mismatches)
+        count = len(samples.keys)
+        if count != entry.samples:
+            faults.add("the number of samples is not the manifest's", seen=count, expected=entry.samples)
+        # Where the archive is the damaged one, it cannot tell what its companions should be.
+        index = [f"v1.2 {count}", *samples.index] if sound or archive.complete else None
+        self._compare(beside(entry, INDEX), index, samples.keys, faults)
+        told = sound or (archive.complete and not samples.mismatches)
+        checksums = [f"{CHECKSUMS} {count}", *samples.checksums] if told else None
+        self._compare(beside(entry, CHECKSUM_FILE), checksums, samples.keys, faults)
+
+    def _compare(self, name: str, lines: list[str] | None, keys: list[str], faults: Faults) -> None:
+        """A file of a head and a line per sample against these lines; if None, it only has to be there."""
+        try:
+            seen = (self.folder / name).read_bytes()
+        except OSError as error:
+            faults.add(_unreadable(error), file=name)
+            return
+        expected = seen if lines is None else "\n".join([*lines, ""]).encode("ascii")
+        if seen == expected:
+            return
+        span = _difference(seen, expected, 0)
+        line = expected.count(b"\n", 0, span[0])
+        faults.add(
+            "the file does not describe its archive",
+            file=name,
+            key=keys[line - 1] if 1 <= line <= len(keys) else None,
+            span=span,
+            seen=_line(seen, line),
+            expected=_line(expected, line),
+        )
+
+
+def _unreadable(error: OSError) -> str:
+    missing = isinstance(error, FileNotFoundError)
+    return "the file is missing" if missing else f"the file cannot be read: {error.strerror}"
+
+
+def _line(content: bytes, number: int) -> str:
+    lines = content.split(b"\n")
+    return _shown(lines[number]) if number < len(lines) else "nothing"
+
+
+def _shown(content: bytes) -> str:
+    text = content.decode("ascii", "backslashreplace")
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+# The archive
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A member as an index lists it."""
+
+    row: int
+    """Number of its sample in the shard."""
+    column: int
+    """Number of the member in its sample."""
+    name: str
+    size: int
+
+    @property
+    def key(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def read_listed(path: Path) -> dict[int, Listed]:
+    """The members in an index by the offsets of their data, as far as it can be understood; {} if there is none."""
+    listed: dict[int, Listed] = {}
+    for row, words in enumerate(_lines_of_words(path)):
+        for column in range(len(words) // 4):
+            extension, offset, size, name = words[4 * column : 4 * column + 4]
+            if _is_number(offset) and _is_number(size) and name.endswith(f".{extension}"):
+                listed[int(offset)] = Listed(row, column, name, int(size))
+    return listed
+
+
+def _lines_of_words(path: Path) -> list[list[str]]:
+    """Of a file with a head and a line per sample, without the head; one that cannot be read is reported elsewhere."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    return [line.decode("ascii", "replace").split(" ") for line in lines[1:]]
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _DIGITS
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of a sample, as found in the archive."""
+
+    name: str
+    start: int
+    """Of its data in the archive."""
+    content: bytes
+
+    @property
+    def key(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        return self.name.partition(".")[2]
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"key": self.key, "member": self.extension, "span": (self.start, self.start + len(self.content))}
+
+
+class _Archive:
+    """An archive read once from front to back; what is not as `ShardFile` writes it becomes a fault."""
+
+    def __init__(self, file: BinaryIO, entry: ShardEntry, listed: dict[int, Listed], faults: Faults) -> None:
+        self._file, self._listed, self._faults = file, listed, faults
+        self._sha256 = hashlib.sha256()
+        self._position = 0
+        self.num_bytes = os.fstat(file.fileno()).st_size
+        self._ends = {self.num_bytes - _END, entry.bytes - _END}
+        self.complete = True
+        """Every byte belongs to a member or to the end."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes, when all members have been taken."""
+        return self._sha256.hexdigest()
+
+    def members(self) -> Iterator[_Member]:
+        """In their order. Goes on behind a damaged header by what the index says, or else by looking for the next."""
+        lost: int | None = None
+        while True:
+            start = self._position
+            header = self._take(BLOCK)
+            described = self._described(header, start)
+            ends = described is None and (start in self._ends or len(header) < BLOCK)
+            if described is None and not ends:
+                lost = start if lost is None else lost
+                continue
+            if lost is not None:
+                self.complete = False
+                what = "these bytes belong to no member, for there is no usable header"
+                self._faults.add(what, span=(lost, start))
+                lost = None
+            if described is None:
+                self._finish(header, start)
+                return
+            member = self._member(*described)
+            if member is not None:
+                yield member
+
+    def _take(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._sha256.update(content)
+        self._position += len(content)
+        return content
+
+    def _described(self, header: bytes, start: int) -> tuple[str, int] | None:
+        """Name and size of the member that begins here; None if none does, or nothing can be said about it."""
+        described = _read_header(header)
+        if described is not None:
+            return described
+        empty_end = start in self._ends and not any(header)
+        listed = self._listed.get(start + BLOCK)
+        if listed is None or empty_end or start + BLOCK + listed.size > self.num_bytes:
+            return None
+        span = _difference(header, _header(listed.name, listed.size), start)
+        extension = listed.name.partition(".")[2]
+        self._faults.add("a member's header is damaged", key=listed.key, member=extension, span=span)
+        return listed.name, listed.size
+
+    def _member(self, name: str, size: int) -> _Member | None:
+        member = _Member(name, self._position, self._take(size))
+        if len(member.content) < size:
+            self.complete = False
+            self._faults.add(
+                "the archive ends inside a member", **member.place, seen=len(member.content), expected=size
+            )
+            return None
+        start = self._position
+        padding = self._take(-size % BLOCK)
+        if any(padding):
+            span = _difference(padding, bytes(len(padding)), start)
+            what = "the empty bytes behind a member are not empty"
+            self._faults.add(what, key=member.key, member=member.extension, span=span)
+        return member
+
+    def _finish(self, header: bytes, start: int) -> None:
+        end = header + self._take(_END - len(header))
+        if len(end) < _END:
+            self.complete = False
+            self._faults.add("the archive has no end", span=(start, start + len(end)), seen=f"{len(end)} bytes")
+        if any(end):
+            span = _difference(end, bytes(len(end)), start)
+            self._faults.add("the empty blocks at the end of the archive are not empty", span=span)
+        while self._take(1 << 20):
+            pass
+
+
+def _read_header(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a member, if this is to the byte the header that `ShardFile` writes for them."""
+    try:
+        name, size = header[:100].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
+        return (name, size) if header == _header(name, size) else None
+    except ValueError:
+        return None
+
+
+def _header(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = size
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _difference(seen: bytes, expected: bytes, start: int) -> tuple[int, int]:
+    """First byte that differs, and the one behind the last, where `seen` begins at byte `start` of its file."""
+    length = max(len(seen), len(expected))
+    one, other = (np.frombuffer(content.ljust(length, b"\0"), np.uint8) for content in (seen, expected))
+    places = np.flatnonzero(one != other)
+    # Of two that differ in length alone, the longer one's end.
+    first, last = (places[0], places[-1]) if len(places) else (min(len(seen), len(expected)), length - 1)
+    return start + int(first), start + int(last) + 1
+
+
+# The samples
+
+
+class _Samples:
+    """Takes samples in their order, proves each, and gathers what the files beside the archive should say."""
+
+    def __init__(self, common: ShardProof, entry: ShardEntry, faults: Faults) -> None:
+        self._common, self._faults = common, faults
+        self.listed = read_listed(common.folder / beside(entry, INDEX))
+        self._packed_checksums = _lines_of_words(common.folder / beside(entry, CHECKSUM_FILE))
+        self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
+        self._proofs: dict[str, Callable[[bytes], Statistics]] = {
+            JPEG: _ImageProof(common.height, common.width, common.settings.jpeg_quality),
+            LABELS: _LabelProof(LabelLayout(common.height, common.width)),
+            LABEL: _prove_class,
+        }
+        self.keys: list[str] = []
+        self.index: list[str] = []
+        self.checksums: list[str] = []
+        self.mismatches = Faults(entry.name)
+        """Members that differ from their stored checksums. Which one is wrong is known when all has been read."""
+        self.statistics = Statistics()
+
+    def add(self, members: list[_Member]) -> None:
+        """Prove one sample."""
+        key = members[0].key
+        self._compare_checksums(members)
+        self.keys.append(key)
+        self.index.append(" ".join(f"{one.extension} {one.start} {len(one.content)} {one.name}" for one in members))
+        low, high = self._common.settings.selection.part
+        if not KEY.fullmatch(key):
+            self._faults.add("a key cannot be used", key=key, expected=f"{KEY_BYTES} of [0-9a-z_-] at most")
+        elif not low <= key_place(key) < high:
+            self._faults.add("a key is not of the part that was asked for", key=key, seen=key_place(key))
+        seen = [member.extension for member in members]
+        expected = [name for name in self._common.members if name != LABEL or LABEL in seen]
+        if seen != expected:
+            what = "a sample does not have the members that the manifest says"
+            self._faults.add(what, key=key, seen=" ".join(seen), expected=" ".join(expected))
+        for member in members:
+            if member.extension in self._proofs:
+                self._prove(member)
+
+    def _compare_checksums(self, members: list[_Member]) -> None:
+        line = checksum_line(member.content for member in members)
+        listed = self.listed.get(members[0].start)
+        # Without an index, samples that were lost before this one shift the numbers of those that follow.
+        row = self._rows.get(line, len(self.keys)) if listed is None else listed.row
+        packed = self._packed_checksums[row] if row < len(self._packed_checksums) else []
+        columns = dict(zip(self._common.members, packed, strict=False))
+        for member, seen in zip(members, line.split(" "), strict=True):
+            expected = columns.get(member.extension, seen)
+            if seen != expected:
+                what = "a member's CRC-32 is not that of the packed one"
+                self.mismatches.add(what, **member.place, seen=seen, expected=expected)
+        self.checksums.append(line)
+
+    def _prove(self, member: _Member) -> None:
+        try:
+            values = self._proofs[member.extension](member.content)
+        except ShardError as error:
+            self._faults.add(error.what, **member.place, seen=error.seen, expected=error.expected)
+            return
+        sizes = {member.extension: member_bytes(member.content)}
+        self.statistics = self.statistics.merged(values.model_copy(update={"member_bytes": sizes}))
+
+
+class _ImageProof:
+    """Decodes JPEGs that should have this size and quality."""
+
+    def __init__(self, height: int, width: int, quality: int) -> None:
+        self._size, self._quality = (height, width), quality
+        self._tables = _jpeg_tables(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality, "RGB", "420"))
+
+    def __call__(self, jpeg: bytes) -> Statistics:
+        try:
+            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+            if size != self._size:  # before its pixels are made, which might be too many
+                what, (height, width) = "a JPEG has the wrong size", self._size
+                raise ShardError(what, seen=f"{size[0]} x {size[1]}", expected=f"{height} x {width}")
+            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+        except ValueError as error:
+            raise ShardError("a JPEG is damaged", seen=str(error)) from error
+        if _jpeg_tables(jpeg) != self._tables:
+            what = "a JPEG was not made with the manifest's settings"
+            raise ShardError(what, expected=f"baseline, 4:2:0, tables of quality {self._quality}")
+        return Statistics(planes={"image": image_values(image)})
+
+
+def _jpeg_tables(jpeg: bytes) -> list[bytes]:
+    """The quantisation tables and the components of a JPEG's frame, with their markers: what its settings determine."""
+    tables, start = [], 2
+    while start + 4 <= len(jpeg) and jpeg[start] == 0xFF:
+        marker, stop = jpeg[start + 1], start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
+        if marker == _START_OF_SCAN:
+            break
+        if marker == _QUANTISATION:
+            tables.append(jpeg[start:stop])
+        elif marker in _FRAMES:
+            tables.append(jpeg[start : start + 5] + jpeg[start + 9 : stop])  # without height and width
+        start = stop
+    return tables
+
+
+class _LabelProof:
+    """Inflates label blocks of this layout, and looks whether their planes can be true."""
+
+    def __init__(self, layout: LabelLayout) -> None:
+        self._layout = layout
+        self._inflated = np.empty(layout.num_bytes, np.uint8)
+
+    def __call__(self, block: bytes) -> Statistics:
+        layout, inflated = self._layout, self._inflated
+        inflate(block, layout, inflated)
+        millimetres, codes, bits = (plane.view(inflated) for plane in (layout.depth, layout.normal, layout.edge))
+        undo_differences(millimetres)
+        undo_differences(codes)
+        known = (codes != 0).any(axis=0)
+        _check_normals(codes, known)
+        if (bits[:, -1] & ((1 << -layout.width % 8) - 1)).any():
+            raise ShardError("contours are marked outside of the image")
+        edge = np.unpackbits(bits, axis=1, count=layout.width).astype(bool)
+        return Statistics(
+            planes={"depth": depth_values(millimetres), "normal": mask_values(known), "edge": mask_values(edge)}
+        )
+
+
+def _check_normals(codes: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
+    partly = int((known & ~codes.all(axis=0)).sum())
+    if partly:
+        raise ShardError("normals are known in some coordinates only", seen=f"{partly} pixels", expected="none")
+    coordinates = codes.astype(np.int16) - 127  # 127.5 n, less a half: squares and their sum stay below 2^16
+    squares = (coordinates * coordinates).view(np.uint16)
+    squares = squares[0] + squares[1] + squares[2]
+    low, high = ((127.5 * (1 + side * _LENGTH_TOLERANCE)) ** 2 for side in (-1, 1))
+    wrong = int((known & ((squares < int(low)) | (squares > int(high)))).sum())
+    if wrong:
+        raise ShardError("normals are not of unit length", seen=f"{wrong} pixels", expected="none")
+
+
+def _prove_class(text: bytes) -> Statistics:
+    number = int(text) if text.isdigit() and len(text) <= _DIGITS else -1
+    if number < 0 or text != b"%d" % number:
+        raise ShardError("a class is not a number", seen=_shown(text), expected="an ASCII integer from 0")
+    return Statistics(classes=number + 1)

@@ -1,0 +1,586 @@
+"""Packed datasets in a remote store: shards are staged whole in a bounded local cache that several processes share.
+
+Reading sample by sample would be bound by the store's latency. So a shard is fetched whole, ahead of need where it was
+announced, verified by its hash, and read like a local one. Manifest and indexes, about a thousandth of the bytes, are
+read anew whenever a dataset is opened: no hash says what they should be, so a kept copy might be an old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastssl.errors import DataError, DeviceError, FastsslError, ShardError, UsageError
+from fastssl.files import PARTIAL
+from fastssl.shards.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "FASTSSL_CACHE"
+BYTES_VARIABLE = "FASTSSL_CACHE_BYTES"
+_DEFAULT_BYTES = 50 * 10**9
+
+_TRIES = 5
+_FIRST_PAUSE_S = 0.2
+"""After a try that failed; each pause is twice the one before."""
+_PATIENCE_S = 60.0
+_LEAST_BYTES = 600_000
+"""A try has failed when no answer, or less of a shard than this, came within `_PATIENCE_S`."""
+_FETCHES = 4
+"""Shards that a dataset fetches ahead of need at the same time."""
+_KEPT = 128
+"""Descriptors that a dataset spends on keeping shards; a process may have only 1024."""
+_POLL_S = 0.02
+_LOOK_AGAIN_S = 0.25
+
+_NAME = re.compile(r"[0-9a-f]{64}\.(tar|(?P<coming>[0-9]+)" + re.escape(PARTIAL) + ")")
+
+
+class Cache:
+    """A local folder of shards under their hashes, which any number of processes share.
+
+    A shard has its final name only when all of it was verified. While it is being fetched, a partial file with its
+    final size in its name keeps the room for it. Complete and coming shards together never take more than `max_bytes`:
+    before one is fetched, the least recently used ones are removed. One that is open can be removed too; whoever has it
+    open reads on, and the disk has the room back when it is closed.
+
+    Only locks of the kernel are used, which end with their holder, so a process that is killed blocks nobody: one on
+    the folder, for all that decides who fetches what and what is removed; an exclusive one on each partial file; and
+    a shared one on each shard that somebody wants to be kept.
+
+    Args:
+        folder: made if it is not there. Files of other names in it are left alone.
+        max_bytes: what all shards in it may take together.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = _DEFAULT_BYTES) -> None:
+        self.folder, self.max_bytes = Path(folder).expanduser().absolute(), max_bytes
+        with self._alone():
+            pass
+
+    def check(self, url: str, shards: Iterable[ShardEntry]) -> None:
+        """Make sure that each shard fits in.
+
+        Raises:
+            UsageError: one is larger than the whole cache.
+        """
+        for shard in shards:
+            if shard.bytes > self.max_bytes:
+                raise UsageError(
+                    "a shard is larger than the cache for remote shards",
+                    where=f"{url}/{shard.name}",
+                    seen=f"{shard.bytes} bytes",
+                    expected=f"at most {self.max_bytes}",
+                    do=f"set {BYTES_VARIABLE} to several times the size of a shard",
+                )
+
+    def open(self, url: str, shard: ShardEntry) -> int:
+        """A shard of the dataset at `url`, fetched unless it is there; one that is being fetched is waited for.
+
+        Returns:
+            A descriptor to read from, which is the caller's.
+
+        Raises:
+            DataError: the store does not give it, after several tries.
+            ShardError: it is missing there, or not what the manifest says.
+            UsageError: it is larger than the whole cache, or the folder cannot be used.
+            DeviceError: the disk is full.
+        """
+        self.check(url, [shard])
+        while True:
+            copy = self.copy(shard)
+            if copy is not None:
+                return copy
+            with suppress(NoRoomError):
+                claim = self.claim(shard)
+                if claim is not None:
+                    return self.fetch(url, shard, claim)
+            time.sleep(_POLL_S)
+
+    def copy(self, shard: ShardEntry, *, keep: bool = False) -> int | None:
+        """Open the copy that is there, which counts as used now; None if there is none.
+
+        Args:
+            keep: ask that it is not removed as long as it is open.
+        """
+        path = self._path(shard)
+        with self._errors_named():
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                return None
+            with file:
+                if os.fstat(file.fileno()).st_size == shard.bytes:
+                    return _used(file.fileno(), keep=keep)
+                path.unlink(missing_ok=True)  # somebody has damaged it
+        return None
+
+    def claim(self, shard: ShardEntry, *, considerate: bool = False) -> FileIO | None:
+        """The right and the room to fetch a shard, which `fetch` takes; None if it is there or somebody fetches it.
+
+        Args:
+            considerate: remove no shard that somebody wants to be kept.
+
+        Raises:
+            NoRoomError: what could be removed is not enough, for now.
+        """
+        partial = self.folder / f"{shard.sha256}.{shard.bytes}{PARTIAL}"
+        with self._alone():
+            if _is_locked(partial) or self._path(shard).exists():
+                return None
+            self._make_room(shard.bytes, considerate=considerate)
+            file = partial.open("x+b", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def fetch(self, url: str, shard: ShardEntry, claim: FileIO, *, keep: bool = False) -> int:
+        """Fetch, verify and open what was claimed; arguments and errors as for `copy` and `open`."""
+        place, partial = f"{url}/{shard.name}", Path(str(claim.name))
+        with claim:
+            try:
+                _persistently(place, lambda: _download(place, shard, claim))
+                with self._alone():
+                    partial.replace(self._path(shard))
+            except BaseException as error:
+                partial.unlink(missing_ok=True)
+                if isinstance(error, FileNotFoundError):
+                    raise missing(place, shard) from error
+                raise
+            return _used(claim.fileno(), keep=keep)
+
+    def _path(self, shard: ShardEntry) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread of one process at a time."""
+        with self._errors_named():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    yield
+                finally:
+                    # Closing is not enough if the process was forked meanwhile: the child has the file open too.
+                    fcntl.flock(file, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                "the cache folder for remote shards cannot be used",
+                where=self.folder,
+                seen=error.strerror,
+                do=f"set {FOLDER_VARIABLE} to a folder that can be written to",
+            ) from error
+
+    def _make_room(self, num_bytes: int, *, considerate: bool) -> None:
+        copies, taken = list[tuple[int, int, Path]](), 0
+        for path in self.folder.iterdir():
+            name = _NAME.fullmatch(path.name)
+            with suppress(FileNotFoundError):
+                if name is None:
+                    continue
+                if name["coming"] is None:
+                    status = path.stat()
+                    copies.append((status.st_mtime_ns, status.st_size, path))
+                    taken += status.st_size
+                elif _is_locked(path):
+                    taken += int(name["coming"])
+                else:
+                    path.unlink()  # whoever was fetching it was killed
+        for path in self._least_needed(copies, taken + num_bytes - self.max_bytes, considerate=considerate):
+            path.unlink(missing_ok=True)
+
+    def _least_needed(self, copies: list[tuple[int, int, Path]], excess: int, *, considerate: bool) -> list[Path]:
+        """Those whose removal frees `excess` bytes, the least recently used first; what is to be kept comes last."""
+        chosen = list[Path]()
+        if excess <= 0:
+            return chosen
+        kept = {path for *_, path in copies if _is_locked(path)}
+        for _, size, path in sorted(copies, key=lambda copy: (copy[2] in kept, copy[0])):
+            if considerate and path in kept:
+                break
+            chosen.append(path)
+            excess -= size
+            if excess <= 0:
+                return chosen
+        raise NoRoomError
+
+
+class NoRoomError(Exception):
+    """The cache has no room for a shard before others that are being fetched are complete, or are no longer kept."""
+
+
+def default_cache() -> Cache:
+    """In the folder that ``FASTSSL_CACHE`` names, or in the user's; ``FASTSSL_CACHE_BYTES`` bounds it (50 GB).
+
+    Raises:
+        UsageError: a variable holds what cannot be used.
+    """
+    text = os.environ.get(BYTES_VARIABLE) or str(_DEFAULT_BYTES)
+    if not text.isdecimal() or int(text) == 0:
+        raise UsageError(
+            "the size of the cache for remote shards is not a number of bytes",
+            where=BYTES_VARIABLE,
+            seen=text,
+            expected="digits only, and not 0",
+        )
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastssl" / "shards"
+    return Cache(os.environ.get(FOLDER_VARIABLE) or users, int(text))
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """It is an address, as ``s3://bucket/rooms``, and no local path."""
+    return "://" in os.fspath(path)
+
+
+class RemoteFolder:
+    """A packed dataset in a store that fsspec knows, its shards through a cache."""
+
+    max_requests = 32
+    """That are worth making at the same time."""
+
+    def __init__(self, url: str, cache: Cache) -> None:
+        self.url, self.cache = url.rstrip("/"), cache
+        self._lock = threading.Lock()
+        self._announced: dict[str, ShardEntry] = {}
+        self._there: dict[str, int | None] = {}
+        """Announced shards that are there, most of them open so that they are kept."""
+        self._fetching: dict[str, threading.Thread] = {}
+        self._failed: set[str] = set()
+        self._looked_at = 0.0
+
+    def __del__(self) -> None:
+        for name in list(self._there):
+            self._let_go(name)
+
+    def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str, Cache]]:
+        return RemoteFolder, (self.url, self.cache)
+
+    def place(self, name: str) -> str:
+        """Address of a file."""
+        return f"{self.url}/{name}"
+
+    def manifest(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            DataError: there is none, it is not valid, or the store does not answer.
+            UsageError: the address cannot be used, or a shard is larger than the cache.
+        """
+        place = self.place(MANIFEST)
+        try:
+            manifest = parse_manifest(self.read(MANIFEST), place)
+        except FileNotFoundError:
+            raise DataError(
+                "there is no manifest", where=place, expected="a folder written by `fastssl shard`"
+            ) from None
+        self.cache.check(self.url, manifest.shards)
+        return manifest
+
+    def read(self, name: str) -> bytes:
+        """All of a small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DataError: the store does not give it, after several tries.
+        """
+        return _persistently(self.place(name), lambda: _read(self.place(name)))
+
+    def check(self, shard: ShardEntry) -> None:
+        """Look whether a shard is there and has its size, without fetching it.
+
+        Raises:
+            ShardError: it is missing, or has another size. A store that tells no sizes is not doubted.
+            DataError: the store does not answer.
+        """
+        place = self.place(shard.name)
+        try:
+            size = _persistently(place, lambda: _size(place))
+        except FileNotFoundError as error:
+            raise missing(place, shard) from error
+        if size is not None:
+            check_size(place, shard, size)
+
+    def max_open(self, shards: list[ShardEntry]) -> int:
+        """Shards that may be open at once. No more than the cache holds: an open one keeps its room on the disk."""
+        return self.cache.max_bytes // max(shard.bytes for shard in shards)
+
+    def open(self, shard: ShardEntry) -> int:
+        """A shard's descriptor; raises as `Cache.open`."""
+        return self.cache.open(self.url, shard)
+
+    def prefetch(self, shards: Iterable[ShardEntry]) -> None:
+        """Announce which shards are needed now and next, in this order; earlier announcements are forgotten.
+
+        They are fetched in the background, as many as the cache holds, and kept there. One that cannot be fetched is
+        an error when it is needed.
+        """
+        announced = {shard.name: shard for shard in shards}
+        with self._lock:
+            looked_at = time.monotonic()
+            if announced == self._announced and looked_at < self._looked_at + _LOOK_AGAIN_S:
+                return
+            self._announced, self._looked_at = announced, looked_at
+            self._failed &= announced.keys()
+            for name in self._there.keys() - announced.keys():
+                self._let_go(name)
+            self._advance()
+
+    def _advance(self) -> None:
+        """Keep what is there of the announced, and begin to fetch what is not."""
+        # Threads do not survive a fork.
+        self._fetching = {name: thread for name, thread in self._fetching.items() if thread.is_alive()}
+        absent = list[ShardEntry]()
+        for name, shard in self._announced.items():
+            if name in self._there or name in self._fetching or name in self._failed:
+                continue
+            copy = self.cache.copy(shard, keep=True)
+            if copy is None:
+                absent.append(shard)
+            else:
+                self._keep(name, copy)
+        for shard in absent:
+            if len(self._fetching) == _FETCHES or not self._begin(shard):
+                return
+
+    def _begin(self, shard: ShardEntry) -> bool:
+        """Fetch a shard unless somebody does; False if there is no room that is not needed earlier."""
+        while True:
+            try:
+                claim = self.cache.claim(shard, considerate=True)
+            except NoRoomError:
+                last = next(name for name in reversed(self._announced) if name in self._there or name == shard.name)
+                if last == shard.name:
+                    return False
+                self._let_go(last)
+            else:
+                break
+        if claim is not None:
+            # A daemon: the process need not wait for it when it ends.
+            thread = threading.Thread(target=self._fetch, args=(shard, claim), name="fastssl-stage", daemon=True)
+            self._fetching[shard.name] = thread
+            thread.start()
+        return True
+
+    def _fetch(self, shard: ShardEntry, claim: FileIO) -> None:
+        copy = None
+        try:
+            copy = self.cache.fetch(self.url, shard, claim, keep=True)
+        except FastsslError as error:
+            log.warning("a shard could not be fetched ahead of need: %s", error)
+        with self._lock, suppress(FastsslError):  # an unusable folder is met by whoever needs a shard
+            del self._fetching[shard.name]
+            if copy is None:
+                self._failed.add(shard.name)
+            elif shard.name in self._announced:
+                self._keep(shard.name, copy)
+            else:
+                os.close(copy)
+            self._advance()
+
+    def _keep(self, name: str, descriptor: int) -> None:
+        enough = len(self._there) < _KEPT
+        if not enough:
+            os.close(descriptor)
+        self._there[name] = descriptor if enough else None
+
+    def _let_go(self, name: str) -> None:
+        descriptor = self._there.pop(name)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _used(descriptor: int, *, keep: bool) -> int:
+    """Note that a file is used now, and whether it is to be kept; another descriptor of it."""
+    now = time.time_ns()
+    os.utime(descriptor, ns=(now, now))
+    # All descriptors of an open file share its lock.
+    fcntl.flock(descriptor, fcntl.LOCK_SH if keep else fcntl.LOCK_UN)
+    return os.dup(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    """Somebody is fetching this file, or wants it to be kept."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def missing(place: str | Path, shard: ShardEntry) -> ShardError:
+    """The error for a shard that is not there."""
+    return ShardError("a shard is missing", where=place, expected=f"{shard.bytes} bytes")
+
+
+def check_size(place: str | Path, shard: ShardEntry, seen: int) -> None:
+    """Compare a shard's size with the manifest.
+
+    Raises:
+        ShardError: it is shorter or longer.
+    """
+    if seen != shard.bytes:
+        raise ShardError(
+            "a shard is cut short" if seen < shard.bytes else "a shard is longer than it was packed",
+            where=place,
+            seen=f"{seen} bytes",
+            expected=f"{shard.bytes} bytes",
+            do="copy it again, or pack the dataset again",
+        )
+
+
+class _WrongContentError(Exception):
+    """What came is not what the manifest says."""
+
+
+def _persistently(place: str, attempt: Callable[[], T]) -> T:
+    """The result of an attempt that may fail several times.
+
+    Raises:
+        FileNotFoundError: at once.
+        DataError: it failed too often, or is forbidden.
+        ShardError: what came was wrong too often, or twice in the same way.
+    """
+    pause, before = _FIRST_PAUSE_S, ""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return attempt()
+        except (FastsslError, FileNotFoundError):
+            raise
+        except Exception as error:  # each store's package has its own errors
+            seen, wrong = str(error) or type(error).__name__, isinstance(error, _WrongContentError)
+            if tries == _TRIES or isinstance(error, PermissionError) or (wrong and seen == before):
+                raise (ShardError if wrong else DataError)(
+                    "a remote file could not be fetched",
+                    where=place,
+                    seen=f"{seen} (after {tries} tries)",
+                    do="see whether the store answers, and whether its copy of the dataset is whole",
+                ) from error
+            log.warning("fetching %s failed, and is tried again: %s", place, seen)
+            time.sleep(pause)
+            pause, before = 2 * pause, seen
+
+
+def _size(place: str) -> int | None:
+    """Of a remote file, in bytes; None if the store does not tell."""
+    filesystem, path = _filesystem(place)
+    try:
+        size: int | None = filesystem.info(path, timeout=_PATIENCE_S)["size"]
+    except FileNotFoundError as error:
+        # fsspec's HTTP says so whatever went wrong; its cause tells what did.
+        if error.__cause__ is None or getattr(error.__cause__, "status", None) == 404:
+            raise
+        raise error.__cause__ from None
+    return size
+
+
+def _read(place: str) -> bytes:
+    filesystem, path = _filesystem(place)
+    content: bytes = filesystem.cat_file(path, timeout=_PATIENCE_S)
+    return content
+
+
+def _download(place: str, shard: ShardEntry, claim: FileIO) -> None:
+    """Fill the file that was claimed, once, and compare."""
+    filesystem, path = _filesystem(place)
+    claim.truncate(0)
+
+    def check(*_: int | None) -> None:
+        if os.fstat(claim.fileno()).st_size > shard.bytes:
+            raise _WrongContentError(f"more than the {shard.bytes} bytes of the manifest came")
+
+    try:
+        _get_file(filesystem, path, str(claim.name), check)
+        os.fsync(claim.fileno())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DeviceError(
+                "the disk of the cache for remote shards is full",
+                where=str(claim.name),
+                do=f"make room, or bound it with {BYTES_VARIABLE}, or move it with {FOLDER_VARIABLE}",
+            ) from error
+        raise
+    size = os.fstat(claim.fileno()).st_size
+    if size != shard.bytes:
+        raise _WrongContentError(f"{size} bytes came, the manifest says {shard.bytes}")
+    claim.seek(0)
+    sha256 = hashlib.file_digest(claim, "sha256").hexdigest()
+    if sha256 != shard.sha256:
+        raise _WrongContentError(f"SHA-256 {sha256} came, the manifest says {shard.sha256}")
+
+
+def _get_file(filesystem: Any, path: str, target: str, check: Callable[..., None]) -> None:
+    """Download into a local file, calling `check` now and then, as long as enough comes."""
+    from fsspec.callbacks import Callback
+
+    arrived, before = Callback(hooks={"check": check}), 0
+    coming = filesystem._get_file(path, target, callback=arrived)
+    download = asyncio.run_coroutine_threadsafe(coming, filesystem.loop)
+    try:
+        while not wait([download], _PATIENCE_S).done:
+            if arrived.value - before < _LEAST_BYTES:
+                raise TimeoutError(f"{arrived.value - before} bytes came in {_PATIENCE_S:g} s")
+            before = arrived.value
+        download.result()
+    finally:
+        download.cancel()
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the path in it."""
+    try:
+        import fsspec
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        filesystem, path = fsspec.core.url_to_fs(address, **_options(address.partition("://")[0]))
+    except ImportError as error:
+        raise UsageError(
+            "the package for an address is not installed",
+            where=address,
+            seen=str(error),
+            do="pip install 'fastssl[remote]'",
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            "an address cannot be used", where=address, seen=str(error), expected="s3://, gs://, http:// or https://"
+        ) from error
+    return filesystem if filesystem.async_impl else AsyncFileSystemWrapper(filesystem), path
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        # By default a download ends after five minutes, however well it goes.
+        return {"timeout": ClientTimeout(total=None)}
+    if protocol in ("s3", "s3a"):
+        # By default half a gigabyte of parts is gathered in memory before it is written.
+        return {"max_concurrency": 1}
+    return {}

@@ -1,0 +1,333 @@
+"""Layout `hypersim`: Hypersim (Roberts et al., ICCV 2021), photorealistic interiors at 1024 x 768.
+
+    metadata_camera_parameters.csv           of every scene's lens; needed
+    metadata_images_split_scene_v1.csv       which images are train, val and test; needed for a subset
+    ai_VVV_NNN/images/
+        scene_cam_XX_final_hdf5/frame.IIII.color.hdf5                    (H, W, 3) float16, linear light
+        scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5          (H, W) float16, NaN = background
+        scene_cam_XX_geometry_hdf5/frame.IIII.normal_cam.hdf5            (H, W, 3) float16, NaN = background
+        scene_cam_XX_geometry_hdf5/frame.IIII.semantic_instance.hdf5     (H, W) int16, -1 = none
+
+The two tables lie in the dataset's repository, apple/ml-hypersim, under `contrib/mikeroberts3000` and
+`evermotion_dataset/analysis`; its README, tools and issues are also the origin of what this file knows of the format.
+Every HDF5 file holds one array named `dataset`.
+
+Distance: `depth_meters` is the distance from the camera's centre, in spite of its name. Its 11 bits make steps of 2 mm
+at 3 m and 4 mm at 6 m, so a depth is off by up to 0.05 %.
+
+Lens: many scenes have tilt-shift lenses (17 of the 21 from ai_039_006 to ai_043_002, tilted by up to 14 degrees). The
+usual camera of 60 degrees would be wrong for them without a sign of it, so no scene is read without its row of the
+table. `M_cam_from_uv` takes (u, v, 1), u to the right and v upwards, both from -1 to 1 between the borders of the
+image, to a ray in the camera's frame (x right, y up, z backward). Its first two columns span the image plane. A camera
+sees the same picture whichever way its frame is turned, so the frame handed on is the one whose Z axis is perpendicular
+to that plane: in it the picture is an ordinary perspective picture, whose principal point lies off its centre. Depth
+is measured along this axis, and normals, which are stored in the frame of the untilted lens, are turned with it. A lens
+that is tilted both ways has columns that are not perpendicular (by 1.0 degrees in the worst of those rows). X and Y
+then are as close as they can be to both; labels follow the true rays, and the intrinsics, which know no skew, are off
+by up to 0.3 degrees.
+
+Normals are of the mesh, without bump mapping, as the scene's artist made them: some surfaces are modelled inside out
+(issue 26). These are turned over. Normals that look away by less than 10 degrees are not known: they come from
+shading that is smoother than the surface, and their opposite would be far from the truth. So are ones of less than
+half the unit length.
+
+Instances are `semantic_instance`: objects as people labelled them. `render_entity_id` has the parts that an artist
+happened to make, which the dataset's author calls not meaningful (issue 34). What nobody labelled shares -1 with the
+background.
+
+Images are tone mapped as the dataset's own previews are: scaled so that the 90th percentile of brightness over all
+pixels but the background becomes 0.8, with a gamma of 2.2.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssl.batch import Intrinsics, Record
+from fastssl.errors import DataError
+from fastssl.shards import Domain
+from fastssl.sources.keys import key_of
+from fastssl.sources.subsets import checked_subset
+
+CAMERAS = "metadata_camera_parameters.csv"
+SPLIT = "metadata_images_split_scene_v1.csv"
+SUBSETS = ("train", "val", "test")
+
+_REPOSITORY = {
+    CAMERAS: f"apple/ml-hypersim, contrib/mikeroberts3000/{CAMERAS}",
+    SPLIT: f"apple/ml-hypersim, evermotion_dataset/analysis/{SPLIT}",
+}
+_SCENE = re.compile(r"ai_[0-9]{3}_[0-9]{3}")
+_FINAL = re.compile(r"scene_(cam_[0-9]{2})_final_hdf5")
+_COLOR = re.compile(r"frame\.([0-9]{4})\.color\.hdf5")
+
+_BRIGHTNESS = np.array([0.3, 0.59, 0.11], np.float32)
+_GAMMA = 2.2
+_BRIGHTEST = float(np.finfo(np.float16).max)
+_GRAZING = np.float32(np.sin(np.radians(10)))
+_SHORTEST = np.float32(0.5)
+
+
+class HypersimSource:
+    """The frames of the scenes in one folder; a reference is `SCENE/CAMERA/FRAME`, as in `ai_001_001/cam_00/0000`.
+
+    Frames that the table of the split marks as not released are left out, if that table is there.
+
+    Args:
+        path: the folder of the scenes and of the two tables.
+        subset: `train`, `val` or `test` of the split; None takes every frame in the folder.
+
+    Raises:
+        UsageError: there is no such subset.
+        DataError: the folder holds no frames (of the subset), or a table is missing or damaged.
+    """
+
+    layout: str = "hypersim"
+    domain: Domain = "synthetic"
+    labelled: bool = True
+    licence: str = "CC-BY-SA-3.0"
+
+    @classmethod
+    def recognise(cls, path: Path) -> bool:
+        """A folder of scenes with rendered images."""
+        try:
+            return any(_names(path / scene / "images", _FINAL) for scene in _names(path, _SCENE))
+        except DataError:
+            return False
+
+    def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
+        self.path = Path(path)
+        self.subset = checked_subset(self.layout, subset, SUBSETS)
+        if next(self.references(), None) is None:
+            raise DataError(
+                f"the folder holds no frames of Hypersim{f', subset {subset}' if subset else ''}",
+                where=self.path,
+                expected="ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5",
+            )
+        self._lenses = _lenses(self.path / CAMERAS)
+
+    def references(self) -> Iterator[str]:
+        """Frames in the order of scene, camera and number; one folder's names at a time."""
+        released = self._released()
+        for scene in _names(self.path, _SCENE):
+            images = self.path / scene / "images"
+            for folder in _names(images, _FINAL):
+                camera = _FINAL.sub(r"\1", folder)
+                for name in _names(images / folder, _COLOR):
+                    frame = _COLOR.sub(r"\1", name)
+                    if released is None or int(frame) in released.get((scene, camera), ()):
+                        yield f"{scene}/{camera}/{frame}"
+
+    def key(self, reference: str) -> str:
+        return key_of(f"{reference}.jpg")
+
+    def read(self, reference: str) -> Record:
+        """One frame.
+
+        Raises:
+            DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
+                Or the table of lenses lacks the scene.
+        """
+        scene, camera, frame = reference.split("/")
+        lens = self._lens(scene)
+        folder = self.path / scene / "images" / f"scene_{camera}"
+        color = _read_array(f"{folder}_final_hdf5/frame.{frame}.color.hdf5", "f", (None, None, 3))
+        height, width, _ = color.shape
+        geometry = f"{folder}_geometry_hdf5/frame.{frame}"
+        distance = _read_array(f"{geometry}.depth_meters.hdf5", "f", (height, width))
+        normal = _read_array(f"{geometry}.normal_cam.hdf5", "f", (height, width, 3))
+        instance = _read_array(f"{geometry}.semantic_instance.hdf5", "i", (height, width))
+        rays = lens.rays(height, width)
+        return Record(
+            key=self.key(reference),
+            image=_tone_mapped(color, ~np.isnan(distance)),
+            depth=_planar(distance, rays),
+            normal=_facing(lens.turned(normal), rays),
+            instance=instance.astype(np.int32),
+            camera=lens.intrinsics(height, width),
+        )
+
+    def _released(self) -> dict[tuple[str, str], set[int]] | None:
+        """Numbers of the frames to use, by scene and camera; None for any."""
+        table = self.path / SPLIT
+        if self.subset is None and not table.is_file():
+            return None
+        frames: dict[tuple[str, str], set[int]] = {}
+        columns = ("scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name")
+        for scene, camera, frame, released, partition in _rows(table, columns):
+            if released == "True" and self.subset in (None, partition):
+                frames.setdefault((scene, camera), set()).add(int(_number(table, frame)))
+        return frames
+
+    def _lens(self, scene: str) -> _Lens:
+        if scene not in self._lenses:
+            raise DataError(
+                "the table of lenses lacks a scene",
+                where=self.path / CAMERAS,
+                seen=scene,
+                do=f"copy the whole table from {_REPOSITORY[CAMERAS]}",
+            )
+        return self._lenses[scene]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lens:
+    """A lens as a pinhole camera whose optical axis is perpendicular to the image plane."""
+
+    axes: NDArray[np.float64]
+    """(3, 3) rows: this camera's X (right), Y (down) and Z (forward) in the dataset's camera frame."""
+    ray_from_uv: NDArray[np.float64]
+    """(3, 3) from (u, v, 1) to a ray with z = 1 in this camera's frame."""
+
+    def rays(self, height: int, width: int) -> NDArray[np.float32]:
+        """(height, width, 3) true rays through the pixels' centres, z = 1."""
+        u = (2 * np.arange(width) + 1) / width - 1
+        v = 1 - (2 * np.arange(height) + 1) / height
+        along_u, along_v, centre = self.ray_from_uv.T
+        columns, rows = np.outer(u, along_u) + centre, np.outer(v, along_v)
+        rays: NDArray[np.float32] = columns.astype(np.float32)[None] + rows.astype(np.float32)[:, None]
+        return rays
+
+    def intrinsics(self, height: int, width: int) -> Intrinsics:
+        """The camera without its skew."""
+        (along_u, _, centre_x), (_, along_v, centre_y), _ = self.ray_from_uv.tolist()
+        return Intrinsics(
+            fx=width / 2 / along_u,
+            fy=-height / 2 / along_v,
+            cx=width / 2 * (1 - centre_x / along_u),
+            cy=height / 2 * (1 + centre_y / along_v),
+        )
+
+    def turned(self, normal: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Normals from the dataset's frame into this one; whatever is not finite becomes zero."""
+        finite = np.nan_to_num(normal.astype(np.float32), nan=0, posinf=0, neginf=0)
+        return finite @ self.axes.T.astype(np.float32)
+
+
+def _lens_of(cam_from_uv: NDArray[np.float64]) -> _Lens:
+    """A lens from `M_cam_from_uv`, whose columns are right, up and the centre of the image, in the dataset's frame.
+
+    Raises:
+        ValueError: no camera has this matrix.
+    """
+    # With right and up to the picture's right and top, and a centre before the camera, the columns are left-handed.
+    if not (np.isfinite(cam_from_uv).all() and np.linalg.det(cam_from_uv) < -1e-9):
+        raise ValueError(f"M_cam_from_uv {cam_from_uv.tolist()}")
+    in_plane = cam_from_uv[:, :2] * [1, -1]
+    in_plane /= np.linalg.norm(in_plane, axis=0)
+    # The closest pair of perpendicular unit vectors; the vectors themselves if the lens has no skew.
+    left, _, right = np.linalg.svd(in_plane, full_matrices=False)
+    x, y = (left @ right).T
+    axes = np.stack([x, y, np.cross(x, y)])
+    ray_from_uv = axes @ cam_from_uv
+    return _Lens(axes, ray_from_uv / ray_from_uv[2, 2])
+
+
+def _lenses(table: Path) -> dict[str, _Lens]:
+    columns = ["scene_name", *(f"M_cam_from_uv_{row}{column}" for row in range(3) for column in range(3))]
+    lenses = {}
+    for scene, *entries in _rows(table, columns):
+        try:
+            lenses[scene] = _lens_of(np.array([_number(table, entry) for entry in entries]).reshape(3, 3))
+        except ValueError as error:
+            raise DataError("a scene's lens is not one", where=f"{table}: {scene}", seen=str(error)) from error
+    return lenses
+
+
+def _rows(table: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """These columns of every row of a CSV file."""
+    do = f"copy it from {_REPOSITORY[table.name]}"
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, restval="")
+            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+            if missing:
+                raise DataError("a table lacks a column", where=table, seen=rows.fieldnames, expected=missing[0], do=do)
+            for row in rows:
+                yield [row[name] for name in columns]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError("a table cannot be read", where=table, seen=str(error), do=do) from error
+
+
+def _number(table: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError("a table is damaged", where=table, seen=repr(text), expected="a number") from error
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Names in a folder that match, sorted; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
+
+
+def _read_array(path: str, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """The array of a file; `kind` is `f` for floats or `i` for integers with a sign, None in `shape` is any size."""
+    import h5py
+
+    try:
+        # Files are only read, and network file systems often refuse locks.
+        with h5py.File(path, "r", locking=False) as file:
+            array: NDArray[Any] = np.asarray(file["dataset"])
+    except FileNotFoundError as error:
+        raise DataError("a file of a frame is missing", where=path) from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError("a file of a frame does not decode", where=path, seen=str(error)) from error
+    fits = len(array.shape) == len(shape)
+    fits = fits and all(wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True))
+    if array.dtype.kind != kind or not fits:
+        raise DataError(
+            "a file of a frame is not what its dataset says",
+            where=path,
+            seen=f"{array.dtype} of shape {array.shape}",
+            expected=f"{'floats' if kind == 'f' else 'integers'} of shape {shape}",
+        )
+    return array
+
+
+def _planar(distance: NDArray[np.floating], rays: NDArray[np.float32]) -> NDArray[np.float32]:
+    depth: NDArray[np.float32] = distance.astype(np.float32) / _length(rays)
+    depth[~(np.isfinite(depth) & (depth > 0))] = 0
+    return depth
+
+
+def _facing(normal: NDArray[np.float32], rays: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit normals that face the camera, zero where they are not known."""
+    length = _length(normal)
+    away = np.einsum("hwc,hwc->hw", normal, rays)
+    grazing = (away >= 0) & (away <= _GRAZING * length * _length(rays))
+    factor = np.divide(np.where(away > 0, np.float32(-1), np.float32(1)), np.maximum(length, _SHORTEST))
+    factor[grazing | (length < _SHORTEST)] = 0
+    unit: NDArray[np.float32] = normal * factor[:, :, None]
+    return unit
+
+
+def _length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    length: NDArray[np.float32] = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
+    return length
+
+
+def _tone_mapped(color: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Linear light to 8 bits by the dataset's `scene_generate_images_tonemap.py`, rounded instead of cut off."""
+    light = np.nan_to_num(color.astype(np.float32), nan=0, posinf=_BRIGHTEST, neginf=0)
+    scale = np.float32(1)
+    if valid.any():
+        brightness = np.percentile((light @ _BRIGHTNESS)[valid], 90)
+        scale = np.float32(0.8**_GAMMA / brightness if brightness >= 1e-4 else 0)
+    mapped: NDArray[np.float32] = np.clip(scale * light, 0, 1) ** np.float32(1 / _GAMMA)
+    return np.rint(255 * mapped).astype(np.uint8)

@@ -1,0 +1,266 @@
+"""Layout `structured3d`: Structured3D (Zheng et al., ECCV 2020), the perspective renderings of furnished rooms.
+
+    scene_XXXXX/2D_rendering/ROOM/perspective/full/POSITION/
+        rgb_rawlight.png      8-bit RGB, 1280 x 720
+        depth.png             16-bit gray, millimetres, 0 = not known
+        normal.png            8-bit RGB, 128 (1 + n), gray = not known
+        instance.png          16-bit gray, object identities, 65535 = background
+        camera_pose.txt       eye (3), view direction (3), up (3), then half of the horizontal and of the vertical
+                              field of view in radians, and a 1
+
+Origin of these facts: `data_organization.md` of the dataset's repository, bertjiazheng/Structured3D, and its issues.
+Panoramas, which may lie in the same tree, and the unfurnished rooms (`empty`) are not read: no contours there.
+
+Depth is planar: the dataset's author calls a cloud of points right that was made from it as such (issue 11), and at
+least one other importer says to have verified it. At the border of objects it is a mix of both sides, as the author
+says there.
+
+The field of view reaches to the borders of the image, so the principal point is its centre, width / 2 and height / 2
+where a pixel's centre lies at its index plus one half.
+
+Normals: their frame is documented nowhere, but in issue 61 the author writes that red is along the view, green upwards,
+and blue completes a left-handed frame: left. Here that is (right, down, forward) = (-blue, -green, red). As this was
+said of the panoramas, every image is checked: normals are derived from its depth where that is smooth, and if they fit
+`normal.png` better in another order or with other signs of its axes, or do not fit at all, the image is refused with
+the order that would fit. What is not of unit length (no surface, or a mix of two at a border) or does not face the
+camera is not known.
+
+Instances are the objects that have a 3D box. Everything else is background, 65535, which takes in walls, floors and
+ceilings as far as known, so no contour separates these.
+
+Six scenes that the dataset's `metadata/errata.txt` calls invalid are left out. The rooms of that list are not: it is
+about their floor plans, which are not used here. Scenes 01600 to 01799 are missing from the published archives (issue
+30: archive 08 holds the scenes of archive 09).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssl.batch import Intrinsics, Record
+from fastssl.errors import DataError
+from fastssl.geometry import pixel_rays
+from fastssl.shards import Domain
+from fastssl.sources.images import read_image, read_plane
+from fastssl.sources.keys import key_of
+from fastssl.sources.subsets import checked_subset
+
+SUBSETS = {"train": range(3000), "val": range(3000, 3250), "test": range(3250, 3500)}
+"""Numbers of the scenes, as the dataset's README splits them."""
+
+INVALID_SCENES = frozenset({1155, 1192, 1714, 1816, 1852, 3398})
+
+_SCENE = re.compile(r"scene_([0-9]{5})")
+_NUMBER = re.compile(r"[0-9]+")
+_POSE_NUMBERS = 12
+
+# Rows: what red, green and blue mean, as vectors (right, down, forward).
+_FRAME = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], np.float32)
+_SIGNED_ORDERS = tuple(product(permutations(range(3)), product((1, -1), repeat=3)))
+
+# The depth's own half millimetres tilt a slope by the less, the wider the grid; some thousand pixels are enough.
+_GRID = 200
+_SMOOTH = 0.01
+_ENOUGH_SMOOTH_PIXELS = 64
+_BETTER_FIT = 0.1
+_POOR_FIT = 0.5
+
+
+class Structured3DSource:
+    """The perspective renderings in one folder; a reference is `SCENE/ROOM/POSITION`, as in `scene_00000/485142/0`.
+
+    Args:
+        path: the folder of the scenes, `Structured3D` in the dataset's archives.
+        subset: `train`, `val` or `test`; None takes all scenes in the folder.
+
+    Raises:
+        UsageError: there is no such subset.
+        DataError: the folder holds no perspective renderings (of the subset).
+    """
+
+    layout: str = "structured3d"
+    domain: Domain = "synthetic"
+    labelled: bool = True
+    licence: str = "Structured3D Terms of Use"
+
+    @classmethod
+    def recognise(cls, path: Path) -> bool:
+        """A folder of scenes, the first of which have perspective renderings."""
+        try:
+            first = _names(path, _SCENE)[:10]
+            return any(_renderings(path, scene, room).is_dir() for scene in first for room in _room_names(path, scene))
+        except DataError:
+            return False
+
+    def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
+        self.path = Path(path)
+        self.subset = checked_subset(self.layout, subset, SUBSETS)
+        if next(self.references(), None) is None:
+            raise DataError(
+                f"the folder holds no perspective renderings of Structured3D{f', subset {subset}' if subset else ''}",
+                where=self.path,
+                expected="scene_XXXXX/2D_rendering/ROOM/perspective/full/POSITION",
+                do="unpack Structured3D_perspective_full_*.zip and give the folder of the scenes",
+            )
+
+    def references(self) -> Iterator[str]:
+        """Renderings in the order of scene, room and position; one folder's names at a time."""
+        scenes = range(100_000) if self.subset is None else SUBSETS[self.subset]
+        for scene, room in _rooms(self.path, scenes):
+            for position in _names(_renderings(self.path, scene, room), _NUMBER):
+                yield f"{scene}/{room}/{position}"
+
+    def key(self, reference: str) -> str:
+        return key_of(f"{reference}.jpg")
+
+    def read(self, reference: str) -> Record:
+        """One rendering.
+
+        Raises:
+            DataError: a file of it is missing, cannot be decoded, or holds something else, or the axes of its normals
+                are not those that this layout knows; the error names the file.
+        """
+        scene, room, position = reference.split("/")
+        folder = _renderings(self.path, scene, room) / position
+        image = read_image(folder / "rgb_rawlight.png")
+        height, width, _ = image.shape
+        camera = _read_camera(folder / "camera_pose.txt", height, width)
+        depth = read_plane(folder / "depth.png", "I;16", (width, height)).astype(np.float32) / np.float32(1000)
+        codes = read_plane(folder / "normal.png", "RGB", (width, height))
+        instance = read_plane(folder / "instance.png", "I;16", (width, height))
+        rays = pixel_rays(camera, height, width).astype(np.float32)
+        normal = _unit(codes) @ _FRAME
+        _check_frame(normal, depth, rays, folder / "normal.png")
+        normal[np.einsum("hwc,hwc->hw", normal, rays) >= 0] = 0
+        return Record(
+            key=self.key(reference),
+            image=image,
+            depth=depth,
+            normal=normal,
+            instance=instance.astype(np.int32),
+            camera=camera,
+        )
+
+
+def _rooms(path: Path, scenes: range) -> Iterator[tuple[str, str]]:
+    """Scenes and rooms with perspective renderings."""
+    for scene in _names(path, _SCENE):
+        number = int(_SCENE.sub(r"\1", scene))
+        if number in scenes and number not in INVALID_SCENES:
+            for room in _room_names(path, scene):
+                if _renderings(path, scene, room).is_dir():
+                    yield scene, room
+
+
+def _room_names(path: Path, scene: str) -> list[str]:
+    return _names(path / scene / "2D_rendering", _NUMBER)
+
+
+def _renderings(path: Path, scene: str, room: str) -> Path:
+    return path / scene / "2D_rendering" / room / "perspective" / "full"
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Names in a folder that match, sorted; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
+
+
+def _read_camera(path: Path, height: int, width: int) -> Intrinsics:
+    try:
+        text = path.read_text("ascii")
+        numbers = [float(word) for word in text.split()]
+    except FileNotFoundError as error:
+        raise DataError("a file of a rendering is missing", where=path) from error
+    except (OSError, ValueError) as error:
+        raise DataError("a camera cannot be read", where=path, seen=str(error)) from error
+    if len(numbers) != _POSE_NUMBERS or not all(0 < half < math.pi / 2 for half in numbers[9:11]):
+        raise DataError(
+            "a camera is not what its dataset says",
+            where=path,
+            seen=text.strip(),
+            expected=f"{_POSE_NUMBERS} numbers, of which the tenth and eleventh are half angles below pi / 2",
+        )
+    x_half, y_half = numbers[9:11]
+    return Intrinsics(fx=width / 2 / math.tan(x_half), fy=height / 2 / math.tan(y_half), cx=width / 2, cy=height / 2)
+
+
+def _unit(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Unit vectors of codes, zero where a code is none."""
+    vectors = codes.astype(np.float32) / np.float32(128) - np.float32(1)
+    length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
+    known = np.abs(length - 1) < 0.1
+    unit: NDArray[np.float32] = vectors * np.divide(1, length, out=np.zeros_like(length), where=known)[:, :, None]
+    return unit
+
+
+def _check_frame(
+    normal: NDArray[np.float32], depth: NDArray[np.float32], rays: NDArray[np.float32], path: Path
+) -> None:
+    """Refuse normals whose axes are others than `_FRAME` says, by the slopes of smooth depth."""
+    slopes, at = _normals_of_smooth_depth(depth, rays)
+    stored = normal[at]
+    known = stored.any(axis=1)
+    if known.sum() < _ENOUGH_SMOOTH_PIXELS:
+        return
+    # Row i, column j: the mean product of what is called i and what the depth says of j.
+    together = (stored[known].T @ slopes[known]) / known.sum()
+    fits = {(order, signs): float((together[range(3), order] * signs).sum()) for order, signs in _SIGNED_ORDERS}
+    assumed = fits[(0, 1, 2), (1, 1, 1)]
+    best = max(fits, key=lambda key: fits[key])
+    if fits[best] - assumed > _BETTER_FIT or assumed < _POOR_FIT:
+        raise DataError(
+            "the normals of a rendering do not fit its depth",
+            where=path,
+            seen=f"mean cosine {assumed:.2f} with {_described(_FRAME)}; {fits[best]:.2f} with {_described(_as(*best))}",
+            expected=f"the first to be {_POOR_FIT} or more, and the best",
+            do="if other renderings say the same, the dataset's normals have other axes than this version knows",
+        )
+
+
+def _as(order: tuple[int, ...], signs: tuple[int, ...]) -> NDArray[np.float32]:
+    """The frame in which stored normals would be right, given how their axes must be taken instead."""
+    exchange = np.zeros((3, 3), np.float32)
+    exchange[range(3), order] = signs
+    return _FRAME @ exchange
+
+
+def _described(frame: NDArray[np.float32]) -> str:
+    """(right, down, forward) in terms of the channels."""
+    names = np.array(["red", "green", "blue"])
+    channels = np.abs(frame).argmax(axis=0)
+    signs = ["-" if frame[channel, axis] < 0 else "" for axis, channel in enumerate(channels)]
+    return f"({', '.join(sign + name for sign, name in zip(signs, names[channels], strict=True))})"
+
+
+def _normals_of_smooth_depth(
+    depth: NDArray[np.float32], rays: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Unit normals (N, 3) that face the camera, and their pixels: on a coarse grid, and only where depth is smooth."""
+    step = max(1, depth.shape[1] // _GRID)
+    z = depth[::step, ::step]
+    points = rays[::step, ::step] * z[:, :, None]
+    inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
+    left, right, above, below = (inner, before), (inner, after), (before, inner), (after, inner)
+    # Along a line across a plane it is the inverse of the depth that grows evenly.
+    near = np.divide(1, z, out=np.zeros_like(z), where=z > 0)
+    middle = near[inner, inner]
+    known = np.min([middle, *(near[side] for side in (left, right, above, below))], axis=0) > 0
+    bends = [np.abs(near[one] + near[other] - 2 * middle) for one, other in ((left, right), (above, below))]
+    rows, columns = np.nonzero(known & (np.maximum(*bends) < _SMOOTH * middle))
+    normals = np.cross(points[below] - points[above], points[right] - points[left])[rows, columns]
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return normals, (step * (rows + 1), step * (columns + 1))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from patterns import SIDE, CodedSource
+
+from fastssl.config import AugmentConfig, DataConfig
+from fastssl.errors import DataError
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Share,
+    ViewSettings,
+    open_mixture,
+    real_batches,
+    synthetic_batches,
+    training_plan,
+)
+from fastssl.shards import ShardSet, pack
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three patterns with labels."""
+    out = tmp_path_factory.mktemp("few") / "few"
+    pack(CodedSource(3, "synthetic"), out, size=SIDE, samples_per_shard=2)
+    return out
+
+
+def views(shards: Mixture) -> ViewSettings:
+    data = DataConfig(size=67, window=(67 / SIDE, 67 / SIDE))
+    return ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
+
+
+def test_samples_are_numbered_dataset_after_dataset(coded_synthetic: Path, few: Path) -> None:
+    first, second = ShardSet(coded_synthetic), ShardSet(few)
+    both = Mixture([first, second])
+    assert (len(both), both.image_size, both.has_labels) == (14, (SIDE, SIDE), True)
+    expected = [(dataset, i) for dataset in (first, second) for i in range(len(dataset))]
+    for number, (dataset, i) in enumerate(expected):
+        assert both.key(number) == dataset.key(i)
+        assert both.place(number) == dataset.place(i)
+        assert both.label(number) == dataset.label(i)
+        assert np.array_equal(both.member(number, "jpg"), dataset.member(i, "jpg"))
+
+
+def test_batches_hold_the_datasets_by_their_weights(coded_synthetic: Path, few: Path) -> None:
+    shards = open_mixture({str(coded_synthetic): 3, str(few): 1})
+    share = Share(order=shards.order(seed=0, stream=0), batch_size=8)
+    settings = ViewSettings(
+        data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
+    )
+    options = LoaderOptions(device=torch.device("cpu"), threads=2)
+    plan = [samples for samples, _ in islice(training_plan(settings, share).steps, 11)]
+    for batch, samples in zip(
+        islice(synthetic_batches(shards, training_plan(settings, share), options), 11), plan, strict=True
+    ):
+        assert batch.keys == tuple(shards.key(i) for i in samples.tolist())
+        assert abs((samples >= 11).sum() - 2) <= 1
+    counts = Counter(np.concatenate(plan).tolist())
+    assert [counts[i] for i in range(11)] == [6] * 11
+    assert sum(counts[i] for i in range(11, 14)) == 22
+
+
+def test_datasets_that_do_not_fit_together_are_refused(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    pack(CodedSource(3, "synthetic"), tmp_path / "small", size=32)
+    with pytest.raises(DataError, match="image sizes"):
+        open_mixture({str(coded_synthetic): 1, str(tmp_path / "small"): 1})
+    with pytest.raises(DataError, match="members"):
+        open_mixture({str(coded_synthetic): 1, str(coded_real): 1})
+
+
+def test_labelled_images_serve_as_photos_too(few: Path, coded_synthetic: Path) -> None:
+    shards = open_mixture({str(few): 1, str(coded_synthetic): 1})
+    share = Share(order=shards.order(seed=0, stream=1), batch_size=4)
+    settings = ViewSettings(
+        data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
+    )
+    options = LoaderOptions(device=torch.device("cpu"), threads=1)
+    batch = next(iter(real_batches(shards, training_plan(settings, share), options)))
+    assert batch.label.tolist() == [-1] * 4

@@ -1,0 +1,180 @@
+"""Packings that are killed, run out of disk, or are done by a cluster: the same bytes in the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import packing
+import pytest
+from analytic_rooms import RoomSource
+from PIL import Image
+
+from fastssl.errors import DataError, UsageError
+from fastssl.shards import pack, read_manifest
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of what one process packs without a break."""
+    out = tmp_path_factory.mktemp("undisturbed") / "rooms"
+    packing.finish(packing.start(out, COUNT, 1, height=480))
+    assert read_manifest(out).samples == COUNT - 1
+    return packing.digest(out)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_workers_writes_the_same_bytes(undisturbed: str, tmp_path: Path, workers: int) -> None:
+    packing.finish(packing.start(tmp_path / "rooms", COUNT, workers, height=480))
+    assert packing.digest(tmp_path / "rooms") == undisturbed
+
+
+def test_a_ray_cluster_writes_the_same_bytes(undisturbed: str, tmp_path: Path) -> None:
+    packing.finish(packing.start(tmp_path / "rooms", COUNT, 1, "local", height=480))
+    assert packing.digest(tmp_path / "rooms") == undisturbed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_packing_killed_at_random_moments_ends_with_the_same_bytes(
+    undisturbed: str, tmp_path: Path, workers: int
+) -> None:
+    out, rng, kills, finished = tmp_path / "rooms", random.Random(workers), 0, []
+    while kills < 3:
+        process = packing.start(out, COUNT, workers, height=480)
+        begun = len(list(out.glob("*.tar")))
+        while process.poll() is None and len(list(out.glob("*.tar"))) <= begun:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        kills += packing.kill(process)
+        finished.append(len(list(out.glob("*.tar"))))
+        assert not (out / "manifest.json").exists()
+    assert finished == sorted(finished)
+    packing.finish(packing.start(out, COUNT, workers, height=480))
+    assert packing.digest(out) == undisturbed
+
+
+def test_finished_shards_are_not_packed_again(tmp_path: Path) -> None:
+    out = tmp_path / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    before = (out / "000001.tar").stat()
+    pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
+    after = (out / "000001.tar").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert not (out / ".packing").exists()
+
+
+def test_a_shard_that_was_removed_meanwhile_is_packed_again(tmp_path: Path) -> None:
+    out = tmp_path / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    (out / "000000.tar").unlink()
+    pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
+    pack(RoomSource(tmp_path, 7), tmp_path / "again" / "x", size=32, samples_per_shard=3)
+    assert packing.digest(out) == packing.digest(tmp_path / "again" / "x")
+
+
+def test_resuming_what_is_complete_does_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "rooms"
+    manifest = pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3)
+    before = packing.digest(out)
+    assert pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True) == manifest
+    assert packing.digest(out) == before
+
+
+def interrupted(folder: Path) -> Path:
+    out = folder / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(folder, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    return out
+
+
+def test_a_packing_continues_with_its_own_settings_only(tmp_path: Path) -> None:
+    out = interrupted(tmp_path)
+    with pytest.raises(UsageError, match=r"settings\.jpeg_quality"):
+        pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, jpeg_quality=90, resume=True)
+    with pytest.raises(UsageError, match="interrupted"):
+        pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3)
+    complete = tmp_path / "complete"
+    pack(RoomSource(tmp_path, 7), complete, size=32)
+    with pytest.raises(UsageError, match=r"settings\.size"):
+        pack(RoomSource(tmp_path, 7), complete, size=16, resume=True)
+
+
+def test_a_dataset_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    class Renamed(RoomSource):
+        def references(self):
+            return map(str, range(1, self.count + 1))
+
+    out = interrupted(tmp_path)
+    with pytest.raises(DataError, match="has changed"):
+        pack(Renamed(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
+
+
+def test_more_bad_images_may_be_allowed_when_a_packing_is_resumed(tmp_path: Path) -> None:
+    source, out = RoomSource(tmp_path, 7, trouble="bad", at=4), tmp_path / "rooms"
+    with pytest.raises(DataError, match="no floor"):
+        pack(source, out, size=32, samples_per_shard=3, max_bad=0)
+    assert pack(source, out, size=32, samples_per_shard=3, max_bad=1, resume=True).samples == 6
+
+
+@pytest.fixture
+def two_shards(tmp_path: Path) -> Path:
+    """A folder of four small photos, and then four of noise, which need far more bytes."""
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = np.full((64, 64, 3), 99, np.uint8)
+        if number >= 4:
+            pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path
+
+
+def command(out: str, *more: str) -> list[str]:
+    return ["shard", "photos", out, "--size", "64", "--samples-per-shard", "4", *more]
+
+
+def test_a_full_disk_is_told_and_what_is_finished_can_be_continued(two_shards: Path) -> None:
+    """A limit on file sizes stands for the disk's end: writing fails in the middle of a shard, for real."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)); "
+        f"sys.argv = ['fastssl', *{command('out')}]; from fastssl.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=two_shards, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    for words in ("cannot be written", "000001.tar", "--resume"):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    out = two_shards / "out"
+    assert sorted(path.name for path in out.iterdir()) == [".packing", "000000.crc", "000000.idx", "000000.tar"]
+    for arguments in (command("out", "--resume"), command("other")):
+        subprocess.run([sys.executable, "-m", "fastssl", *arguments], cwd=two_shards, check=True)
+    assert packing.digest(out) == packing.digest(two_shards / "other")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_can_be_continued(undisturbed: str, tmp_path: Path, workers: int) -> None:
+    """Ctrl-C reaches the whole process group, as from a terminal."""
+    out = tmp_path / "rooms"
+    process = packing.start(out, COUNT, workers, height=480)
+    while not (out / "000000.tar").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT  # Python's own end; the command line makes 130 of it
+    assert "KeyboardInterrupt" in errors
+    assert not (out / "manifest.json").exists()
+    assert not list(out.rglob("*.partial"))
+    packing.finish(packing.start(out, COUNT, workers, height=480))
+    assert packing.digest(out) == undisturbed
