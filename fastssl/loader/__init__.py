@@ -7,11 +7,12 @@ for batch in synthetic_batches(samples, training_plan(settings, share), LoaderOp
     ...
 """
 
-from fastssl.loader.iterator import LoaderOptions, real_batches, synthetic_batches
+from fastssl.loader.iterator import Batches, LoaderOptions, real_batches, synthetic_batches
 from fastssl.loader.mixture import Mixture, open_mixture
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, evaluation_plan, training_plan
 
 __all__ = [
+    "Batches",
     "LoaderOptions",
     "Mixture",
     "Plan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -62,6 +63,14 @@ class Mixture:
     def path(self) -> str:
         """Of all datasets, for messages."""
         return ", ".join(str(dataset.path) for dataset in self.datasets)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is in the shards: the same data, the same fingerprint."""
+        digest = hashlib.sha256()
+        for dataset in self.datasets:
+            digest.update("".join([*(shard.sha256 for shard in dataset.manifest.shards), "\n"]).encode())
+        return digest.hexdigest()
 
     def order(self, *, seed: int, stream: int, buffer: int = 0) -> MixedOrder:
         """The endless random order of the samples; the arguments are those of `mixed_order`."""

@@ -13,10 +13,10 @@ from fastssl.errors import CheckpointError, DataError
 from fastssl.files import complete_or_absent
 from fastssl.models import Networks, build_networks
 
-FORMAT = 1
+FORMAT = 2
 
 
-def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]) -> Path:
+def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any], data: dict[str, str]) -> Path:
     """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete.
 
     Args:
@@ -24,11 +24,14 @@ def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]
         step: steps made so far.
         config: of the run.
         state: `TrainingStep.state_dict()`.
+        data: fingerprint of each domain's datasets. With `step` it is all that the order of the samples and their views
+            depend on.
     """
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
-    content = {"format": FORMAT, "step": step, "config": config.model_dump(mode="json"), "state": state}
+    content = {"format": FORMAT, "step": step, "config": config.model_dump(mode="json"), "data": data}
+    content["state"] = state
     with complete_or_absent(path) as file:
         torch.save(content, file)
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
 from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
 from fastssl.loader import (
+    Batches,
     LoaderOptions,
     Mixture,
     Plan,
@@ -56,7 +56,7 @@ def resume_run(run: Path, advance: Advance) -> None:
 
     Raises:
         DataError: there is no run, no checkpoint, or a damaged one.
-        CheckpointError: the checkpoint is of another architecture, or the run is finished.
+        CheckpointError: the checkpoint is of another architecture or of other data, or the run is finished.
     """
     path = latest_checkpoint(run)
     config = read_config(run / "config.yaml")
@@ -67,7 +67,7 @@ def resume_run(run: Path, advance: Advance) -> None:
 
 def training_batches(
     config: Config, synthetic: Mixture, real: Mixture | None, *, first_step: int, device: torch.device
-) -> tuple[Iterator[SyntheticBatch], Iterator[RealBatch] | None]:
+) -> tuple[Batches[SyntheticBatch], Batches[RealBatch] | None]:
     """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is."""
     batches = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
     photos = None if real is None else real_batches(real, *_plan(config, real, _REAL, first_step, device))
@@ -125,7 +125,9 @@ def _train(
         networks = networks.to(memory_format=torch.channels_last)
     step = TrainingStep(networks, config, device)
     first_step = 0
+    fingerprints = {"synthetic": synthetic.fingerprint, "real": "" if real is None else real.fingerprint}
     if content is not None:
+        _check_data(content["data"], fingerprints, config)
         step.load_state_dict(content["state"])
         first_step = content["step"]
     total_steps = config.train.steps or config.train.epochs * math.ceil(len(synthetic) / config.data.batch_synthetic)
@@ -134,8 +136,22 @@ def _train(
             "the run is finished", where=run, seen=f"{first_step} steps", expected=f"fewer than {total_steps}"
         )
     batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device)
-    summary = Trainer(step, config, run, total_steps).fit(batches, photos, first_step, advance)
-    merge_summary(run, {"steps": total_steps, **summary})
+    try:
+        summary = Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance)
+        merge_summary(run, {"steps": total_steps, **summary})
+    finally:
+        damaged = {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
+        merge_summary(run, {"damaged_samples": damaged})
+
+
+def _check_data(before: dict[str, str], now: dict[str, str], config: Config) -> None:
+    for domain, fingerprint in now.items():
+        if before[domain] != fingerprint:
+            raise CheckpointError(
+                f"the {domain} data are not those that the run was trained on",
+                where=", ".join(getattr(config.data, domain)),
+                do="put back the dataset as it was, or begin a new run",
+            )
 
 
 def _plan(

@@ -25,8 +25,11 @@ _DATA_LIMIT = 0.1
 class Trainer:
     """Runs a `TrainingStep` on batches and leaves the run's files behind. Knows nothing of where batches come from."""
 
-    def __init__(self, step: TrainingStep, config: Config, run: Path, total_steps: int) -> None:
+    def __init__(
+        self, step: TrainingStep, config: Config, run: Path, total_steps: int, fingerprints: dict[str, str]
+    ) -> None:
         self.step, self.config, self.run, self.total_steps = step, config, run, total_steps
+        self._fingerprints = fingerprints
 
     def fit(
         self, synthetic: Iterator[SyntheticBatch], real: Iterator[RealBatch] | None, first_step: int, advance: Advance
@@ -59,7 +62,7 @@ class Trainer:
                 if last or number % settings.picture_every == 0:
                     self._draw(batch, number)
                 if checkpoint_due:
-                    write_checkpoint(self.run, number, self.config, self.step.state_dict())
+                    write_checkpoint(self.run, number, self.config, self.step.state_dict(), self._fingerprints)
         return meter.summary()
 
     def _draw(self, batch: SyntheticBatch, number: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from patterns import SIDE, CodedSource
 
-from fastssl.config import Config, load_config
-from fastssl.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, UsageError
+from fastssl.config import Config, load_config, read_config
+from fastssl.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, ShardError, UsageError
+from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import load_networks, resume_run, start_run
 from fastssl.train.trainer import lr_factor
@@ -177,3 +181,46 @@ def test_checkpoint_of_another_architecture(finished: Path, tmp_path: Path) -> N
     (run / "checkpoints" / "step_00000004.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
     with pytest.raises(DataError, match="cannot be read"):
         resume_run(run, quiet)
+
+
+def test_other_data_are_refused_when_a_run_is_continued(coded_real: Path, tmp_path: Path) -> None:
+    """The dataset was packed again, with other images, under its old name."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    pack(CodedSource(11, "synthetic"), data, size=SIDE, samples_per_shard=4, jpeg_quality=98)
+    start_run(settings(data, coded_real, "train.steps=2"), run, quiet)
+    shutil.rmtree(data)
+    pack(CodedSource(11, "synthetic"), data, size=SIDE, samples_per_shard=4, jpeg_quality=90)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 2", "steps: 4"))
+    with pytest.raises(CheckpointError, match="synthetic data are not those"):
+        resume_run(run, quiet)
+
+
+def test_damaged_samples_cost_no_step_and_are_named_in_the_summary(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "data")
+    archive = tmp_path / "data" / "000001.tar"
+    content = bytearray(archive.read_bytes())
+    end = content.index(b"\xff\xd9")
+    content[end - 200 : end + 2] = bytes(202)
+    archive.write_bytes(content)
+    start_run(settings(tmp_path / "data", coded_real, "train.steps=6"), tmp_path / "run", quiet)
+    assert state(tmp_path / "run", 6)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (place,) = summary["damaged_samples"]["synthetic"]
+    assert "000001.tar: coded_004" in place
+    assert summary["damaged_samples"]["real"] == []
+    limited = settings(tmp_path / "data", coded_real, "train.steps=6", "data.max_bad=0")
+    with pytest.raises(ShardError, match="coded_004"):
+        start_run(limited, tmp_path / "limited", quiet)
+    assert "coded_004" in (tmp_path / "limited" / "summary.json").read_text()
+
+
+def test_two_datasets_are_mixed_by_their_weights(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    pack(CodedSource(5, "synthetic"), tmp_path / "few", size=SIDE)
+    weights = json.dumps({str(coded_synthetic): 0.75, str(tmp_path / "few"): 0.25})
+    config = load_config("tiny", overrides=[*SMALL, f"data.synthetic={weights}", f"data.real={coded_real}"])
+    start_run(
+        config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})}), tmp_path / "run", quiet
+    )
+    assert read_config(tmp_path / "run" / "config.yaml").data.synthetic == json.loads(weights)
