@@ -4,10 +4,11 @@ BIN := .venv/bin
 RUN := runs/demo
 SAMPLE := shards/sample
 
-.PHONY: help demo test lint bench adaptation clean
+.PHONY: help demo test soak lint bench adaptation clean
 help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
+	@echo "make soak   tests that take many minutes: kills, large folders, fifty epochs"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  what limits this machine, into benchmarks/results/"
 	@echo "make adaptation  train with and without adaptation, three seeds each, into benchmarks/results/"
@@ -40,6 +41,9 @@ lint: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+soak: .venv/.installed
+	$(BIN)/python -m pytest -m soak -s
 
 clean:
 	rm -rf .venv $(RUN)

@@ -44,7 +44,7 @@ class Pixels:
         if self.cuts:
             arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
         if self.colour:
-            arrays += list(views.colour.T)
+            arrays += list(np.ascontiguousarray(views.colour.T))
         if self.blur:
             # A kernel this narrow leaves every pixel as it is.
             arrays.append(np.maximum(views.blur, _NO_BLUR))
@@ -64,6 +64,7 @@ def build_graph(
     threads: int,
     device_id: int | None = None,
     hw_decoder_load: float = 0.65,
+    prefetch: int = 2,
     label_bytes: int | None = None,
 ) -> Pipeline:
     """Build the pipeline of one domain.
@@ -76,6 +77,7 @@ def build_graph(
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
         hw_decoder_load: share of the images that a GPU's JPEG engine decodes.
+        prefetch: batches that are made ahead of need.
         label_bytes: size of an inflated label block; None where there are none or the CPU inflates them.
 
     Returns:
@@ -85,22 +87,49 @@ def build_graph(
     on_gpu = device_id is not None
     inflate = on_gpu and label_bytes is not None
     num_inputs = 3 + 4 * pixels.colour + pixels.blur + 2 * pixels.gray
-    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=2)
+    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
         jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + inflate, batch=True)
-        image = fn.decoders.image(
-            jpeg,
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.RGB,
-            # What libjpeg does on the CPU; without it the chroma of the two backends differs.
-            jpeg_fancy_upsampling=True,
-            hw_decoder_load=hw_decoder_load,
-        )
+        image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         outputs = [_image(image, pixels, views)]
         if inflate:
             outputs.append(fn.decoders.inflate(views[-1].gpu(), shape=[label_bytes], dtype=types.UINT8))
         pipeline.set_outputs(*outputs)
     return pipeline
+
+
+def build_decoder(
+    feed: Callable[[], list[Any]],
+    *,
+    batch_size: int,
+    threads: int,
+    device_id: int | None = None,
+    hw_decoder_load: float = 0.65,
+) -> Pipeline:
+    """Build a pipeline that decodes as `build_graph` does, and does nothing else: what that takes by itself.
+
+    Args:
+        feed: called once per batch; returns its JPEG streams, a list of uint8 arrays.
+
+    Returns:
+        A pipeline whose output is the images, (H, W, 3) uint8 each.
+    """
+    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=2)
+    with pipeline:
+        jpeg = fn.external_source(source=feed, batch=True)
+        pipeline.set_outputs(_decoded(jpeg, on_gpu=device_id is not None, hw_decoder_load=hw_decoder_load))
+    return pipeline
+
+
+def _decoded(jpeg: DataNode, *, on_gpu: bool, hw_decoder_load: float) -> DataNode:
+    return fn.decoders.image(
+        jpeg,
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        # What libjpeg does on the CPU; without it the chroma of the two backends differs.
+        jpeg_fancy_upsampling=True,
+        hw_decoder_load=hw_decoder_load,
+    )
 
 
 def _image(image: DataNode, pixels: Pixels, views: list[DataNode]) -> DataNode:

@@ -42,17 +42,19 @@ def test_a_ray_cluster_writes_the_same_bytes(undisturbed: str, tmp_path: Path) -
     assert packing.digest(tmp_path / "rooms") == undisturbed
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "times"), [(2, 2), *(pytest.param(workers, 10, marks=pytest.mark.soak) for workers in (1, 2, 5))]
+)
 def test_a_packing_killed_at_random_moments_ends_with_the_same_bytes(
-    undisturbed: str, tmp_path: Path, workers: int
+    undisturbed: str, tmp_path: Path, workers: int, times: int
 ) -> None:
     out, rng, kills, finished = tmp_path / "rooms", random.Random(workers), 0, []
-    while kills < 3:
+    while kills < times:
         process = packing.start(out, COUNT, workers, height=480)
         begun = len(list(out.glob("*.tar")))
         while process.poll() is None and len(list(out.glob("*.tar"))) <= begun:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.1))
         kills += packing.kill(process)
         finished.append(len(list(out.glob("*.tar"))))
         assert not (out / "manifest.json").exists()

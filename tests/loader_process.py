@@ -1,0 +1,55 @@
+"""Both domains read in a process of its own, which a test may kill: `loader_process.py SYNTHETIC REAL OUT STEPS`.
+
+Every step appends a line to OUT: its number, and per domain the keys and a digest of all tensors, which tells windows,
+flips and channels. A process that finds lines there goes on after the last complete one, as a run goes on after its
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+SIZE = 67
+
+
+def read(synthetic: Path, real: Path, out: Path, steps: int) -> None:
+    import torch
+
+    from fastssl.config import AugmentConfig, DataConfig
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches, synthetic_batches
+
+    data, augment = DataConfig(size=SIZE, window=(0.6, 1.0)), AugmentConfig(aspect=(0.9, 1.1), brightness=0.2, blur=0.3)
+    options = LoaderOptions(device=torch.device("cpu"), threads=2)
+    done = lines(out)
+    batches = []
+    for stream, (make, path, size) in enumerate(((synthetic_batches, synthetic, 4), (real_batches, real, 3))):
+        samples = open_mixture(path)
+        share = Share(order=samples.order(seed=8, stream=stream, buffer=5), batch_size=size)
+        settings = ViewSettings(data=data, augment=augment, stored=samples.image_size)
+        plan = samples.training_plan(settings, share, position=len(done) * size)
+        batches.append(make(samples, plan, options))
+    with out.open("w") as file:
+        file.writelines(f"{line}\n" for line in done)
+        for step in range(len(done), steps):
+            file.write(json.dumps([step, *(described(next(one)) for one in batches)]) + "\n")
+            file.flush()
+
+
+def described(batch: object) -> list[object]:
+    digest = hashlib.sha256()
+    for field in fields(batch)[1:]:
+        digest.update(getattr(batch, field.name).contiguous().numpy().tobytes())
+    return [list(batch.keys), digest.hexdigest()]
+
+
+def lines(out: Path) -> list[str]:
+    """The complete ones."""
+    return out.read_text().rpartition("\n")[0].splitlines() if out.exists() else []
+
+
+if __name__ == "__main__":
+    read(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
