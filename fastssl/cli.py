@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fastssl import __version__
 from fastssl.config import dataset_weights, load_config
-from fastssl.errors import FastsslError, UsageError
+from fastssl.errors import DataError, FastsslError, UsageError
 from fastssl.telemetry import log_to_stderr, progress_bar
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.add_typer(evaluations, name="eval")
 
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+Dataset = Annotated[Path, typer.Argument(help="Packed dataset.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, the --out of a training.")]
 Synthetic = Annotated[Path, typer.Option(help="Packed dataset of held-out rendered images.")]
 Real = Annotated[Path, typer.Option(help="Packed dataset of held-out photos.")]
@@ -238,3 +239,52 @@ def report(run: Run) -> None:
     path = write_report(run)
     sys.stdout.write(summary_table(run))
     _say(f"the report is {path}")
+
+
+@app.command()
+def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None:
+    """Check every hash, every byte and every sample of a packed dataset; exit code 3 where anything is wrong."""
+    from fastssl.shards.verify import verify as check
+
+    started = time.perf_counter()
+    with progress_bar("verifying", unit="samples") as advance:
+        found = check(data, workers=workers, progress=advance)
+    seconds = time.perf_counter() - started
+    facts = {
+        "samples": found.samples,
+        "shards": found.shards,
+        "bytes": found.num_bytes,
+        "faults": found.num_faults,
+        "seconds": round(seconds, 2),
+        "samples_per_s": round(found.samples / seconds, 1),
+    }
+    if as_json:
+        _print_json({**facts, "listed": [asdict(fault) for fault in found.faults], "unlisted": found.unlisted})
+    else:
+        lines = [str(fault) for fault in found.faults]
+        lines += [f"{file}: {count:,} more faults" for file, count in found.unlisted.items()]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+    _say_facts(str(data), facts)
+    if found.num_faults:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def show(
+    data: Dataset,
+    out: Annotated[Path, typer.Option(help="PNG file; histograms go beside it.")] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(help="Samples on the sheet.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed shows the same samples.", min=0)] = 0,
+    key: Annotated[str | None, typer.Option(help="Show this sample alone, large.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a contact sheet of a packed dataset with every plane, and histograms; or one sample."""
+    from fastssl.show import show as draw
+
+    with progress_bar("reading", unit="samples") as advance:
+        shown = draw(data, out, count=count, seed=seed, key=key, progress=advance)
+    if as_json:
+        _print_json({"pictures": [str(path) for path in shown.pictures], "samples": [asdict(s) for s in shown.samples]})
+    elif key is not None:
+        sys.stdout.writelines(f"{line}\n" for line in [key, *shown.samples[0].lines()])
+    _say(f"drawn: {', '.join(str(path) for path in shown.pictures)}")

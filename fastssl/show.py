@@ -38,7 +38,7 @@ from fastssl.pictures import (
     words,
     write_picture,
 )
-from fastssl.shards import JPEG, LABELS, ShardSet, decode_sample
+from fastssl.shards import JPEG, ShardSet, decode_sample
 
 COUNTED = 500
 """Samples that go into the histograms of a larger dataset."""
@@ -127,8 +127,7 @@ def show(
         facts = sample_facts(shards, index, sample)
         write_picture(sample_page(sample, facts, title(shards, key)), out)
         return Shown(pictures=[out], samples=[facts])
-    sizes = [entry.samples for entry in shards.manifest.shards]
-    chosen, counted = drawn(sizes, count, seed), drawn(sizes, COUNTED, seed)
+    chosen, counted = drawn(shards.shard_sizes, count, seed), drawn(shards.shard_sizes, COUNTED, seed)
     done, total = counter(1), len(chosen) + len(counted)
 
     def read(indices: Sequence[int]) -> Iterator[tuple[Sample, Facts]]:
@@ -227,12 +226,14 @@ def _likeness(one: str, other: str) -> tuple[int, int]:
 
 def sample_facts(shards: ShardSet, index: int, sample: Sample) -> Facts:
     """Numbers of a sample."""
-    sizes = {name: shards.member(index, name).size for name in (JPEG, *([LABELS] if shards.has_labels else []))}
+    names = [JPEG, shards.label_member] if shards.has_labels else [JPEG]
+    sizes = {name: shards.member(index, name).size for name in names}
     depth_m = valid = contours = None
     if sample.depth is not None and sample.valid is not None and sample.edge is not None:
         known = sample.depth[sample.depth > 0]
         if len(known):
-            depth_m = (float(known.min()), float(np.median(known)), float(known.max()))
+            near, median, far = (round(float(depth), 4) for depth in (known.min(), np.median(known), known.max()))
+            depth_m = (near, median, far)
         valid, contours = float(sample.valid.mean()), float(sample.edge.mean())
     return Facts(
         key=sample.key,
@@ -435,16 +436,17 @@ def _percent(share: float | None) -> float | None:
 _QUANTITIES = (
     _Quantity("Valid pixels of each sample", "% of its pixels", " %", lambda facts: _percent(facts.valid), (0, 100)),
     _Quantity("Contours of each sample", "% of its pixels", " %", lambda facts: _percent(facts.contours)),
-    _Quantity("Size of each label block", "kB", " kB", lambda facts: _kilobytes(facts, LABELS)),
-    _Quantity("Size of each JPEG", "kB", " kB", lambda facts: _kilobytes(facts, JPEG)),
+    _Quantity("Size of each label block", "kB", " kB", lambda facts: _kilobytes(facts, of_image=False)),
+    _Quantity("Size of each JPEG", "kB", " kB", lambda facts: _kilobytes(facts, of_image=True)),
     _Quantity("Brightness of each image", "mean gray level, 0 to 255", "", lambda facts: facts.brightness, (0, 255)),
     _Quantity("Class of each sample", "class number", "", lambda facts: facts.label),
 )
 
 
-def _kilobytes(facts: Facts, member: str) -> float | None:
-    size = facts.member_bytes.get(member)
-    return None if size is None else size / 1000
+def _kilobytes(facts: Facts, *, of_image: bool) -> float | None:
+    """Of the JPEG, or of the label block, whatever its codec."""
+    sizes = [size for name, size in facts.member_bytes.items() if (name == JPEG) == of_image]
+    return sizes[0] / 1000 if sizes else None
 
 
 def _depth_panel(millimetres: NDArray[np.int64]) -> Image.Image:

@@ -203,6 +203,40 @@ def test_a_split_makes_a_dataset_of_each_part(fastssl: Callable[..., tuple[int, 
     assert fastssl("shard", source, tmp_path / "q", "--split", "a=0.4,b=0.5")[0] == 2
 
 
+def test_verify_finds_a_flipped_byte_and_says_where(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(coded_synthetic, data)
+    code, out, err = fastssl("verify", data)
+    assert (code, out) == (0, "")
+    assert re.search(r"faults +0\n", err)
+    tar = bytearray((data / "000001.tar").read_bytes())
+    tar[tar.index(b"coded_006.labels.lz4") + 600] ^= 4
+    (data / "000001.tar").write_bytes(bytes(tar))
+    code, out, _ = fastssl("verify", data, "--json")
+    assert code == 3
+    assert any(fault["key"] == "coded_006" for fault in json.loads(out)["listed"])
+    code, out, _ = fastssl("verify", data)
+    assert code == 3
+    assert "000001.tar" in out
+    assert fastssl("verify", tmp_path / "nothing")[0] == 3
+
+
+def test_show_draws_sheets_and_one_sample(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert fastssl("show", coded_synthetic, "--out", sheet, "--count", 3)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"sheet.png", "sheet_histograms.png"}
+    code, out, _ = fastssl("show", coded_synthetic, "--out", sheet, "--key", "coded_004")
+    assert code == 0
+    assert out.startswith("coded_004\n")
+    code, _, err = fastssl("show", coded_synthetic, "--out", sheet, "--key", "coded_04")
+    assert code == 3
+    assert "coded_004" in err
+
+
 def test_from_training_to_report(
     fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path, tmp_path: Path
 ) -> None:

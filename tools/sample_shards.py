@@ -41,11 +41,13 @@ def main() -> None:
             subprocess.run([sys.executable, str(Path(__file__).with_name("sample_photos.py")), str(photos)], check=True)
         for name, (count, seed) in ROOMS.items():
             render_rooms(work / name, count=count, seed=seed, size=256, workers=workers)
-            pack(RenderSource(work / name), fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
+            pack(
+                RenderSource(work / name), fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY, max_bad=0
+            )
         licence = "see ATTRIBUTION.md"
         for name in PHOTOS:
             source = ClassesSource(photos / name, licence=licence)
-            pack(source, fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY)
+            pack(source, fresh(arguments.out / name), size=SIZE, jpeg_quality=JPEG_QUALITY, max_bad=0)
         shutil.copyfile(photos / "ATTRIBUTION.md", arguments.out / "ATTRIBUTION.md")
     num_bytes = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{num_bytes / 2**20:.1f} MiB in {arguments.out}")

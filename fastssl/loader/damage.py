@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, LABEL, LABELS, LabelLayout, inflate
+from fastssl.shards import JPEG, LABEL, LabelLayout, inflate
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,11 @@ class Damage:
         self._samples, self._names, self._max_bad, self._paranoid = samples, members, max_bad, paranoid
         self.found: dict[int, str] = {}
         """Number and reason of each damaged sample."""
+
+    @property
+    def label_member(self) -> str:
+        """Name of the member with the label planes."""
+        return self._samples.label_member
 
     def places(self) -> list[str]:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""
@@ -91,9 +96,10 @@ class Damage:
             raise ShardError("an image cannot be decoded", seen=str(error)) from error
         if (height, width) != self._samples.image_size:
             raise ShardError("an image has the wrong size", seen=(height, width), expected=self._samples.image_size)
-        if LABELS in members:
+        if self.label_member in members:
             layout = LabelLayout(*self._samples.image_size)
-            inflate(members[LABELS], layout, np.empty(layout.num_bytes, np.uint8))
+            out = np.empty(layout.num_bytes, np.uint8)
+            inflate(members[self.label_member], layout, out, self._samples.label_codec)
 
     def _record(self, index: int, error: ShardError) -> None:
         self.found[index] = error.what if error.seen is None else f"{error.what}: {error.seen}"

@@ -17,6 +17,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from fastssl.batch import IMAGE_MEAN
 from fastssl.loader.plan import Views
+from fastssl.shards.codec import LabelCodec
 
 Feed = Callable[[], tuple[Any, ...]]
 
@@ -65,37 +66,41 @@ def build_graph(
     device_id: int | None = None,
     hw_decoder_load: float = 0.65,
     prefetch: int = 2,
-    label_bytes: int | None = None,
+    blocks: tuple[int, LabelCodec] | None = None,
 ) -> Pipeline:
     """Build the pipeline of one domain.
 
     Args:
         feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), then
-            `Pixels.inputs`, and with `label_bytes` on a GPU the label blocks, a list of uint8 arrays. Raises
-            StopIteration at the end.
+            `Pixels.inputs`, and with `blocks` on a GPU the label blocks, a list of uint8 arrays. Raises StopIteration
+            at the end.
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
         hw_decoder_load: share of the images that a GPU's JPEG engine decodes.
         prefetch: batches that are made ahead of need.
-        label_bytes: size of an inflated label block; None where there are none or the CPU inflates them.
+        blocks: size of an inflated label block, and how it was packed; None where there are none or the CPU does it.
 
     Returns:
         A pipeline whose outputs are the images, (N, size, size, 3), and on a GPU with labels the inflated blocks,
-        (N, label_bytes) uint8.
+        (N, bytes) uint8.
     """
     on_gpu = device_id is not None
-    inflate = on_gpu and label_bytes is not None
+    sent = blocks if on_gpu else None
     num_inputs = 3 + 4 * pixels.colour + pixels.blur + 2 * pixels.gray
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
-        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + inflate, batch=True)
+        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (sent is not None), batch=True)
         image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         outputs = [_image(image, pixels, views)]
-        if inflate:
-            outputs.append(fn.decoders.inflate(views[-1].gpu(), shape=[label_bytes], dtype=types.UINT8))
+        if sent is not None:
+            outputs.append(_inflated(views[-1].gpu(), *sent))
         pipeline.set_outputs(*outputs)
     return pipeline
+
+
+def _inflated(block: DataNode, num_bytes: int, codec: LabelCodec) -> DataNode:
+    return fn.decoders.inflate(block, shape=[num_bytes], dtype=types.UINT8) if codec == "lz4" else block
 
 
 def build_decoder(

@@ -17,10 +17,11 @@ from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Pixels, build_graph
-from fastssl.loader.labels import PendingPlanes, ThreadedLabels, cut_on_device, to_units
+from fastssl.loader.labels import PendingLabels, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan, Step, Views
-from fastssl.shards import JPEG, LABEL, LABELS, LabelLayout
+from fastssl.shards import JPEG, LABEL, LabelLayout
+from fastssl.shards.codec import LabelCodec
 
 Batch = TypeVar("Batch")
 
@@ -41,6 +42,8 @@ class LoaderOptions:
     """Compare every member that is read with its checksum."""
     hw_decoder_load: float = 0.65
     """Share of the images that a GPU's JPEG engine decodes; this is DALI's default."""
+    prefetch: int = 2
+    """Batches that are made ahead of need; each holds its memory."""
 
     @property
     def num_threads(self) -> int:
@@ -61,7 +64,7 @@ def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> B
     """
     if not samples.has_labels:
         raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
-    damage = Damage(samples, (JPEG, LABELS), max_bad=options.max_bad, paranoid=options.paranoid)
+    damage = Damage(samples, (JPEG, samples.label_member), max_bad=options.max_bad, paranoid=options.paranoid)
     return Batches(_synthetic(samples, plan, options, damage), damage)
 
 
@@ -89,20 +92,22 @@ class Batches(Generic[Batch]):
 
 
 def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[SyntheticBatch]:
-    layout = LabelLayout(*samples.image_size)
+    layout, codec = LabelLayout(*samples.image_size), samples.label_codec
     on_cpu = options.device.type == "cpu"
     size = plan.settings.data.size
-    labels = ThreadedLabels(layout, size, options.num_threads) if on_cpu else None
-    feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=labels, sends_blocks=not on_cpu)
+    threads = ThreadedLabels(layout, size, options.num_threads, codec) if on_cpu else None
+    feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
     try:
-        for pending, image, *raw in _handed_over(feed, plan, options, None if on_cpu else layout.num_bytes):
-            planes = pending.planes.result() if pending.planes else cut_on_device(raw[0], layout, pending.views, size)
-            flip = torch.from_numpy(pending.views.flip).to(options.device, non_blocking=True)
+        for pending, image, *blocks in _handed_over(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)):
+            if pending.labels is not None:
+                labels = pending.labels.result()
+            else:
+                labels = labels_on_device(blocks[0], layout, pending.views, size, codec)
             keys = tuple(samples.key(i) for i in pending.samples)
-            yield SyntheticBatch(keys=keys, image=_channels_last(image), **to_units(planes, flip))
+            yield SyntheticBatch(keys=keys, image=_channels_last(image), **labels)
     finally:
-        if labels is not None:
-            labels.close()
+        if threads is not None:
+            threads.close()
 
 
 def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:
@@ -120,11 +125,11 @@ class _Pending:
     samples: list[int]
     """Numbers of the samples, replacements included."""
     views: Views
-    planes: PendingPlanes | None
+    labels: PendingLabels | None
 
     def error(self) -> ShardError | None:
-        """What went wrong with the label planes, if they have to be waited for."""
-        return None if self.planes is None else self.planes.error()
+        """What went wrong with the labels, if they have to be waited for."""
+        return None if self.labels is None else self.labels.error()
 
 
 class _Feed:
@@ -163,14 +168,14 @@ class _Feed:
     def _inputs(self, samples: list[int], views: Views) -> tuple[Any, ...]:
         sound, members = zip(*[self._damage.read(index) for index in samples], strict=True)
         inputs: list[Any] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
-        planes = None
+        labels = None
         if self._labels or self._sends_blocks:
-            blocks = [member[LABELS] for member in members]
+            blocks = [member[self._damage.label_member] for member in members]
             if self._sends_blocks:
                 inputs.append(blocks)
             if self._labels:
-                planes = self._labels.submit(blocks, views)
-        self.pending.append(_Pending(samples=list(sound), views=views, planes=planes))
+                labels = self._labels.submit(blocks, views)
+        self.pending.append(_Pending(samples=list(sound), views=views, labels=labels))
         return tuple(inputs)
 
 
@@ -186,7 +191,9 @@ def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
     )
 
 
-def _handed_over(feed: _Feed, plan: Plan, options: LoaderOptions, label_bytes: int | None) -> Iterator[tuple[Any, ...]]:
+def _handed_over(
+    feed: _Feed, plan: Plan, options: LoaderOptions, blocks: tuple[int, LabelCodec] | None
+) -> Iterator[tuple[Any, ...]]:
     """Each step's `_Pending` and the graph's output tensors, without a copy and without waiting for a GPU."""
     device = options.device
     device_id = None if device.type == "cpu" else device.index or 0
@@ -197,7 +204,8 @@ def _handed_over(feed: _Feed, plan: Plan, options: LoaderOptions, label_bytes: i
         threads=options.num_threads,
         device_id=device_id,
         hw_decoder_load=options.hw_decoder_load,
-        label_bytes=label_bytes,
+        prefetch=options.prefetch,
+        blocks=blocks,
     )
     pipeline.build()
     while True:
@@ -211,23 +219,23 @@ def _handed_over(feed: _Feed, plan: Plan, options: LoaderOptions, label_bytes: i
             return
         except RuntimeError as error:
             # DALI loses the batch that failed, and goes on with the next.
-            yield from _made_again(feed, error, plan, options, label_bytes)
+            yield from _made_again(feed, error, plan, options, blocks)
             continue
         damaged = feed.pending[0].error()
         if damaged is not None:
-            yield from _made_again(feed, damaged, plan, options, label_bytes)
+            yield from _made_again(feed, damaged, plan, options, blocks)
             continue
         yield feed.pending.popleft(), *(from_dlpack(output.as_tensor()) for output in outputs)
 
 
 def _made_again(
-    feed: _Feed, error: Exception, plan: Plan, options: LoaderOptions, label_bytes: int | None
+    feed: _Feed, error: Exception, plan: Plan, options: LoaderOptions, blocks: tuple[int, LabelCodec] | None
 ) -> Iterator[tuple[Any, ...]]:
     """The batch that failed, with its damaged samples replaced."""
     again = feed.again()
     if again is None:
         raise DeviceError("DALI could not make a batch", seen=str(error)) from error
-    yield from _handed_over(again, plan, options, label_bytes)
+    yield from _handed_over(again, plan, options, blocks)
 
 
 def _channels_last(image: Tensor) -> Tensor:

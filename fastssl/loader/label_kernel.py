@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 
     rows: _Places
     columns: _Places
-    """(N, S) stored rows and columns nearest to the output's, columns from right to left where the sample is flipped."""
+    """(N, S) stored rows and columns nearest to the output's, the columns from right to left where it is flipped."""
     cell_rows: _Places
     cell_columns: _Places
     """(N, S) first row and column of each cell, without the flip."""
@@ -102,8 +102,8 @@ def fill_labels(first: int, step: int, block: Block, members: Members, seen: See
     """Make the labels of the samples first, first + step and so on of a batch.
 
     Returns:
-        The bytes that each of these blocks held, (...,); other than ``block.num_bytes`` if it is damaged, negative if it
-        is no LZ4 block. The labels of such a sample are not written.
+        The bytes that each of these blocks held, (...,): other than ``block.num_bytes`` if it is damaged, negative if
+        it is no LZ4 block. The labels of such a sample are not written.
     """
     sizes: NDArray[np.int32] = np.empty(len(range(first, len(members.size), step)), np.int32)
     _fill_labels(_INFLATE, _COPY, first, step, block, members, seen, labels, sizes)

@@ -1,14 +1,16 @@
-"""Label planes from their packed blocks: inflated, seen through the image's window and flip, then in metres.
+"""Labels from their packed blocks: inflated, seen through the image's window and flip, in metres and unit vectors.
 
-Whole numbers are kept as long as possible. The CPU inflates and cuts sample by sample in threads (LZ4 and NumPy
-leave the interpreter lock); a GPU does the same for the whole batch at once. Both ways end in `to_units`.
+The CPU makes a sample in one pass, many samples at a time in threads (`fastssl.loader.label_kernel`); a GPU makes a
+whole batch at once. Both compute with whole numbers as long as possible and then in the same order, so they agree
+exactly, but for 3e-7 in the normals where torch does not round square roots correctly (on a CPU it does not).
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,135 +19,168 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastssl.errors import ShardError
+from fastssl.loader.label_kernel import Block, Labels, Members, Seen, fill_labels
 from fastssl.loader.plan import Views
-from fastssl.shards import LabelLayout, inflate, undo_differences
+from fastssl.shards.codec import LabelCodec, LabelLayout, Plane, damaged_labels, misfitting_labels
+
+LabelFields = dict[str, Tensor]
+"""The label fields of a `SyntheticBatch` by their names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Planes:
-    """Label planes of N samples, cut to the network's input of side S but still in whole numbers."""
+class PendingLabels:
+    """Labels that threads are filling; `error` and `result` wait for them."""
 
-    depth: Tensor
-    """(N, S, S) uint16 or int32 millimetres, 0 = not known."""
-    normal: Tensor
-    """(N, 3, S, S) uint8 codes, (0, 0, 0) = not known; the x of flipped samples is not negated yet."""
-    edge: Tensor
-    """(N, S, S) uint8, 1 = contour."""
-    edge_fraction: Tensor
-    """(N,) float32, share of contour pixels in the whole stored image."""
-
-
-class PendingPlanes:
-    """Planes that threads are filling; `error` and `result` wait for them."""
-
-    def __init__(self, planes: Planes, jobs: list[Future[None]]) -> None:
-        self._planes, self._jobs = planes, jobs
+    def __init__(self, labels: Labels, jobs: Sequence[Future[ShardError | None]]) -> None:
+        self._labels, self._jobs = labels, jobs
 
     def error(self) -> ShardError | None:
         """What went wrong with a label block, if anything did."""
-        errors = (job.exception() for job in self._jobs)
-        found = next((error for error in errors if error is not None), None)
-        if found is not None and not isinstance(found, ShardError):
-            raise found
-        return found
+        return next((error for error in [job.result() for job in self._jobs] if error is not None), None)
 
-    def result(self) -> Planes:
-        for job in self._jobs:
-            job.result()
-        return self._planes
+    def result(self) -> LabelFields:
+        """The labels of all samples.
+
+        Raises:
+            ShardError: `error`.
+        """
+        error = self.error()
+        if error is not None:
+            raise error
+        return {name: torch.from_numpy(array) for name, array in self._labels._asdict().items()}
 
 
 class ThreadedLabels:
-    """Inflates and cuts label blocks on the CPU, ahead of need."""
+    """Makes labels on the CPU, ahead of need."""
 
-    def __init__(self, layout: LabelLayout, size: int, threads: int) -> None:
+    def __init__(self, layout: LabelLayout, size: int, threads: int, codec: LabelCodec = "lz4") -> None:
         self._layout, self._size, self._threads = layout, size, threads
+        self._block = Block(
+            height=layout.height,
+            width=layout.width,
+            normal=layout.normal.start,
+            edge=layout.edge.start,
+            num_bytes=layout.num_bytes,
+            compressed=codec == "lz4",
+        )
+        self._memory = _Memory()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-labels")
 
-    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingPlanes:
+    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingLabels:
         """Start on a batch of label blocks, each seen through its view."""
-        num, size, layout = len(blocks), self._size, self._layout
-        depth = np.empty((num, size, size), np.uint16)
-        normal = np.empty((num, 3, size, size), np.uint8)
-        edge = np.empty((num, size, size), np.uint8)
-        fraction = np.empty(num, np.float32)
-        rows, columns = views.sources(size)
-        cell_rows, cell_columns = views.cells(size)
-
-        def cut(samples: range) -> None:
-            raw = np.empty(layout.num_bytes, np.uint8)
-            for i in samples:
-                inflate(blocks[i], layout, raw)
-                stored_depth, stored_normal = layout.depth.view(raw), layout.normal.view(raw)
-                undo_differences(stored_depth)
-                undo_differences(stored_normal)
-                stored_edge = np.unpackbits(layout.edge.view(raw), axis=1, count=layout.width)
-                depth[i] = _pick(stored_depth, rows[i], columns[i])
-                for axis in range(3):
-                    normal[i, axis] = _pick(stored_normal[axis], rows[i], columns[i])
-                fraction[i] = stored_edge.mean()
-                window = stored_edge[: views.top[i] + views.height[i], : views.left[i] + views.width[i]]
-                cells = _any_in_cells(window, cell_rows[i], cell_columns[i])
-                edge[i] = cells[:, ::-1] if views.flip[i] else cells
-
-        jobs = [self._pool.submit(cut, range(first, num, self._threads)) for first in range(self._threads)]
-        planes = Planes(
-            depth=torch.from_numpy(depth),
-            normal=torch.from_numpy(normal),
-            edge=torch.from_numpy(edge),
-            edge_fraction=torch.from_numpy(fraction),
+        members = Members(
+            address=np.array([block.ctypes.data for block in blocks], np.uintp),
+            size=np.array([len(block) for block in blocks], np.int32),
         )
-        return PendingPlanes(planes, jobs)
+        seen = Seen(*views.sources(self._size), *views.cells(self._size), views.ends(), views.flip)
+        labels = _labels(self._memory, len(blocks), self._size)
+        jobs = [
+            self._pool.submit(self._fill, first, blocks, members, seen, labels)
+            for first in range(min(self._threads, len(blocks)))
+        ]
+        return PendingLabels(labels, jobs)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _fill(
+        self, first: int, blocks: Sequence[NDArray[np.uint8]], members: Members, seen: Seen, labels: Labels
+    ) -> ShardError | None:
+        # `blocks` own the memory behind the addresses.
+        sizes = fill_labels(first, self._threads, self._block, members, seen, labels)
+        for size in sizes[sizes != self._layout.num_bytes].tolist():
+            if size < 0:
+                return damaged_labels(self._layout, f"LZ4's error {size}")
+            return misfitting_labels(self._layout, size)
+        return None
 
-def _pick(plane: NDArray[np.generic], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.generic]:
-    # Two takes, rows first: each copies whole runs, several times faster than one two-dimensional gather.
-    return plane.take(rows, axis=0).take(columns, axis=1)
+
+class _Memory:
+    """Memory for batches, lent again when nothing is left of the batch that it was lent to.
+
+    New memory would cost as much as all the rest: the system clears its pages when they are first touched.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8]:
+        memory = self._free.pop() if self._free else np.empty(0, np.uint8)
+        if len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+        # Of its bytes, not a view: views of a view of an array hold the array alone, and `lent` would end too early.
+        lent = np.frombuffer(memory.data, np.uint8, num_bytes)
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return lent
 
 
-def _any_in_cells(plane: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint8]:
-    # `reduceat` reduces from each index to the next; where two are equal (the window is enlarged) it takes the
-    # one pixel, which is the nearest.
-    return np.bitwise_or.reduceat(np.bitwise_or.reduceat(plane, rows, axis=0), columns, axis=1)
+def _labels(memory: _Memory, num: int, size: int) -> Labels:
+    """Arrays for the labels of N samples, not filled yet."""
+    shapes = [(num, 1, size, size), (num, 3, size, size), (num, 1, size, size), (num,)]
+    lengths = [math.prod(shape) for shape in shapes]
+    lent = memory.lend(4 * sum(lengths) + lengths[0])
+    floats, valid = lent[: 4 * sum(lengths)].view(np.float32), lent[4 * sum(lengths) :].view(np.bool_)
+    parts = np.split(floats, np.cumsum(lengths)[:-1])
+    depth, normal, edge, fraction = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return Labels(depth, normal, edge, valid.reshape(shapes[0]), fraction)
 
 
-def cut_on_device(raw: Tensor, layout: LabelLayout, views: Views, size: int) -> Planes:
+def labels_on_device(
+    blocks: Tensor, layout: LabelLayout, views: Views, size: int, codec: LabelCodec = "lz4"
+) -> LabelFields:
     """What `ThreadedLabels` does, for a whole batch of inflated blocks on a GPU.
 
     Args:
-        raw: (N, layout.num_bytes) uint8, inflated blocks.
+        blocks: (N, layout.num_bytes) uint8, inflated.
         layout: where each plane lies in a block.
         views: one per sample.
         size: side of the network's input.
+        codec: of the blocks before they were inflated; with `lz4` their rows are differences.
 
     Sync: none; the views are copied to the device without waiting.
     """
-    num, height, width = len(raw), layout.height, layout.width
 
     def move(array: NDArray[np.generic]) -> Tensor:
         host = torch.from_numpy(array)
-        return host.pin_memory().to(raw.device, non_blocking=True) if raw.is_cuda else host
+        return host.pin_memory().to(blocks.device, non_blocking=True) if blocks.is_cuda else host
 
-    def cut(plane: Tensor, at: Tensor) -> Tensor:
-        return plane.flatten(-2).gather(-1, at.expand(*plane.shape[:-2], -1)).view(*plane.shape[:-2], size, size)
+    def plane(place: Plane, rows: int) -> Tensor:
+        stored: Tensor = blocks[:, place.start : place.stop].unflatten(1, place.shape)
+        return stored.cumsum(rows, dtype=torch.uint8) if codec == "lz4" else stored
 
     rows, columns = (move(index) for index in views.sources(size))
-    at = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
-    depth = raw[:, layout.depth.start : layout.depth.stop].contiguous().view(torch.int16).view(num, height, width)
-    depth = depth.cumsum(-2, dtype=torch.int32) & 0xFFFF
-    normal = raw[:, layout.normal.start : layout.normal.stop].reshape(num, 3, height, width)
-    normal = (normal.cumsum(-2, dtype=torch.int32) & 0xFF).to(torch.uint8)
-    edge = _unpacked_bits(raw[:, layout.edge.start : layout.edge.stop].reshape(num, height, -1))[:, :, :width]
-    cells = [move(index) for index in (*views.cells(size), views.ends(), views.flip)]
-    return Planes(
-        depth=cut(depth, at),
-        normal=cut(normal, at[:, None]),
-        edge=_any_in_device_cells(edge, *cells),
-        edge_fraction=edge.to(torch.float32).mean(dim=(1, 2)),
-    )
+    at = (rows[:, :, None] * layout.width + columns[:, None, :]).flatten(1)[:, None]
+    depth = plane(layout.depth, 2).flatten(2).gather(2, at.expand(-1, 2, -1))
+    normal = plane(layout.normal, 1).flatten(1, 2).transpose(1, 2).gather(2, at.expand(-1, 3, -1))
+    bits = blocks[:, layout.edge.start : layout.edge.stop].unflatten(1, layout.edge.shape)
+    edge = _unpacked_bits(bits)[:, :, : layout.width]
+    flip = move(views.flip)
+    cells = _any_in_cells(edge, *(move(index) for index in (*views.cells(size), views.ends())))
+    fields = _in_units(depth, normal, flip)
+    return {name: field.unflatten(2, (size, size)) for name, field in fields.items()} | {
+        "edge": torch.where(flip[:, None, None], cells.flip(2), cells)[:, None].to(torch.float32),
+        "stored_edge_fraction": edge.to(torch.float32).mean(dim=(1, 2)),
+    }
+
+
+def _in_units(depth: Tensor, normal: Tensor, flip: Tensor) -> LabelFields:
+    """Metres, unit vectors and valid pixels, (N, channels, P) each.
+
+    Args:
+        depth: (N, 2, P) uint8, low and high bytes of millimetres.
+        normal: (N, 3, P) uint8 codes.
+        flip: (N,) bool; negates x.
+    """
+    millimetres = depth[:, :1] + 256 * depth[:, 1:].to(torch.int32)
+    known = normal.amax(dim=1, keepdim=True) > 0
+    # 255 n: odd whole numbers, so the sum of squares is exact.
+    units = 2 * normal.to(torch.float32) - 255
+    units *= known / units.square().sum(dim=1, keepdim=True).sqrt()
+    units[:, 0] *= torch.where(flip, -1.0, 1.0)[:, None]
+    return {
+        "depth": millimetres.to(torch.float32) * 1e-3,
+        "normal": units,
+        "valid": known & (millimetres > 0),
+    }
 
 
 def _unpacked_bits(packed: Tensor) -> Tensor:
@@ -154,14 +189,16 @@ def _unpacked_bits(packed: Tensor) -> Tensor:
     return (packed[..., None] >> shifts & 1).flatten(-2)
 
 
-def _any_in_device_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor, flip: Tensor) -> Tensor:
+def _any_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
     """Whether any pixel of each cell is set, from the four corners of the cell in a table of running sums.
 
     Args:
         plane: (N, H, W) of 0 and 1.
         rows, columns: (N, S) first row and column of each cell.
         ends: (N, 2) row and column after the window's last.
-        flip: (N,) bool.
+
+    Returns:
+        (N, S, S) bool.
     """
     table = functional.pad(
         plane.to(torch.int32).cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0)
@@ -174,27 +211,4 @@ def _any_in_device_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Ten
     sample = torch.arange(len(plane), device=plane.device)[:, None, None]
     y0, y1 = rows[:, :, None], stops(rows, ends[:, 0])[:, :, None]
     x0, x1 = columns[:, None, :], stops(columns, ends[:, 1])[:, None, :]
-    count = table[sample, y1, x1] - table[sample, y0, x1] - table[sample, y1, x0] + table[sample, y0, x0]
-    cells = (count > 0).to(torch.uint8)
-    return torch.where(flip[:, None, None], cells.flip(2), cells)
-
-
-def to_units(planes: Planes, flip: Tensor) -> dict[str, Tensor]:
-    """The label fields of a `SyntheticBatch`: metres, unit vectors (x negated where flipped), masks.
-
-    Args:
-        planes: whole numbers, on any device.
-        flip: (N,) bool on the same device.
-    """
-    depth = planes.depth.to(torch.float32)[:, None] * 1e-3
-    known = planes.normal.amax(dim=1, keepdim=True) > 0
-    normal = planes.normal.to(torch.float32).mul_(1 / 127.5).sub_(1)
-    normal[:, 0] *= torch.where(flip, -1.0, 1.0)[:, None, None]
-    normal = functional.normalize(normal, dim=1) * known
-    return {
-        "depth": depth,
-        "normal": normal,
-        "edge": planes.edge[:, None].to(torch.float32),
-        "valid": known & (depth > 0),
-        "stored_edge_fraction": planes.edge_fraction,
-    }
+    return table[sample, y1, x1] - table[sample, y0, x1] - table[sample, y1, x0] + table[sample, y0, x0] > 0

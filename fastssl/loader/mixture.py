@@ -16,6 +16,7 @@ from fastssl.errors import DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
 from fastssl.shards import ShardSet
+from fastssl.shards.codec import LabelCodec
 
 _BATCHES_AHEAD = 8
 
@@ -36,6 +37,7 @@ class Mixture:
             for name, seen, expected in (
                 ("image sizes", other.image_size, first.image_size),
                 ("members", other.has_labels, first.has_labels),
+                ("codecs of labels", other.label_codec, first.label_codec),
             ):
                 if seen != expected:
                     raise DataError(
@@ -58,6 +60,16 @@ class Mixture:
     def has_labels(self) -> bool:
         """Samples have depth, normal and edge."""
         return self.datasets[0].has_labels
+
+    @property
+    def label_codec(self) -> LabelCodec:
+        """How label planes are packed, if samples have any."""
+        return self.datasets[0].label_codec
+
+    @property
+    def label_member(self) -> str:
+        """Name of the member with the label planes, if samples have any."""
+        return self.datasets[0].label_member
 
     @property
     def path(self) -> str:

@@ -1,15 +1,17 @@
-"""The label block: depth, normals and contours of one sample in one LZ4 block.
+"""The label block: depth, normals and contours of one sample, one member of a shard.
 
-A block is a raw LZ4 block (no frame, no size prefix), which is what DALI's `fn.decoders.inflate` reads on a GPU.
-Inflated it has a fixed number of bytes, known from the image size alone:
+Three planes of bytes, one behind the other; the number of bytes follows from the image's size alone:
 
-    depth    (H, W)            uint16, little-endian   millimetres; 0 = not known
-    normal   (3, H, W)         uint8                   round(127.5 (n + 1)) in 1..255; (0, 0, 0) = not known
-    edge     (H, ceil(W / 8))  uint8                   bits, the leftmost pixel in the highest bit
+    depth    (2, H, W)         low and high bytes of the depth in whole millimetres; 0 = not known
+    normal   (H, W, 3)         round(127.5 (n + 1)) in 1..255; (0, 0, 0) = not known
+    edge     (H, ceil(W / 8))  bits, the leftmost pixel in the highest bit; the bits behind the last pixel are 0
 
-In depth and normal every row but the first holds the difference to the row above, modulo 2^16 and 2^8, so that
-decoding is adding rows. Differences between rows are 2 % smaller than differences within a row and undone 3.4 times
-as fast in NumPy; one block for all planes is as small as one for each (benchmarks/LOG.md has the figures).
+Codec `lz4`, the default: in depth and normal every row but the first holds the difference to the row above, modulo 256,
+so that decoding is adding rows; the whole is one raw LZ4 block (no frame, no size prefix), which is what DALI's
+`fn.decoders.inflate` reads on a GPU. Codec `raw`: the planes as they are, six to fourteen times as large.
+
+benchmarks/LOG.md has the figures of these and of what was not taken: differences within rows, along both axes, depth in
+words instead of bytes, planar and octahedral normals, JPEG 2000, TIFF.
 
 Error budget: depth 0.5 mm; normals 0.39 degrees at most, 0.17 on average; contours exact. Depth that whole millimetres
 in 16 bits cannot hold (below 0.5 mm, beyond 65.535 m, not finite) is stored as not known, for a clamped depth would be
@@ -21,7 +23,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Literal
 
 import lz4.block
 import numpy as np
@@ -29,75 +31,136 @@ from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
 
+LabelCodec = Literal["lz4", "raw"]
+
 LZ4_LEVEL = 6
-"""A quarter of level 9's time to pack, for 15 % more label bytes."""
+"""A third of level 9's time to pack, for 8 % more label bytes at most."""
 
 _ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where one plane lies in the inflated bytes."""
+    """Where one plane lies in a block of uint8."""
 
     name: str
     start: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
     @property
     def stop(self) -> int:
-        return self.start + math.prod(self.shape) * self.dtype.itemsize
+        return self.start + math.prod(self.shape)
 
-    def view(self, inflated: NDArray[np.uint8]) -> NDArray[Any]:
-        """This plane of inflated bytes (..., num_bytes), as (..., *shape), without a copy."""
-        return inflated[..., self.start : self.stop].view(self.dtype).reshape(*inflated.shape[:-1], *self.shape)
+    def view(self, block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """This plane of blocks (..., num_bytes), as (..., *shape), without a copy."""
+        return block[..., self.start : self.stop].reshape(*block.shape[:-1], *self.shape)
 
 
 @dataclass(frozen=True)
 class LabelLayout:
-    """The inflated label block of an image of this size."""
+    """The label block of an image of this size, inflated."""
 
     height: int
     width: int
 
     @cached_property
     def depth(self) -> Plane:
-        return Plane("depth", 0, (self.height, self.width), np.dtype("<u2"))
+        return Plane("depth", 0, (2, self.height, self.width))
 
     @cached_property
     def normal(self) -> Plane:
-        return Plane("normal", self.depth.stop, (3, self.height, self.width), np.dtype("u1"))
+        return Plane("normal", self.depth.stop, (self.height, self.width, 3))
 
     @cached_property
     def edge(self) -> Plane:
-        return Plane("edge", self.normal.stop, (self.height, -(-self.width // 8)), np.dtype("u1"))
+        return Plane("edge", self.normal.stop, (self.height, -(-self.width // 8)))
 
     @cached_property
     def num_bytes(self) -> int:
         return self.edge.stop
 
 
-def encode_labels(depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_]) -> bytes:
-    """Compress the label planes of one sample.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredLabels:
+    """The label planes of one sample in the whole numbers that a shard holds."""
+
+    millimetres: NDArray[np.uint16]
+    """(H, W), 0 = not known."""
+    normal: NDArray[np.uint8]
+    """(H, W, 3) codes in 1..255, (0, 0, 0) = not known."""
+    edge: NDArray[np.bool_]
+    """(H, W) contours."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(H, W) pixels whose normal is known."""
+        known: NDArray[np.bool_] = (self.normal[..., 0] | self.normal[..., 1] | self.normal[..., 2]) != 0
+        return known
+
+
+def quantised(depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_]) -> StoredLabels:
+    """Label planes as a shard holds them.
 
     Args:
         depth: (H, W) metres, 0 = not known.
         normal: (H, W, 3) unit vectors, zero vector = not known.
         edge: (H, W) contours.
     """
-    layout = LabelLayout(*depth.shape)
-    inflated = np.empty(layout.num_bytes, np.uint8)
-    layout.depth.view(inflated)[:] = _row_differences(_millimetres(depth))
-    layout.normal.view(inflated)[:] = _row_differences(_normal_codes(normal))
-    layout.edge.view(inflated)[:] = np.packbits(edge, axis=1)
-    block: bytes = lz4.block.compress(inflated, mode="high_compression", compression=LZ4_LEVEL, store_size=False)
-    return block
+    return StoredLabels(millimetres=_millimetres(depth), normal=_normal_codes(normal), edge=edge)
+
+
+def pack_labels(planes: StoredLabels, codec: LabelCodec = "lz4") -> bytes:
+    """The label block of one sample."""
+    layout = LabelLayout(*planes.millimetres.shape)
+    block = np.empty(layout.num_bytes, np.uint8)
+    depth = layout.depth.view(block)
+    depth[0], depth[1] = planes.millimetres & 255, planes.millimetres >> 8
+    layout.normal.view(block)[:] = planes.normal
+    layout.edge.view(block)[:] = np.packbits(planes.edge, axis=1)
+    if codec == "raw":
+        return block.tobytes()
+    for plane in _differing(block, layout):
+        plane[..., 1:, :] -= plane[..., :-1, :].copy()
+    packed: bytes = lz4.block.compress(block, mode="high_compression", compression=LZ4_LEVEL, store_size=False)
+    return packed
+
+
+def unpack_labels(
+    member: bytes | NDArray[np.uint8], height: int, width: int, codec: LabelCodec = "lz4"
+) -> StoredLabels:
+    """The planes that `pack_labels` was given.
+
+    Raises:
+        ShardError: the block is damaged, or is not of an image of this size.
+    """
+    layout = LabelLayout(height, width)
+    block = np.empty(layout.num_bytes, np.uint8)
+    inflate(member, layout, block, codec)
+    if codec == "lz4":
+        for plane in _differing(block, layout):
+            undo_differences(plane)
+    low, high = layout.depth.view(block)
+    bits = layout.edge.view(block)
+    if (bits[:, -1] & (1 << -width % 8) - 1).any():
+        raise ShardError("contours are marked outside of the image")
+    return StoredLabels(
+        millimetres=low + np.uint16(256) * high,
+        normal=layout.normal.view(block),
+        edge=np.unpackbits(bits, axis=1, count=width).view(np.bool_),
+    )
+
+
+def encode_labels(
+    depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_], codec: LabelCodec = "lz4"
+) -> bytes:
+    """The label block of planes in metres and unit vectors; the arguments are those of `quantised`."""
+    return pack_labels(quantised(depth, normal, edge), codec)
 
 
 def decode_labels(
-    block: bytes | NDArray[np.uint8], height: int, width: int
+    member: bytes | NDArray[np.uint8], height: int, width: int, codec: LabelCodec = "lz4"
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Decompress the label planes of one sample.
+    """The label planes of one sample in metres and unit vectors.
 
     Returns:
         depth (H, W) in metres, 0 = not known; normal (H, W, 3) of unit length, zero vector = not known;
@@ -106,45 +169,50 @@ def decode_labels(
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    layout = LabelLayout(height, width)
-    inflated = np.empty(layout.num_bytes, np.uint8)
-    inflate(block, layout, inflated)
-    millimetres, codes = layout.depth.view(inflated), layout.normal.view(inflated)
-    undo_differences(millimetres)
-    undo_differences(codes)
-    depth = millimetres.astype(np.float32) / np.float32(1000)
-    normal = codes.transpose(1, 2, 0).astype(np.float32) / np.float32(127.5) - np.float32(1)
-    normal /= np.linalg.norm(normal, axis=2, keepdims=True)
-    known = codes.any(axis=0)
-    normal[~known] = 0
-    edge = np.unpackbits(layout.edge.view(inflated), axis=1, count=width).astype(bool)
-    return depth, normal, edge, known & (millimetres > 0)
+    planes = unpack_labels(member, height, width, codec)
+    known = planes.known
+    # 255 n: odd whole numbers, so the sum of squares is exact and every decoder gets the same bits.
+    normal = 2 * planes.normal.transpose(2, 0, 1).astype(np.float32) - 255
+    x, y, z = normal
+    normal *= known / np.sqrt(x * x + y * y + z * z)
+    depth = planes.millimetres * np.float32(1e-3)
+    return depth, np.ascontiguousarray(normal.transpose(1, 2, 0)), planes.edge, known & (planes.millimetres > 0)
 
 
-def inflate(block: bytes | NDArray[np.uint8], layout: LabelLayout, out: NDArray[np.uint8]) -> None:
-    """Inflate a block into `out`, (num_bytes,) uint8; its rows are still differences.
-
-    The GIL is released while LZ4 works, so threads inflate in parallel.
+def inflate(
+    member: bytes | NDArray[np.uint8], layout: LabelLayout, out: NDArray[np.uint8], codec: LabelCodec = "lz4"
+) -> None:
+    """The bytes of a label block into `out`, (num_bytes,); with codec `lz4` their rows are still differences.
 
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    try:
-        inflated = lz4.block.decompress(block, uncompressed_size=layout.num_bytes)
-    except lz4.block.LZ4BlockError as error:
-        raise ShardError(
-            "a label block is damaged", seen=str(error), expected=f"{layout.num_bytes} bytes when inflated"
-        ) from error
+    inflated = member
+    if codec == "lz4":
+        try:
+            inflated = lz4.block.decompress(member, uncompressed_size=layout.num_bytes)
+        except lz4.block.LZ4BlockError as error:
+            raise damaged_labels(layout, str(error)) from error
     if len(inflated) != layout.num_bytes:
-        raise ShardError(
-            f"a label block does not fit an image of {layout.height} x {layout.width} pixels",
-            seen=f"{len(inflated)} bytes when inflated",
-            expected=f"{layout.num_bytes}",
-        )
+        raise misfitting_labels(layout, len(inflated))
     out[:] = np.frombuffer(inflated, np.uint8)
 
 
-def undo_differences(plane: NDArray[np.integer]) -> None:
+def damaged_labels(layout: LabelLayout, seen: str) -> ShardError:
+    """The error for a label block that LZ4 cannot inflate."""
+    return ShardError("a label block is damaged", seen=seen, expected=f"{layout.num_bytes} bytes when inflated")
+
+
+def misfitting_labels(layout: LabelLayout, num_bytes: int) -> ShardError:
+    """The error for a label block of an image of another size."""
+    return ShardError(
+        f"a label block does not fit an image of {layout.height} x {layout.width} pixels",
+        seen=f"{num_bytes} bytes when inflated",
+        expected=f"{layout.num_bytes}",
+    )
+
+
+def undo_differences(plane: NDArray[np.uint8]) -> None:
     """Turn row differences back into values, in place: (..., H, W) becomes its running sum along H.
 
     `numpy.cumsum` walks down one column after the other. Whole rows are added here instead, first inside groups of 16
@@ -161,10 +229,9 @@ def undo_differences(plane: NDArray[np.integer]) -> None:
         np.add(plane[..., row, :], plane[..., row - 1, :], out=plane[..., row, :])
 
 
-def _row_differences(plane: NDArray[Any]) -> NDArray[Any]:
-    differences = plane.copy()
-    differences[..., 1:, :] -= plane[..., :-1, :]
-    return differences
+def _differing(block: NDArray[np.uint8], layout: LabelLayout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Views of the planes whose rows are stored as differences, (..., rows, bytes of a row)."""
+    return layout.depth.view(block), layout.normal.view(block).reshape(layout.height, -1)
 
 
 def _millimetres(depth: NDArray[np.floating]) -> NDArray[np.uint16]:
@@ -175,7 +242,13 @@ def _millimetres(depth: NDArray[np.floating]) -> NDArray[np.uint16]:
 
 
 def _normal_codes(normal: NDArray[np.floating]) -> NDArray[np.uint8]:
-    known = np.isfinite(normal).all(axis=2) & normal.any(axis=2)
-    codes = np.rint(127.5 * (np.where(known[..., None], normal, 0) + 1)).clip(1, 255).astype(np.uint8)
+    squares = np.einsum("hwc,hwc->hw", normal, normal)
+    known = (squares > 0) & np.isfinite(squares)
+    scaled = normal + 1
+    scaled *= 127.5
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 1, 255, out=scaled)
+    with np.errstate(invalid="ignore"):  # NaN, which is not known
+        codes = scaled.astype(np.uint8)
     codes[~known] = 0
-    return np.ascontiguousarray(codes.transpose(2, 0, 1))
+    return codes

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fastssl.batch import Record
 from fastssl.errors import DataError
 from fastssl.geometry import contours, resized_camera
-from fastssl.shards.codec import decode_labels, encode_labels
-from fastssl.shards.manifest import JPEG, LABEL, LABELS, Settings
-from fastssl.shards.resample import stretched
+from fastssl.shards.codec import StoredLabels, pack_labels, unpack_labels
+from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings
+from fastssl.shards.resample import nearest, nearest_labels, stretched
 from fastssl.shards.statistics import (
     Camera,
     CameraRange,
@@ -55,8 +55,8 @@ class Encoder:
         content: Members = [(JPEG, jpeg)]
         planes, camera = {"image": image_values(image)}, None
         if self.labelled:
-            block, values = _proven_labels(record, size, reference)
-            content.append((LABELS, block))
+            block, values = _proven_labels(record, self.settings, reference)
+            content.append((LABEL_MEMBERS[self.settings.label_codec], block))
             planes |= values
             camera = _camera(record, size)
         if record.label is not None:
@@ -99,32 +99,28 @@ def _proven_jpeg(image: NDArray[np.uint8], settings: Settings, reference: str) -
     return jpeg, pixels
 
 
-def _proven_labels(record: Record, size: int, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
+def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
     """The label block, and the values of its planes as they come out of it again."""
     assert record.depth is not None
     assert record.normal is not None
-    depth, normal = _nearest(record.depth, size), _nearest(record.normal, size)
+    size = settings.size
     if record.instance is not None:
-        edge = contours(_nearest(record.instance, size))
+        edge = contours(nearest(record.instance, size))
     else:
         assert record.edge is not None
         edge = _any_in_cells(record.edge, size)
-    block = encode_labels(depth, normal, edge)
-    depth, normal, stored, _ = decode_labels(block, size, size)
-    if not np.array_equal(stored, edge):
-        raise DataError("label planes were packed but come out changed", where=reference)
-    millimetres = np.rint(depth.astype(np.float64) * 1000).astype(np.uint16)
+    millimetres, normal = nearest_labels(record.depth, record.normal, size)
+    planes = StoredLabels(millimetres=millimetres, normal=normal, edge=edge)
+    block = pack_labels(planes, settings.label_codec)
+    stored = unpack_labels(block, size, size, settings.label_codec)
+    for name in ("millimetres", "normal", "edge"):
+        if not np.array_equal(getattr(stored, name), getattr(planes, name)):
+            raise DataError("label planes were packed but come out changed", where=reference, seen=name)
     return block, {
-        "depth": depth_values(millimetres),
-        "normal": mask_values((normal != 0).any(axis=2)),
-        "edge": mask_values(edge),
+        "depth": depth_values(stored.millimetres),
+        "normal": mask_values(stored.known),
+        "edge": mask_values(stored.edge),
     }
-
-
-def _nearest(plane: NDArray[Any], size: int) -> NDArray[Any]:
-    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(np.intp) for side in plane.shape[:2])
-    nearest: NDArray[Any] = plane.take(rows, axis=0).take(columns, axis=1)
-    return nearest
 
 
 def _any_in_cells(edge: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

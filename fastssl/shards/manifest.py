@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fastssl.errors import DataError
-from fastssl.shards.codec import LabelLayout
+from fastssl.shards.codec import LabelCodec, LabelLayout
 from fastssl.shards.statistics import Count, Part, Statistics
 
 MANIFEST = "manifest.json"
@@ -23,7 +23,11 @@ VERSION: Literal[2] = 2
 
 JPEG = "jpg"
 LABELS = "labels.lz4"
+LABELS_RAW = "labels.raw"
 LABEL = "cls"
+
+LABEL_MEMBERS: dict[LabelCodec, str] = {"lz4": LABELS, "raw": LABELS_RAW}
+"""Name of the member with the label planes, by their codec."""
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,18 +40,18 @@ class PlaneFormat(Part):
     name: str
     offset: Count
     """First byte in the inflated block."""
-    dtype: Literal["uint16-le", "uint8", "bits"]
+    dtype: Literal["uint8", "bits"]
     shape: list[Positive]
-    """In elements of dtype; for bits in pixels, each row starting a new byte with its highest bit."""
+    """In elements of dtype; for bits in pixels, each row starting a new byte with its highest bit, the rest 0."""
     differences: Literal["rows", "none"]
-    """rows: every row but the first holds the difference to the row above, modulo the dtype's range."""
+    """rows: every row of the image but the first holds the difference to the row above, modulo 256."""
     meaning: str
 
 
 class MemberFormat(Part):
     """One file of a sample."""
 
-    codec: Literal["jpeg", "lz4-block", "ascii-integer"]
+    codec: Literal["jpeg", "lz4-block", "none", "ascii-integer"]
     meaning: str
     inflated_bytes: Positive | None = None
     planes: list[PlaneFormat] | None = None
@@ -75,6 +79,7 @@ class Settings(Part):
     """For the image; label planes take the nearest pixel."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
+    label_codec: LabelCodec = "lz4"
     lz4_level: Annotated[int, Field(ge=3, le=12)]
     samples_per_shard: Positive
     selection: Selection = Selection()
@@ -120,8 +125,11 @@ class Manifest(Part):
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
-        has_labels = LABELS in self.members
-        known = members(self.height, self.width, has_labels=has_labels, has_classes=LABEL in self.members)
+        codec = self.settings.label_codec
+        has_labels = LABEL_MEMBERS[codec] in self.members
+        known = members(
+            self.height, self.width, has_labels=has_labels, has_classes=LABEL in self.members, label_codec=codec
+        )
         if _without_words(self.members) != _without_words(known):
             raise ValueError("members are not those of this version of the format")
         if (self.statistics.camera is not None) != has_labels:
@@ -129,16 +137,19 @@ class Manifest(Part):
         return self
 
 
-def members(height: int, width: int, *, has_labels: bool, has_classes: bool) -> dict[str, MemberFormat]:
+def members(
+    height: int, width: int, *, has_labels: bool, has_classes: bool, label_codec: LabelCodec = "lz4"
+) -> dict[str, MemberFormat]:
     """The members of a sample, in their order in the shard."""
     formats = {JPEG: MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")}
     if has_labels:
         layout = LabelLayout(height, width)
-        formats[LABELS] = MemberFormat(
-            codec="lz4-block",
-            meaning="label planes, one raw LZ4 block without frame or size",
+        compressed = label_codec == "lz4"
+        formats[LABEL_MEMBERS[label_codec]] = MemberFormat(
+            codec="lz4-block" if compressed else "none",
+            meaning=f"label planes, {'one raw LZ4 block without frame or size' if compressed else 'as they are'}",
             inflated_bytes=layout.num_bytes,
-            planes=_planes(layout),
+            planes=_planes(layout, "rows" if compressed else "none"),
         )
     if has_classes:
         formats[LABEL] = MemberFormat(codec="ascii-integer", meaning="class; absent where a sample has none")
@@ -150,22 +161,22 @@ def _without_words(formats: dict[str, MemberFormat]) -> list[tuple[str, dict[str
     return [(name, member.model_dump(exclude=words)) for name, member in formats.items()]
 
 
-def _planes(layout: LabelLayout) -> list[PlaneFormat]:
+def _planes(layout: LabelLayout, differences: Literal["rows", "none"]) -> list[PlaneFormat]:
     return [
         PlaneFormat(
             name="depth",
             offset=layout.depth.start,
-            dtype="uint16-le",
+            dtype="uint8",
             shape=list(layout.depth.shape),
-            differences="rows",
-            meaning="planar z in millimetres; 0 = not known",
+            differences=differences,
+            meaning="low bytes and high bytes of planar z in millimetres; 0 = not known",
         ),
         PlaneFormat(
             name="normal",
             offset=layout.normal.start,
             dtype="uint8",
             shape=list(layout.normal.shape),
-            differences="rows",
+            differences=differences,
             meaning="n = v / 127.5 - 1, in the camera frame: x right, y down, z forward; (0, 0, 0) = not known",
         ),
         PlaneFormat(

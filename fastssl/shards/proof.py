@@ -22,8 +22,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
-from fastssl.shards.codec import LabelLayout, inflate, undo_differences
-from fastssl.shards.manifest import JPEG, LABEL, LABELS, Settings, ShardEntry
+from fastssl.shards.codec import LabelCodec, unpack_labels
+from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardEntry
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.tar import BLOCK, CHECKSUMS, KEY, KEY_BYTES, checksum_line
@@ -35,6 +35,8 @@ INDEX, CHECKSUM_FILE = ".idx", ".crc"
 HASH_BYTES = 8
 
 _END = 2 * BLOCK
+_NAME_BYTES = 100
+"""Longest name in a header of USTAR, without its prefix, which `ShardFile` never needs."""
 _QUANTISATION, _START_OF_SCAN = 0xDB, 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """JPEG markers (ITU-T T.81, table B.1); the frames are baseline, extended and progressive."""
@@ -154,8 +156,11 @@ class ShardProof:
         """What can only be said when all of the archive has been seen."""
         sound = archive.sha256 == entry.sha256
         if archive.num_bytes != entry.bytes:
-            short = archive.num_bytes < entry.bytes
-            what = "the file is cut short" if short else "the file is longer than it was packed"
+            what = "the file is cut short"
+            if sound:
+                what = "the size is not the manifest's, though the SHA-256 is"
+            elif archive.num_bytes > entry.bytes:
+                what = "the file is longer than it was packed"
             faults.add(what, seen=f"{archive.num_bytes} bytes", expected=f"{entry.bytes} bytes")
         elif not sound:
             whole = not faults and not samples.mismatches
@@ -235,7 +240,8 @@ def read_listed(path: Path) -> dict[int, Listed]:
     for row, words in enumerate(_lines_of_words(path)):
         for column in range(len(words) // 4):
             extension, offset, size, name = words[4 * column : 4 * column + 4]
-            if _is_number(offset) and _is_number(size) and name.endswith(f".{extension}"):
+            is_name = name.isascii() and len(name) <= _NAME_BYTES and name.endswith(f".{extension}")
+            if is_name and _is_number(offset) and _is_number(size):
                 listed[int(offset)] = Listed(row, column, name, int(size))
     return listed
 
@@ -250,7 +256,7 @@ def _lines_of_words(path: Path) -> list[list[str]]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= _DIGITS
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +322,7 @@ class _Archive:
                 yield member
 
     def _take(self, size: int) -> bytes:
-        content = self._file.read(size)
+        content = self._file.read(min(size, self.num_bytes - self._position))
         self._sha256.update(content)
         self._position += len(content)
         return content
@@ -366,7 +372,7 @@ class _Archive:
 def _read_header(header: bytes) -> tuple[str, int] | None:
     """Name and size of a member, if this is to the byte the header that `ShardFile` writes for them."""
     try:
-        name, size = header[:100].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
+        name, size = header[:_NAME_BYTES].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
         return (name, size) if header == _header(name, size) else None
     except ValueError:
         return None
@@ -399,9 +405,10 @@ class _Samples:
         self.listed = read_listed(common.folder / beside(entry, INDEX))
         self._packed_checksums = _lines_of_words(common.folder / beside(entry, CHECKSUM_FILE))
         self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
+        codec = common.settings.label_codec
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {
             JPEG: _ImageProof(common.height, common.width, common.settings.jpeg_quality),
-            LABELS: _LabelProof(LabelLayout(common.height, common.width)),
+            LABEL_MEMBERS[codec]: _LabelProof(common.height, common.width, codec),
             LABEL: _prove_class,
         }
         self.keys: list[str] = []
@@ -493,25 +500,21 @@ def _jpeg_tables(jpeg: bytes) -> list[bytes]:
 
 
 class _LabelProof:
-    """Inflates label blocks of this layout, and looks whether their planes can be true."""
+    """Unpacks label blocks of images of this size, and looks whether their planes can be true."""
 
-    def __init__(self, layout: LabelLayout) -> None:
-        self._layout = layout
-        self._inflated = np.empty(layout.num_bytes, np.uint8)
+    def __init__(self, height: int, width: int, codec: LabelCodec) -> None:
+        self._height, self._width, self._codec = height, width, codec
 
     def __call__(self, block: bytes) -> Statistics:
-        layout, inflated = self._layout, self._inflated
-        inflate(block, layout, inflated)
-        millimetres, codes, bits = (plane.view(inflated) for plane in (layout.depth, layout.normal, layout.edge))
-        undo_differences(millimetres)
-        undo_differences(codes)
-        known = (codes != 0).any(axis=0)
-        _check_normals(codes, known)
-        if (bits[:, -1] & ((1 << -layout.width % 8) - 1)).any():
-            raise ShardError("contours are marked outside of the image")
-        edge = np.unpackbits(bits, axis=1, count=layout.width).astype(bool)
+        planes = unpack_labels(block, self._height, self._width, self._codec)
+        known = planes.known
+        _check_normals(np.ascontiguousarray(planes.normal.transpose(2, 0, 1)), known)  # three times as fast
         return Statistics(
-            planes={"depth": depth_values(millimetres), "normal": mask_values(known), "edge": mask_values(edge)}
+            planes={
+                "depth": depth_values(planes.millimetres),
+                "normal": mask_values(known),
+                "edge": mask_values(planes.edge),
+            }
         )
 
 

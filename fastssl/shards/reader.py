@@ -19,8 +19,8 @@ from PIL import Image
 
 from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
-from fastssl.shards.codec import decode_labels
-from fastssl.shards.manifest import JPEG, LABEL, LABELS, Manifest, ShardEntry, read_manifest
+from fastssl.shards.codec import LabelCodec, decode_labels
+from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Manifest, ShardEntry, read_manifest
 from fastssl.shards.remote import Cache, RemoteFolder, check_size, default_cache, is_remote, missing
 from fastssl.shards.tar import BLOCK, CHECKSUMS
 
@@ -85,7 +85,17 @@ class ShardSet:
     @property
     def has_labels(self) -> bool:
         """Samples have depth, normal and edge."""
-        return LABELS in self._columns
+        return self.label_member in self._columns
+
+    @property
+    def label_codec(self) -> LabelCodec:
+        """How label planes are packed, if samples have any."""
+        return self.manifest.settings.label_codec
+
+    @property
+    def label_member(self) -> str:
+        """Name of the member with the label planes, if samples have any."""
+        return LABEL_MEMBERS[self.label_codec]
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -299,7 +309,8 @@ def decode_sample(shards: ShardSet, index: int) -> Sample:
     sample: dict[str, Any] = {"key": shards.key(index), "image": image, "label": None if label < 0 else label}
     if shards.has_labels:
         try:
-            planes = decode_labels(shards.member(index, LABELS), *shards.image_size)
+            block = shards.member(index, shards.label_member)
+            planes = decode_labels(block, *shards.image_size, shards.label_codec)
         except ShardError as error:
             where = error.where or shards.place(index)
             raise ShardError(error.what, where=where, seen=error.seen, expected=error.expected) from error

@@ -17,7 +17,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -48,20 +47,20 @@ _KEPT = 128
 _POLL_S = 0.02
 _LOOK_AGAIN_S = 0.25
 
-_NAME = re.compile(r"[0-9a-f]{64}\.(tar|(?P<coming>[0-9]+)" + re.escape(PARTIAL) + ")")
+_NAME = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(tar|(?P<coming>[0-9]+)\.lock)")
 
 
 class Cache:
     """A local folder of shards under their hashes, which any number of processes share.
 
-    A shard has its final name only when all of it was verified. While it is being fetched, a partial file with its
-    final size in its name keeps the room for it. Complete and coming shards together never take more than `max_bytes`:
-    before one is fetched, the least recently used ones are removed. One that is open can be removed too; whoever has it
-    open reads on, and the disk has the room back when it is closed.
+    A shard has its final name only when all of it was verified. While it is being fetched, a lock file with its size in
+    its name keeps the room for it. Complete and coming shards together never take more than `max_bytes`: before one is
+    fetched, the least recently used ones are removed. One that is open can be removed too; whoever has it open reads
+    on, and the disk has the room back when it is closed.
 
     Only locks of the kernel are used, which end with their holder, so a process that is killed blocks nobody: one on
-    the folder, for all that decides who fetches what and what is removed; an exclusive one on each partial file; and
-    a shared one on each shard that somebody wants to be kept.
+    the folder, for all that decides who fetches what and what is removed; an exclusive one on the lock file of each
+    shard that is being fetched; and a shared one on each shard that somebody wants to be kept.
 
     Args:
         folder: made if it is not there. Files of other names in it are left alone.
@@ -121,7 +120,7 @@ class Cache:
         Args:
             keep: ask that it is not removed as long as it is open.
         """
-        path = self._path(shard)
+        path = self._path(shard.sha256)
         with self._errors_named():
             try:
                 file = path.open("rb")
@@ -142,32 +141,36 @@ class Cache:
         Raises:
             NoRoomError: what could be removed is not enough, for now.
         """
-        partial = self.folder / f"{shard.sha256}.{shard.bytes}{PARTIAL}"
+        path = self.folder / f"{shard.sha256}.{shard.bytes}.lock"
         with self._alone():
-            if _is_locked(partial) or self._path(shard).exists():
+            if _is_locked(path) or self._path(shard.sha256).exists():
                 return None
             self._make_room(shard.bytes, considerate=considerate)
-            file = partial.open("x+b", buffering=0)
+            file = path.open("xb", buffering=0)
             fcntl.flock(file, fcntl.LOCK_EX)
         return file
 
     def fetch(self, url: str, shard: ShardEntry, claim: FileIO, *, keep: bool = False) -> int:
         """Fetch, verify and open what was claimed; arguments and errors as for `copy` and `open`."""
-        place, partial = f"{url}/{shard.name}", Path(str(claim.name))
+        place, partial = f"{url}/{shard.name}", self._partial(shard.sha256)
         with claim:
             try:
-                _persistently(place, lambda: _download(place, shard, claim))
-                with self._alone():
-                    partial.replace(self._path(shard))
-            except BaseException as error:
+                _persistently(place, lambda: _download(place, shard, partial))
+                with self._alone(), partial.open("rb") as file:
+                    descriptor = _used(file.fileno(), keep=keep)
+                    partial.replace(self._path(shard.sha256))
+            except FileNotFoundError as error:
+                raise missing(place, shard) from error
+            finally:
                 partial.unlink(missing_ok=True)
-                if isinstance(error, FileNotFoundError):
-                    raise missing(place, shard) from error
-                raise
-            return _used(claim.fileno(), keep=keep)
+                Path(str(claim.name)).unlink(missing_ok=True)
+        return descriptor
 
-    def _path(self, shard: ShardEntry) -> Path:
-        return self.folder / f"{shard.sha256}.tar"
+    def _path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.tar"
+
+    def _partial(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.tar{PARTIAL}"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -207,8 +210,9 @@ class Cache:
                     taken += status.st_size
                 elif _is_locked(path):
                     taken += int(name["coming"])
-                else:
-                    path.unlink()  # whoever was fetching it was killed
+                else:  # whoever was fetching it was killed
+                    path.unlink()
+                    self._partial(name["sha256"]).unlink()
         for path in self._least_needed(copies, taken + num_bytes - self.max_bytes, considerate=considerate):
             path.unlink(missing_ok=True)
 
@@ -270,6 +274,9 @@ class RemoteFolder:
         self._fetching: dict[str, threading.Thread] = {}
         self._failed: set[str] = set()
         self._looked_at = 0.0
+        self._opened: set[str] = set()
+        """Since they were announced."""
+        self._warned = False
 
     def __del__(self) -> None:
         for name in list(self._there):
@@ -329,7 +336,20 @@ class RemoteFolder:
 
     def open(self, shard: ShardEntry) -> int:
         """A shard's descriptor; raises as `Cache.open`."""
-        return self.cache.open(self.url, shard)
+        descriptor = self.cache.copy(shard)
+        if descriptor is None:
+            if shard.name in self._opened and not self._warned:
+                self._warned = True
+                log.warning(
+                    "the cache for remote shards is too small: %s is fetched again, while it is still needed; "
+                    "set %s higher, or shuffle fewer samples together",
+                    self.place(shard.name),
+                    BYTES_VARIABLE,
+                )
+            descriptor = self.cache.open(self.url, shard)
+        with self._lock:
+            self._opened |= {shard.name} & self._announced.keys()
+        return descriptor
 
     def prefetch(self, shards: Iterable[ShardEntry]) -> None:
         """Announce which shards are needed now and next, in this order; earlier announcements are forgotten.
@@ -344,6 +364,7 @@ class RemoteFolder:
                 return
             self._announced, self._looked_at = announced, looked_at
             self._failed &= announced.keys()
+            self._opened &= announced.keys()
             for name in self._there.keys() - announced.keys():
                 self._let_go(name)
             self._advance()
@@ -352,6 +373,8 @@ class RemoteFolder:
         """Keep what is there of the announced, and begin to fetch what is not."""
         # Threads do not survive a fork.
         self._fetching = {name: thread for name, thread in self._fetching.items() if thread.is_alive()}
+        if len(self._fetching) == _FETCHES:
+            return
         absent = list[ShardEntry]()
         for name, shard in self._announced.items():
             if name in self._there or name in self._fetching or name in self._failed:
@@ -507,50 +530,52 @@ def _read(place: str) -> bytes:
     return content
 
 
-def _download(place: str, shard: ShardEntry, claim: FileIO) -> None:
-    """Fill the file that was claimed, once, and compare."""
+def _download(place: str, shard: ShardEntry, partial: Path) -> None:
+    """Fetch a shard once, and compare."""
     filesystem, path = _filesystem(place)
-    claim.truncate(0)
-
-    def check(*_: int | None) -> None:
-        if os.fstat(claim.fileno()).st_size > shard.bytes:
-            raise _WrongContentError(f"more than the {shard.bytes} bytes of the manifest came")
-
+    partial.unlink(missing_ok=True)  # what a try that was given up may still write to
+    download = _get_file(filesystem, path, partial, shard.bytes)
+    future = asyncio.run_coroutine_threadsafe(download, filesystem.loop)
     try:
-        _get_file(filesystem, path, str(claim.name), check)
-        os.fsync(claim.fileno())
+        future.result()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DeviceError(
                 "the disk of the cache for remote shards is full",
-                where=str(claim.name),
+                where=partial.parent,
                 do=f"make room, or bound it with {BYTES_VARIABLE}, or move it with {FOLDER_VARIABLE}",
             ) from error
         raise
-    size = os.fstat(claim.fileno()).st_size
+    finally:
+        future.cancel()
     if size != shard.bytes:
         raise _WrongContentError(f"{size} bytes came, the manifest says {shard.bytes}")
-    claim.seek(0)
-    sha256 = hashlib.file_digest(claim, "sha256").hexdigest()
     if sha256 != shard.sha256:
         raise _WrongContentError(f"SHA-256 {sha256} came, the manifest says {shard.sha256}")
 
 
-def _get_file(filesystem: Any, path: str, target: str, check: Callable[..., None]) -> None:
-    """Download into a local file, calling `check` now and then, as long as enough comes."""
+async def _get_file(filesystem: Any, path: str, partial: Path, most: int) -> None:
+    """Download into a local file as long as enough comes, and not too much."""
     from fsspec.callbacks import Callback
 
+    def check(*_: int | None) -> None:
+        if partial.exists() and partial.stat().st_size > most:
+            raise _WrongContentError(f"more than the {most} bytes of the manifest came")
+
     arrived, before = Callback(hooks={"check": check}), 0
-    coming = filesystem._get_file(path, target, callback=arrived)
-    download = asyncio.run_coroutine_threadsafe(coming, filesystem.loop)
+    download = asyncio.ensure_future(filesystem._get_file(path, str(partial), callback=arrived))
     try:
-        while not wait([download], _PATIENCE_S).done:
+        while not (await asyncio.wait([download], timeout=_PATIENCE_S))[0]:
             if arrived.value - before < _LEAST_BYTES:
                 raise TimeoutError(f"{arrived.value - before} bytes came in {_PATIENCE_S:g} s")
             before = arrived.value
         download.result()
     finally:
         download.cancel()
+        await asyncio.wait([download], timeout=_PATIENCE_S)  # it may tidy up
 
 
 def _filesystem(address: str) -> tuple[Any, str]:

@@ -1,9 +1,12 @@
-"""Images stretched to squares by a Lanczos filter in whole numbers, compiled, on one core.
+"""Images and label planes stretched to squares, compiled, on one core.
 
-The filter is Pillow's (three lobes, as wide as the coarser of the two grids), three to five times as fast: output rows
-are weighted sums of whole input rows, and so are the columns, of the transposed image. Between the two passes values
-keep 6 bits behind the point and are not cut off at black and white, so the result is within one level of the exact
-filter, and whole numbers make it the same on every machine.
+Images by a Lanczos filter in whole numbers. It is Pillow's (three lobes, as wide as the coarser of the two grids), at
+three to five times the speed: output rows are weighted sums of whole input rows, and so are the columns, of the
+transposed image. Between the two passes values keep 6 bits behind the point and are not cut off at black and white, so
+the result is within one level of the exact filter, and whole numbers make it the same on every machine.
+
+Label planes by the nearest pixel. Depth and normals become in the same pass what a shard holds; only pixels that are
+kept are converted, which is four times as fast as doing one after the other in NumPy.
 """
 
 from __future__ import annotations
@@ -37,6 +40,32 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     filter_rows(_rows(turned), *_weights(width, size), _WEIGHT_BITS + _VALUE_BITS, _rows(columns))
     swap(columns, out)
     return out
+
+
+def nearest(plane: NDArray[Any], size: int) -> NDArray[Any]:
+    """An (H, W) plane as (size, size)."""
+    rows, columns = (_nearest_pixels(side, size) for side in plane.shape)
+    seen: NDArray[Any] = plane.take(rows, axis=0).take(columns, axis=1)
+    return seen
+
+
+def nearest_labels(
+    depth: NDArray[np.floating], normal: NDArray[np.floating], size: int
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """Depth and normals of one view, (H, W) and (H, W, 3), as `fastssl.shards.codec.quantised` makes them.
+
+    Returns:
+        (size, size) millimetres and (size, size, 3) codes.
+    """
+    rows, columns = (_nearest_pixels(side, size) for side in depth.shape)
+    millimetres, codes = np.empty((size, size), np.uint16), np.empty((size, size, 3), np.uint8)
+    _compiled(_quantise)(depth, normal, rows, columns, millimetres, codes)
+    return millimetres, codes
+
+
+@lru_cache(maxsize=64)
+def _nearest_pixels(side: int, size: int) -> NDArray[np.intp]:
+    return ((np.arange(size) + 0.5) * side / size).astype(np.intp)
 
 
 class _Weights(NamedTuple):
@@ -99,3 +128,16 @@ def _swap(image: Any, out: Any) -> None:
         for x in range(width):
             for y in range(top, min(top + _TILE, height)):
                 out[x, y, 0], out[x, y, 1], out[x, y, 2] = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+
+
+def _quantise(depth: Any, normal: Any, rows: Any, columns: Any, millimetres: Any, codes: Any) -> None:
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            row, column = rows[i], columns[j]
+            whole = np.rint(np.float64(depth[row, column]) * 1000)
+            millimetres[i, j] = np.uint16(whole) if 0 < whole <= 65535 else 0  # false for NaN
+            x, y, z = normal[row, column, 0], normal[row, column, 1], normal[row, column, 2]
+            known = 0 < x * x + y * y + z * z < np.inf
+            for axis in range(3):
+                code = np.rint((normal[row, column, axis] + np.float32(1)) * np.float32(127.5))
+                codes[i, j, axis] = np.uint8(min(max(code, 1), 255)) if known else 0

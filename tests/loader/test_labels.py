@@ -1,30 +1,139 @@
-"""The GPU's way of cutting label planes, run on the CPU, against the threaded way; each is the other's oracle."""
+"""Oracle: the stored planes, seen pixel by pixel in NumPy and doubles; and the CPU and the GPU's way each other's.
+
+The GPU's way runs on the CPU here.
+"""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader.labels import ThreadedLabels, cut_on_device
+from fastssl.errors import ShardError
+from fastssl.loader.labels import ThreadedLabels, labels_on_device
 from fastssl.loader.order import mixed_order
-from fastssl.loader.plan import Share, ViewSettings, training_views
-from fastssl.shards import LABELS, LabelLayout, ShardSet, inflate
+from fastssl.loader.plan import Share, Views, ViewSettings, training_views
+from fastssl.shards import LABELS, LabelLayout, ShardSet
+from fastssl.shards.codec import LabelCodec, StoredLabels, inflate, pack_labels
+
+FIELDS = ("depth", "normal", "edge", "valid", "stored_edge_fraction")
 
 
-@pytest.mark.parametrize("window", [(0.5, 1.0), (0.2, 0.6)])
+def random_planes(seed: int, height: int, width: int) -> StoredLabels:
+    """Noise, with pixels whose depth or normal is not known."""
+    rng = np.random.default_rng(seed)
+    known = rng.random((height, width, 1)) < 0.8
+    return StoredLabels(
+        millimetres=rng.choice([0, 1, 255, 256, 65535, 4321], (height, width)).astype(np.uint16),
+        normal=np.where(known, rng.integers(1, 256, (height, width, 3)), 0).astype(np.uint8),
+        edge=rng.random((height, width)) < 0.3,
+    )
+
+
+def window(top: int, left: int, height: int, width: int, flip: bool, num: int = 1) -> Views:
+    return Views(
+        top=np.full(num, top),
+        left=np.full(num, left),
+        height=np.full(num, height),
+        width=np.full(num, width),
+        flip=np.full(num, flip),
+        channel=np.zeros(num, np.int64),
+        colour=np.zeros((num, 4), np.float32),
+        blur=np.zeros(num, np.float32),
+    )
+
+
+def seen_through(planes: StoredLabels, views: Views, size: int) -> dict[str, NDArray[np.floating]]:
+    """The definition: the window cut out, the nearest pixel, any contour of a cell, then the mirror."""
+    top, left, height, width = (int(getattr(views, name)[0]) for name in ("top", "left", "height", "width"))
+    area = np.s_[top : top + height, left : left + width]
+    rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in (height, width))
+    millimetres = planes.millimetres[area][rows][:, columns]
+    codes = planes.normal[area][rows][:, columns].astype(np.float64)
+    known = codes.any(axis=2)
+    normal = codes / 127.5 - 1
+    normal[~known] = 1
+    normal *= (known / np.linalg.norm(normal, axis=2))[..., None]
+    edge = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            y, x = i * height // size, j * width // size
+            cell = planes.edge[area][y : max((i + 1) * height // size, y + 1), x : max((j + 1) * width // size, x + 1)]
+            edge[i, j] = cell.any()
+    if views.flip[0]:
+        millimetres, normal, edge = millimetres[:, ::-1], normal[:, ::-1] * [-1, 1, 1], edge[:, ::-1]
+        known = known[:, ::-1]
+    return {
+        "depth": millimetres[None] / 1000,
+        "normal": normal.transpose(2, 0, 1),
+        "edge": edge[None],
+        "valid": (known & (millimetres > 0))[None],
+        "stored_edge_fraction": np.array(planes.edge.mean()),
+    }
+
+
+def assert_same(labels: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in ("depth", "edge", "valid"):
+        assert torch.equal(labels[name], expected[name]), name
+    for name in ("normal", "stored_edge_fraction"):
+        torch.testing.assert_close(labels[name], expected[name], rtol=0, atol=3e-7)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, int, Views]:
+    """Size of the stored image, of the output, and a window that may touch any border."""
+    stored_height, stored_width = draw(st.integers(1, 34)), draw(st.integers(1, 34))
+    size = draw(st.integers(1, 37))
+    height, width = draw(st.integers(1, stored_height)), draw(st.integers(1, stored_width))
+    if draw(st.booleans()):  # a run as it is, the usual case
+        size = width
+    top, left = draw(st.integers(0, stored_height - height)), draw(st.integers(0, stored_width - width))
+    return stored_height, stored_width, size, window(top, left, height, width, draw(st.booleans()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.integers(0, 99), st.sampled_from(["lz4", "raw"]))
+def test_both_ways_give_what_the_definition_says(
+    case: tuple[int, int, int, Views], seed: int, codec: LabelCodec
+) -> None:
+    height, width, size, views = case
+    layout = LabelLayout(height, width)
+    planes = random_planes(seed, height, width)
+    block = np.frombuffer(pack_labels(planes, codec), np.uint8)
+    threads = ThreadedLabels(layout, size, threads=1, codec=codec)
+    labels = threads.submit([block], views).result()
+    threads.close()
+    inflated = np.empty((1, layout.num_bytes), np.uint8)
+    inflate(block, layout, inflated[0], codec)
+    on_device = labels_on_device(torch.from_numpy(inflated), layout, views, size, codec)
+    expected = seen_through(planes, views, size)
+    assert set(labels) == set(on_device) == set(FIELDS)
+    for name in FIELDS:
+        np.testing.assert_allclose(labels[name][0].numpy(), expected[name], rtol=2e-7, atol=2e-7, err_msg=name)
+        assert labels[name].dtype == on_device[name].dtype
+    assert_same(on_device, labels)
+
+
+@pytest.mark.parametrize("window", [(0.5, 1.0), (67 / 96, 67 / 96), (0.2, 0.6)])
 @pytest.mark.parametrize("size", [67, 99])
-def test_device_and_threads_cut_the_same_planes(coded_synthetic: Path, window: tuple[float, float], size: int) -> None:
+def test_device_and_threads_give_the_same_batches(
+    coded_synthetic: Path, window: tuple[float, float], size: int
+) -> None:
     shards = ShardSet(coded_synthetic)
     layout = LabelLayout(*shards.image_size)
     num = len(shards)
     blocks = [shards.member(i, LABELS) for i in range(num)]
-    raw = np.empty((num, layout.num_bytes), np.uint8)
-    for block, inflated in zip(blocks, raw, strict=True):
-        inflate(block, layout, inflated)
+    inflated = np.empty((num, layout.num_bytes), np.uint8)
+    for block, out in zip(blocks, inflated, strict=True):
+        inflate(block, layout, out)
     threads = ThreadedLabels(layout, size, threads=3)
     share = Share(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
     settings = ViewSettings(
@@ -33,9 +142,65 @@ def test_device_and_threads_cut_the_same_planes(coded_synthetic: Path, window: t
     for step in range(3):
         views = training_views(settings, share, step * num)
         expected = threads.submit(blocks, views).result()
-        planes = cut_on_device(torch.from_numpy(raw), layout, views, size)
-        assert torch.equal(planes.depth, expected.depth.to(torch.int32))
-        assert torch.equal(planes.normal, expected.normal)
-        assert torch.equal(planes.edge, expected.edge)
-        assert torch.allclose(planes.edge_fraction, expected.edge_fraction)
+        labels = labels_on_device(torch.from_numpy(inflated), layout, views, size)
+        assert_same(labels, expected)
     threads.close()
+
+
+def packed(seed: int, num: int, side: int = 40) -> list[NDArray[np.uint8]]:
+    return [np.frombuffer(pack_labels(random_planes(seed + i, side, side)), np.uint8) for i in range(num)]
+
+
+def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left() -> None:
+    threads = ThreadedLabels(LabelLayout(40, 40), 30, threads=2)
+    views = window(3, 4, 30, 30, flip=True, num=5)
+
+    def batch(seed: int) -> dict[str, Tensor]:
+        return threads.submit(packed(seed, 5), views).result()
+
+    first = batch(0)
+    kept, copies = first["normal"][1:3], {name: field.clone() for name, field in first.items()}
+    used = {first["depth"].data_ptr()}
+    del first
+    for seed in range(10, 16):
+        later = batch(seed)
+        used.add(later["depth"].data_ptr())
+        assert torch.equal(kept, copies["normal"][1:3])
+        del later
+    gc.collect()
+    assert len(used) == 2, "the later batches share the memory of one"
+    del kept
+    gc.collect()
+    both = batch(0), batch(20)
+    assert {one["depth"].data_ptr() for one in both} == used
+    for name, field in both[0].items():
+        assert torch.equal(field, copies[name])
+    threads.close()
+
+
+def test_a_larger_batch_than_before_gets_more_memory() -> None:
+    threads = ThreadedLabels(LabelLayout(40, 40), 30, threads=2)
+    for num in (2, 7, 1):
+        blocks = packed(num, num)
+        labels = threads.submit(blocks, window(3, 4, 30, 30, flip=False, num=num)).result()
+        assert labels["normal"].shape == (num, 3, 30, 30)
+        one = threads.submit(blocks[-1:], window(3, 4, 30, 30, flip=False)).result()
+        for name in FIELDS:
+            assert torch.equal(labels[name][-1:], one[name])
+    threads.close()
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_damaged_block_is_an_error_of_its_batch_alone(codec: LabelCodec, threads: int) -> None:
+    labels = ThreadedLabels(LabelLayout(40, 40), 30, threads=threads, codec=codec)
+    blocks = [np.frombuffer(pack_labels(random_planes(i, 40, 40), codec), np.uint8) for i in range(5)]
+    views = window(3, 4, 30, 30, flip=False, num=5)
+    other = np.frombuffer(pack_labels(random_planes(0, 39, 40), codec), np.uint8)
+    for wrong in (blocks[3][:-7], np.full(90, 255, np.uint8), np.zeros(0, np.uint8), other):
+        pending = labels.submit([*blocks[:3], wrong, blocks[4]], views)
+        with pytest.raises(ShardError, match="label block"):
+            pending.result()
+        assert isinstance(pending.error(), ShardError)
+        assert labels.submit(blocks, views).error() is None
+    labels.close()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import fsspec
+import fsspec.implementations.http
 import numpy as np
 import pytest
 from analytic_rooms import RoomSource
@@ -44,6 +44,7 @@ from fastssl.shards import (
 from fastssl.shards.remote import Cache, default_cache
 
 ROOM = 10**9
+SLOW = {"silent", "stall", "trickle"}
 
 
 @pytest.fixture(scope="session")
@@ -173,8 +174,9 @@ def test_checksums_come_from_the_store(store: FaultyStore, rooms: Path, cache: C
 def test_faults_that_pass_are_survived(
     store: FaultyStore, rooms: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, faults: list[str]
 ) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.2)
     shards = ShardSet(store.address, cache)
+    if SLOW.intersection(faults):
+        monkeypatch.setattr(remote, "_PATIENCE_S", 0.7)
     store.faults["GET 000001.tar"] = iter(faults)
     assert same_samples(shards, rooms)
     assert store.count() == {"000000.tar": 1, "000001.tar": 1 + len(faults), "000002.tar": 1}
@@ -208,14 +210,13 @@ def test_faults_that_last_are_refused(
     tries: int,
     message: str,
 ) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.05)
-    monkeypatch.setattr(remote, "_LEAST_BYTES", 100)
-    with monkeypatch.context() as patience:
-        patience.setattr(remote, "_PATIENCE_S", 20)
-        shards = ShardSet(store.address, cache)
+    shards = ShardSet(store.address, cache)
     store.faults["GET 000001.tar"] = repeat(fault)
-    with pytest.raises(DataError, match=message) as caught:
-        shards.member(3, JPEG)
+    with monkeypatch.context() as patch:
+        if fault in SLOW:
+            patch.setattr(remote, "_PATIENCE_S", 0.05)
+        with pytest.raises(DataError, match=message) as caught:
+            shards.member(3, JPEG)
     assert type(caught.value) is error
     assert caught.value.where == f"{store.address}/000001.tar"
     assert tries == 1 or str(caught.value.seen).endswith(f"(after {tries} tries)")
@@ -223,8 +224,27 @@ def test_faults_that_last_are_refused(
     assert store.count() == {"000001.tar": tries} or fault == "hangup"
     assert sound(cache.folder) == []
     store.faults.clear()
-    monkeypatch.setattr(remote, "_PATIENCE_S", 20)
     assert same_samples(shards, rooms)
+
+
+def test_a_client_that_removes_what_it_could_not_fetch(
+    store: FaultyStore, rooms: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_file = fsspec.implementations.http.HTTPFileSystem._get_file
+
+    async def tidy(self: Any, path: str, target: str, **options: Any) -> None:  # as gcsfs does
+        try:
+            await get_file(self, path, target, **options)
+        except BaseException:
+            Path(target).unlink(missing_ok=True)
+            raise
+
+    shards = ShardSet(store.address, cache)
+    store.faults |= {"GET 000000.tar": iter(["cut", "500", "stall", "cut"]), "GET 000001.tar": iter(["long"])}
+    monkeypatch.setattr(fsspec.implementations.http.HTTPFileSystem, "_get_file", tidy)
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.7)
+    assert same_samples(shards, rooms)
+    assert len(sound(cache.folder)) == 3
 
 
 @pytest.mark.parametrize("faults", [["500", "500"], ["cut"], ["hangup"], ["silent"]], ids="-".join)
@@ -419,7 +439,7 @@ def test_a_store_that_does_not_stop_is_stopped(store: FaultyStore, cache: Cache)
 
 def sound_soon(folder: Path) -> list[str]:
     """As `sound`, when nothing is being fetched any more."""
-    wait_until(lambda: not list(folder.glob("*.partial")))
+    wait_until(lambda: not list(folder.glob("*.lock")))
     return sound(folder)
 
 
@@ -433,6 +453,49 @@ def test_the_least_recently_used_shard_goes_first(single_store: FaultyStore, sin
     there = [number for number, entry in enumerate(entries) if (cache.folder / f"{entry.sha256}.tar").exists()]
     assert there == [0, 2, 3]
     assert (cache.folder / "notes.txt").exists()
+
+
+def test_what_is_there_or_claimed_cannot_be_claimed(store: FaultyStore, rooms: Path, cache: Cache) -> None:
+    entries = read_manifest(rooms).shards
+    os.close(cache.open(store.address, entries[0]))
+    assert cache.claim(entries[0]) is None
+    claim = cache.claim(entries[1])
+    assert claim is not None
+    with claim:
+        assert cache.claim(entries[1]) is None
+        assert cache.copy(entries[1]) is None
+    again = cache.claim(entries[1])  # whoever had it is gone
+    assert again is not None
+    os.close(cache.fetch(store.address, entries[1], again))
+    assert len(sound(cache.folder)) == 2
+
+
+def test_an_open_shard_is_read_on_after_it_was_removed(
+    single_store: FaultyStore, singles: Path, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path / "cache", max(sizes(singles)))
+    shards, other = ShardSet(single_store.address, cache), ShardSet(single_store.address, cache)
+    first = shards.member(0, JPEG).tobytes()
+    other.member(1, JPEG)
+    assert len(sound(cache.folder)) == 1
+    assert shards.member(0, JPEG).tobytes() == first
+    assert single_store.count() == {"000000.tar": 1, "000001.tar": 1}
+
+
+def test_a_cache_that_is_too_small_for_what_is_shuffled_together_is_told(
+    single_store: FaultyStore, singles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path / "cache", 2 * max(sizes(singles)))
+    shards = ShardSet(single_store.address, cache)
+    for first in (0, 4):
+        shards.prefetch(range(first, first + 2))
+        for index in [first, first + 1] * 2:
+            shards.member(index, JPEG)
+    assert "too small" not in caplog.text
+    shards.prefetch(range(8, 12))
+    for index in [8, 9, 10, 11] * 3:
+        shards.member(index, JPEG)
+    assert caplog.text.count("too small") == 1
 
 
 def test_a_damaged_copy_is_fetched_again(store: FaultyStore, rooms: Path, cache: Cache) -> None:
@@ -488,7 +551,7 @@ def test_a_killed_process_leaves_a_cache_that_can_be_used(
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     process.close()
-    assert len(list(folder.glob("*.partial"))) == 2
+    assert len(list(folder.iterdir())) == 1 + 2 * 2
     assert same_samples(ShardSet(single_store.address, Cache(folder, limit)), singles)
     assert len(sound(folder)) == 2
 
