@@ -17,6 +17,7 @@ from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Pixels, build_graph
+from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import PendingLabels, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan, Step, Views
@@ -94,20 +95,29 @@ class Batches(Generic[Batch]):
 def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[SyntheticBatch]:
     layout, codec = LabelLayout(*samples.image_size), samples.label_codec
     on_cpu = options.device.type == "cpu"
-    size = plan.settings.data.size
-    threads = ThreadedLabels(layout, size, options.num_threads, codec) if on_cpu else None
+    data = plan.settings.data
+    filters = label_filters(plan)
+    threads = ThreadedLabels(layout, data.size, options.num_threads, codec, filters) if on_cpu else None
     feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
     try:
         for pending, image, *blocks in _handed_over(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)):
             if pending.labels is not None:
                 labels = pending.labels.result()
             else:
-                labels = labels_on_device(blocks[0], layout, pending.views, size, codec)
+                labels = labels_on_device(blocks[0], layout, pending.views, data.size, codec, filters)
             keys = tuple(samples.key(i) for i in pending.samples)
             yield SyntheticBatch(keys=keys, image=_channels_last(image), **labels)
     finally:
         if threads is not None:
             threads.close()
+
+
+def label_filters(plan: Plan) -> Filters:
+    """How the plan's settings want labels resampled; nothing is to be blended where windows are cut out."""
+    data = plan.settings.data
+    return Filters(
+        linear_normals=data.normal_filter == "linear" and not plan.cuts, edge_area=data.edge_filter == "area"
+    )
 
 
 def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:

@@ -70,6 +70,28 @@ class Seen(NamedTuple):
     flip: _Mask
 
 
+class Filters(NamedTuple):
+    """How what lies between stored pixels is made where a window is not as large as the output."""
+
+    linear_normals: bool
+    """Blend the four normals around a pixel's centre, of those that are known, and make the result unit again."""
+    edge_area: bool
+    """A pixel has the share of contours in its cell, and not 1 where there is any."""
+
+
+class Between(NamedTuple):
+    """What is seen of N samples where normals are blended; `Views.neighbours`, or arrays without columns."""
+
+    above: _Places
+    below: _Places
+    down: _Floats
+    """(N, S) rows above and below each pixel's centre, and how far down it lies between them."""
+    before: _Places
+    behind: _Places
+    along: _Floats
+    """(N, S) the same of the columns."""
+
+
 class Labels(NamedTuple):
     """The label fields of a `SyntheticBatch`."""
 
@@ -93,12 +115,23 @@ _INFLATE = _c_function(
 )
 _COPY = _c_function(None, "memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
 
+CANCELLED = np.float32(1e-3 * 255)
+"""Opposite normals leave nothing to be made unit; the nearest one stays."""
 _NUM_BITS = np.array([number.bit_count() for number in range(256)], np.uint8)
 # Eight pixels of a byte of contours, as eight bytes of 0 or 1.
 _PIXELS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0].copy()
 
 
-def fill_labels(first: int, step: int, block: Block, members: Members, seen: Seen, labels: Labels) -> NDArray[np.int32]:
+def fill_labels(
+    first: int,
+    step: int,
+    block: Block,
+    members: Members,
+    seen: Seen,
+    between: Between,
+    filters: Filters,
+    labels: Labels,
+) -> NDArray[np.int32]:
     """Make the labels of the samples first, first + step and so on of a batch.
 
     Returns:
@@ -106,7 +139,7 @@ def fill_labels(first: int, step: int, block: Block, members: Members, seen: See
         it is no LZ4 block. The labels of such a sample are not written.
     """
     sizes: NDArray[np.int32] = np.empty(len(range(first, len(members.size), step)), np.int32)
-    _fill_labels(_INFLATE, _COPY, first, step, block, members, seen, labels, sizes)
+    _fill_labels(_INFLATE, _COPY, first, step, block, members, seen, between, filters, labels, sizes)
     return sizes
 
 
@@ -119,6 +152,8 @@ def _fill_labels(
     block: Block,
     members: Members,
     seen: Seen,
+    between: Between,
+    filters: Filters,
     labels: Labels,
     sizes: NDArray[np.int32],
 ) -> None:
@@ -136,9 +171,19 @@ def _fill_labels(
         if sizes[number] == len(raw):
             place = (seen.rows[i], seen.columns[i], seen.flip[i])
             surface = (labels.depth[i, 0], labels.normal[i], labels.valid[i, 0])
-            _fill_surface(depth, normal, block.compressed, place, surface)
+            if filters.linear_normals:
+                lines = (between.above[i], between.below[i], between.before[i], between.behind[i])
+                if block.compressed:
+                    _undo(depth, normal, lines)
+                _fill_surface(depth, normal, False, place, surface)
+                _blend(normal, lines, (between.down[i], between.along[i], seen.flip[i]), surface[1])
+            else:
+                _fill_surface(depth, normal, block.compressed, place, surface)
             cells = (seen.cell_rows[i], seen.cell_columns[i], seen.ends[i], seen.flip[i])
-            _fill_edge(edge, cells, labels.edge[i, 0])
+            if filters.edge_area:
+                _fill_edge_area(edge, cells, labels.edge[i, 0])
+            else:
+                _fill_edge(edge, cells, labels.edge[i, 0])
             labels.stored_edge_fraction[i] = _count(edge) / (block.height * block.width)
 
 
@@ -184,6 +229,67 @@ def _fill_surface(
         if flip:
             _negate(units[0, i])
         _to_valid(metres[i], codes, valid[i])
+
+
+@_compiled
+def _undo(depth: _Bytes, normal: _Bytes, lines: tuple[_Places, _Places, _Places, _Places]) -> None:
+    """Values from differences, of all that is seen."""
+    _, below, before, behind = lines
+    left, right = before.min(), behind.max() + 1
+    for y in range(1, below.max() + 1):
+        _add(depth[0, y - 1][left:right], depth[0, y][left:right])
+        _add(depth[1, y - 1][left:right], depth[1, y][left:right])
+        _add(normal[y - 1][3 * left : 3 * right], normal[y][3 * left : 3 * right])
+
+
+@_compiled
+def _blend(
+    normal: _Bytes,
+    lines: tuple[_Places, _Places, _Places, _Places],
+    shares: tuple[_Floats, _Floats, bool],
+    units: _Floats,
+) -> None:
+    """Normals between stored pixels, in place of the nearest ones.
+
+    Args:
+        normal: (H, 3 W) stored codes.
+        lines: one sample of `Between`: rows above and below, columns before and behind.
+        shares: of the rows below and of the columns behind; flip.
+        units: (3, S, S) the nearest normals, zero where not known; these stay zero.
+    """
+    above, below, before, behind = lines
+    down, along, flip = shares
+    first = np.empty(normal.shape[1] // 3, np.uint32)
+    second = np.empty_like(first)
+    for i in range(len(above)):
+        _to_codes(normal[above[i]], first)
+        _to_codes(normal[below[i]], second)
+        for j in range(len(before)):
+            if units[0, i, j] != 0 or units[1, i, j] != 0 or units[2, i, j] != 0:
+                x, y, z = _weighted(
+                    (first[before[j]], first[behind[j]], second[before[j]], second[behind[j]]), down[i], along[j]
+                )
+                length = np.sqrt(x * x + y * y + z * z)
+                if length > CANCELLED:
+                    units[0, i, j] = (-x if flip else x) / length
+                    units[1, i, j] = y / length
+                    units[2, i, j] = z / length
+
+
+@_compiled
+def _weighted(
+    codes: tuple[np.uint32, np.uint32, np.uint32, np.uint32], down: np.float32, along: np.float32
+) -> tuple[np.float32, np.float32, np.float32]:
+    """255 times the sum of four normals (above left, above right, below left, below right) by their shares."""
+    x, y, z = np.float32(0), np.float32(0), np.float32(0)
+    up, back = np.float32(1) - down, np.float32(1) - along
+    shares = (up * back, up * along, down * back, down * along)
+    for k in range(4):
+        if codes[k] != 0:
+            x += shares[k] * _coordinate(codes[k])
+            y += shares[k] * _coordinate(codes[k] >> 8)
+            z += shares[k] * _coordinate(codes[k] >> 16)
+    return x, y, z
 
 
 @_compiled
@@ -277,6 +383,28 @@ def _fill_edge(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge
         for k in range(1, len(members)):
             _or_picked(row, members[k], seen)
         _to_float(seen, edge[i])
+
+
+@_compiled
+def _fill_edge_area(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge: _Floats) -> None:
+    """The share of contours in each cell; arguments as of `_fill_edge`."""
+    rows, columns, ends, flip = cells
+    size = len(rows)
+    above = np.empty(bits.shape[1] * 8 + 1, np.int32)
+    for i in range(size):
+        bottom = max(rows[i + 1] if i + 1 < size else ends[0], rows[i] + 1)
+        # Contours of the cell's rows to the left of each column.
+        above[columns[0]] = 0
+        for x in range(columns[0], ends[1]):
+            marked = 0
+            for y in range(rows[i], bottom):
+                marked += bits[y, x >> 3] >> (7 - (x & 7)) & 1
+            above[x + 1] = above[x] + marked
+        for j in range(size):
+            right = max(columns[j + 1] if j + 1 < size else ends[1], columns[j] + 1)
+            marked = above[right] - above[columns[j]]
+            area = (bottom - rows[i]) * (right - columns[j])
+            edge[i, size - 1 - j if flip else j] = np.float32(marked) / np.float32(area)
 
 
 @_compiled

@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastssl.errors import ShardError
-from fastssl.loader.label_kernel import Block, Labels, Members, Seen, fill_labels
+from fastssl.loader.label_kernel import CANCELLED, Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.plan import Views
 from fastssl.shards.codec import LabelCodec, LabelLayout, Plane, damaged_labels, misfitting_labels
+
+NEAREST_AND_ANY = Filters(linear_normals=False, edge_area=False)
 
 LabelFields = dict[str, Tensor]
 """The label fields of a `SyntheticBatch` by their names."""
@@ -52,8 +54,15 @@ class PendingLabels:
 class ThreadedLabels:
     """Makes labels on the CPU, ahead of need."""
 
-    def __init__(self, layout: LabelLayout, size: int, threads: int, codec: LabelCodec = "lz4") -> None:
-        self._layout, self._size, self._threads = layout, size, threads
+    def __init__(
+        self,
+        layout: LabelLayout,
+        size: int,
+        threads: int,
+        codec: LabelCodec = "lz4",
+        filters: Filters = NEAREST_AND_ANY,
+    ) -> None:
+        self._layout, self._size, self._threads, self._filters = layout, size, threads, filters
         self._block = Block(
             height=layout.height,
             width=layout.width,
@@ -72,9 +81,10 @@ class ThreadedLabels:
             size=np.array([len(block) for block in blocks], np.int32),
         )
         seen = Seen(*views.sources(self._size), *views.cells(self._size), views.ends(), views.flip)
+        between = Between(*views.neighbours(self._size if self._filters.linear_normals else 0))
         labels = _labels(self._memory, len(blocks), self._size)
         jobs = [
-            self._pool.submit(self._fill, first, blocks, members, seen, labels)
+            self._pool.submit(self._fill, first, blocks, members, seen, between, labels)
             for first in range(min(self._threads, len(blocks)))
         ]
         return PendingLabels(labels, jobs)
@@ -83,10 +93,16 @@ class ThreadedLabels:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(
-        self, first: int, blocks: Sequence[NDArray[np.uint8]], members: Members, seen: Seen, labels: Labels
+        self,
+        first: int,
+        blocks: Sequence[NDArray[np.uint8]],
+        members: Members,
+        seen: Seen,
+        between: Between,
+        labels: Labels,
     ) -> ShardError | None:
         # `blocks` own the memory behind the addresses.
-        sizes = fill_labels(first, self._threads, self._block, members, seen, labels)
+        sizes = fill_labels(first, self._threads, self._block, members, seen, between, self._filters, labels)
         for size in sizes[sizes != self._layout.num_bytes].tolist():
             if size < 0:
                 return damaged_labels(self._layout, f"LZ4's error {size}")
@@ -95,9 +111,9 @@ class ThreadedLabels:
 
 
 class _Memory:
-    """Memory for batches, lent again when nothing is left of the batch that it was lent to.
+    """Memory for batches, lent again when nothing is left of the batch that it was lent to; as much as ever was in use.
 
-    New memory would cost as much as all the rest: the system clears its pages when they are first touched.
+    New memory costs more than all the rest: the system clears its pages when they are first touched.
     """
 
     def __init__(self) -> None:
@@ -125,7 +141,12 @@ def _labels(memory: _Memory, num: int, size: int) -> Labels:
 
 
 def labels_on_device(
-    blocks: Tensor, layout: LabelLayout, views: Views, size: int, codec: LabelCodec = "lz4"
+    blocks: Tensor,
+    layout: LabelLayout,
+    views: Views,
+    size: int,
+    codec: LabelCodec = "lz4",
+    filters: Filters = NEAREST_AND_ANY,
 ) -> LabelFields:
     """What `ThreadedLabels` does, for a whole batch of inflated blocks on a GPU.
 
@@ -135,6 +156,7 @@ def labels_on_device(
         views: one per sample.
         size: side of the network's input.
         codec: of the blocks before they were inflated; with `lz4` their rows are differences.
+        filters: how what lies between stored pixels is made.
 
     Sync: none; the views are copied to the device without waiting.
     """
@@ -150,14 +172,18 @@ def labels_on_device(
     rows, columns = (move(index) for index in views.sources(size))
     at = (rows[:, :, None] * layout.width + columns[:, None, :]).flatten(1)[:, None]
     depth = plane(layout.depth, 2).flatten(2).gather(2, at.expand(-1, 2, -1))
-    normal = plane(layout.normal, 1).flatten(1, 2).transpose(1, 2).gather(2, at.expand(-1, 3, -1))
+    normals = plane(layout.normal, 1)
+    normal = normals.flatten(1, 2).transpose(1, 2).gather(2, at.expand(-1, 3, -1))
     bits = blocks[:, layout.edge.start : layout.edge.stop].unflatten(1, layout.edge.shape)
     edge = _unpacked_bits(bits)[:, :, : layout.width]
     flip = move(views.flip)
-    cells = _any_in_cells(edge, *(move(index) for index in (*views.cells(size), views.ends())))
-    fields = _in_units(depth, normal, flip)
-    return {name: field.unflatten(2, (size, size)) for name, field in fields.items()} | {
-        "edge": torch.where(flip[:, None, None], cells.flip(2), cells)[:, None].to(torch.float32),
+    cells = _share_in_cells(edge, *(move(index) for index in (*views.cells(size), views.ends())))
+    cells = cells if filters.edge_area else (cells > 0).to(torch.float32)
+    fields = {name: field.unflatten(2, (size, size)) for name, field in _in_units(depth, normal, flip).items()}
+    if filters.linear_normals:
+        fields["normal"] = _blended(normals, fields["normal"], flip, *(move(index) for index in views.neighbours(size)))
+    return fields | {
+        "edge": torch.where(flip[:, None, None], cells.flip(2), cells)[:, None],
         "stored_edge_fraction": edge.to(torch.float32).mean(dim=(1, 2)),
     }
 
@@ -189,8 +215,8 @@ def _unpacked_bits(packed: Tensor) -> Tensor:
     return (packed[..., None] >> shifts & 1).flatten(-2)
 
 
-def _any_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
-    """Whether any pixel of each cell is set, from the four corners of the cell in a table of running sums.
+def _share_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
+    """The share of each cell's pixels that are set, from the cell's four corners in a table of running sums.
 
     Args:
         plane: (N, H, W) of 0 and 1.
@@ -198,7 +224,7 @@ def _any_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) ->
         ends: (N, 2) row and column after the window's last.
 
     Returns:
-        (N, S, S) bool.
+        (N, S, S) float32.
     """
     table = functional.pad(
         plane.to(torch.int32).cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0)
@@ -211,4 +237,37 @@ def _any_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) ->
     sample = torch.arange(len(plane), device=plane.device)[:, None, None]
     y0, y1 = rows[:, :, None], stops(rows, ends[:, 0])[:, :, None]
     x0, x1 = columns[:, None, :], stops(columns, ends[:, 1])[:, None, :]
-    return table[sample, y1, x1] - table[sample, y0, x1] - table[sample, y1, x0] + table[sample, y0, x0] > 0
+    count = table[sample, y1, x1] - table[sample, y0, x1] - table[sample, y1, x0] + table[sample, y0, x0]
+    return count.to(torch.float32) / ((y1 - y0) * (x1 - x0)).to(torch.float32)
+
+
+def _blended(
+    codes: Tensor,
+    nearest: Tensor,
+    flip: Tensor,
+    above: Tensor,
+    below: Tensor,
+    down: Tensor,
+    before: Tensor,
+    behind: Tensor,
+    along: Tensor,
+) -> Tensor:
+    """Normals between stored pixels, (N, 3, S, S); where the nearest one is not known, so is the result.
+
+    Args:
+        codes: (N, H, W, 3) uint8.
+        nearest: (N, 3, S, S) unit vectors, x negated where flipped; zero where not known.
+        flip: (N,) bool.
+        above, below, down, before, behind, along: (N, S) each, `Views.neighbours`.
+    """
+    sample = torch.arange(len(codes), device=codes.device)[:, None, None]
+    total = torch.zeros_like(nearest)
+    for rows, vertical in ((above, 1 - down), (below, down)):
+        for columns, horizontal in ((before, 1 - along), (behind, along)):
+            code = codes[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            share = vertical[:, None, :, None] * horizontal[:, None, None, :] * (code.amax(dim=1, keepdim=True) > 0)
+            total += share * (2 * code.to(torch.float32) - 255)
+    total[:, 0] *= torch.where(flip, -1.0, 1.0)[:, None, None]
+    length = total.square().sum(dim=1, keepdim=True).sqrt()
+    is_known = nearest.abs().amax(dim=1, keepdim=True) > 0
+    return torch.where(is_known & (length > float(CANCELLED)), total / length, nearest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,18 @@ class Views:
         columns = self.left[:, None] + _nearest(self.width, size)
         return rows, np.where(self.flip[:, None], columns[:, ::-1], columns)
 
+    def neighbours(self, size: int) -> Neighbours:
+        """Between which stored pixels of the window the output's pixel centres lie, and how far along.
+
+        Returns:
+            First rows, second rows, shares of the second (N, size) each, and the same of the columns, which run from
+            right to left where the sample is flipped.
+        """
+        rows = _neighbours(self.top, self.height, size)
+        columns = _neighbours(self.left, self.width, size)
+        mirrored = tuple(np.where(self.flip[:, None], plane[:, ::-1], plane) for plane in columns)
+        return (*rows, *mirrored)
+
     def cells(self, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First stored row and column, (N, size) each and without the flip, of the cells that share out the window.
 
@@ -100,6 +113,18 @@ class Views:
             self.top[:, None] + fractions * self.height[:, None] // size,
             self.left[:, None] + fractions * self.width[:, None] // size,
         )
+
+
+Neighbours = tuple[NDArray[Any], ...]
+"""(first, second, share of the second) of rows and of columns."""
+
+
+def _neighbours(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> Neighbours:
+    # (i + 1/2) * length / size - 1/2, times 2 * size: whole numbers, so a window as large as the output has shares 0.
+    place = (2 * np.arange(size) + 1) * length[:, None] - size
+    before, rest = np.divmod(place, 2 * size)
+    first, second = (np.clip(index, 0, length[:, None] - 1) for index in (before, before + 1))
+    return start[:, None] + first, start[:, None] + second, (rest / (2 * size)).astype(np.float32)
 
 
 def _nearest(length: NDArray[np.int64], size: int) -> NDArray[np.int64]:
