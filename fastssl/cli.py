@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(no_args_is_help=True, help="Measure a run on held-out shards.")
 app.add_typer(evaluations, name="eval")
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure what limits this machine, in numbers and in words.")
+app.add_typer(benchmarks, name="bench")
 
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
@@ -111,6 +113,7 @@ def shard(
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does the work instead.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 95,
+    label_codec: Annotated[Literal["lz4", "raw"], typer.Option(help="raw: nothing to decode, more bytes.")] = "lz4",
     licence: Annotated[str | None, typer.Option(help="For the manifest; the layout's own if not given.")] = None,
     max_bad: Annotated[int, typer.Option(help="Unusable samples to leave out and list before giving up.", min=0)] = 100,
     split: Annotated[str | None, typer.Option(help="Folders below OUT, by the keys: train=0.95,val=0.05.")] = None,
@@ -133,6 +136,7 @@ def shard(
                 size=size,
                 samples_per_shard=samples_per_shard,
                 jpeg_quality=jpeg_quality,
+                label_codec=label_codec,
                 part=part,
                 limit=limit,
             )
@@ -148,6 +152,7 @@ def shard(
                 ray=ray,
                 samples_per_shard=samples_per_shard,
                 jpeg_quality=jpeg_quality,
+                label_codec=label_codec,
                 licence=licence,
                 max_bad=max_bad,
                 part=part,
@@ -288,3 +293,52 @@ def show(
     elif key is not None:
         sys.stdout.writelines(f"{line}\n" for line in [key, *shown.samples[0].lines()])
     _say(f"drawn: {', '.join(str(path) for path in shown.pictures)}")
+
+
+@benchmarks.command("load")
+def bench_load(
+    synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
+    real: Annotated[list[str] | None, typer.Option(help="Packed photos; one of the two has to be given.")] = None,
+    preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(help="For all measurements together, about.", min=1)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Loading: its parts one by one, the whole, other threads and prefetch; what limits, how far from the floor."""
+    settings = load_config(preset, overrides=overrides or ())
+
+    from fastssl.bench.load import measure_loading
+    from fastssl.bench.verdict import judge, loading_table
+    from fastssl.loader import open_mixture
+
+    rendered, photos = (open_mixture(dataset_weights(paths)) if paths else None for paths in (synthetic, real))
+    with progress_bar("measuring") as advance:
+        measured = measure_loading(rendered, photos, settings, seconds=seconds, progress=advance)
+    verdict = judge(measured)
+    if as_json:
+        _print_json({**asdict(measured), "verdict": asdict(verdict)})
+    else:
+        sys.stdout.write(loading_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict.sentences))
+
+
+@benchmarks.command("pack")
+def bench_pack(
+    source: Annotated[Path, typer.Argument(help="Dataset of which some samples are packed, into a temporary folder.")],
+    layout: Annotated[str | None, typer.Option(help="How the dataset is laid out; found out where it can be.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the packed images in pixels.", min=16)] = 256,
+    workers: Workers = 1,
+    limit: Annotated[int, typer.Option(help="So many samples, from the first.", min=1)] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Packing: the steps of a sample and the rate of all; what limits."""
+    from fastssl.bench.pack import measure_packing, packing_table, packing_verdict
+    from fastssl.sources import open_source
+
+    opened = open_source(source, layout)
+    with progress_bar("packing", unit="samples") as advance:
+        measured = measure_packing(opened, size=size, workers=workers, limit=limit, progress=advance)
+    verdict = packing_verdict(measured)
+    if as_json:
+        _print_json({**asdict(measured), "limited_by": measured.limited_by, "verdict": verdict})
+    else:
+        sys.stdout.write(packing_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict))

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastssl"
 # From high to low. A module imports from groups below its own, and inside its group only what stands further right.
 GROUPS = [
     ["cli"],
-    ["report", "show", "evaluate", "train"],
+    ["bench", "report", "show", "evaluate", "train"],
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],

@@ -237,6 +237,35 @@ def test_show_draws_sheets_and_one_sample(
     assert "coded_004" in err
 
 
+def test_bench_load_prints_figures_and_verdict(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path
+) -> None:
+    given = ["--synthetic", coded_synthetic, "--real", coded_real, "--seconds", 1, *SMALL]
+    code, out, err = fastssl("bench", "load", *given)
+    assert code == 0
+    assert "Loading is limited by" in out
+    assert not err
+    code, out, err = fastssl("bench", "load", *given, "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"]["limited_by"]
+    code, out, err = fastssl("bench", "load")
+    assert code == 2
+    assert "--synthetic FOLDER" in err
+    assert not out
+
+
+def test_bench_pack_prints_figures_and_verdict(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (80, 60), (number, 50, 90)).save(tmp_path / f"{number}.png")
+    code, out, err = fastssl("bench", "pack", tmp_path, "--size", 64)
+    assert code == 0
+    assert "Packing is limited by" in out
+    assert not err
+    code, out, _ = fastssl("bench", "pack", tmp_path, "--size", 64, "--json")
+    assert code == 0
+    assert json.loads(out)["samples"] == 3
+
+
 def test_from_training_to_report(
     fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path, tmp_path: Path
 ) -> None:

@@ -38,9 +38,13 @@ class Pixels:
     """Blur as the views say."""
     half: bool
     """float16 instead of float32."""
+    decoded: bool = False
+    """Nothing at all: compiled code goes on from the decoded images (`fastssl.loader.images`)."""
 
     def inputs(self, views: Views) -> list[Any]:
         """The graph's inputs besides the encoded images, in their order."""
+        if self.decoded:
+            return []
         arrays: list[Any] = list(views.roi())
         if self.cuts:
             arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
@@ -52,6 +56,11 @@ class Pixels:
         if self.gray:
             arrays += [views.channel[:, None].astype(np.int32), 255.0 * IMAGE_MEAN[views.channel][:, None]]
         return arrays
+
+    @property
+    def num_inputs(self) -> int:
+        """Of `inputs`."""
+        return 0 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
 
 
 _NO_BLUR = np.float32(0.01)
@@ -82,17 +91,17 @@ def build_graph(
         blocks: size of an inflated label block, and how it was packed; None where there are none or the CPU does it.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3), and on a GPU with labels the inflated blocks,
-        (N, bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), or (N, H, W, 3) uint8 where they are only decoded,
+        and on a GPU with labels the inflated blocks, (N, bytes) uint8.
     """
     on_gpu = device_id is not None
     sent = blocks if on_gpu else None
-    num_inputs = 3 + 4 * pixels.colour + pixels.blur + 2 * pixels.gray
+    num_inputs = 1 + pixels.num_inputs
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
         jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (sent is not None), batch=True)
         image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
-        outputs = [_image(image, pixels, views)]
+        outputs = [image if pixels.decoded else _image(image, pixels, views)]
         if sent is not None:
             outputs.append(_inflated(views[-1].gpu(), *sent))
         pipeline.set_outputs(*outputs)

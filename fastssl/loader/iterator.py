@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Pixels, build_graph
+from fastssl.loader.images import PendingImages, ThreadedImages
 from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import PendingLabels, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
@@ -99,17 +101,16 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
     filters = label_filters(plan)
     threads = ThreadedLabels(layout, data.size, options.num_threads, codec, filters) if on_cpu else None
     feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
-    try:
-        for pending, image, *blocks in _handed_over(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)):
+    with closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec))) as batches:
+        for pending, image, *blocks in batches:
             if pending.labels is not None:
                 labels = pending.labels.result()
             else:
                 labels = labels_on_device(blocks[0], layout, pending.views, data.size, codec, filters)
             keys = tuple(samples.key(i) for i in pending.samples)
             yield SyntheticBatch(keys=keys, image=_channels_last(image), **labels)
-    finally:
-        if threads is not None:
-            threads.close()
+    if threads is not None:
+        threads.close()
 
 
 def label_filters(plan: Plan) -> Filters:
@@ -122,10 +123,11 @@ def label_filters(plan: Plan) -> Filters:
 
 def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:
     feed = _Feed(plan.steps, damage, _pixels(plan, options))
-    for pending, image in _handed_over(feed, plan, options, None):
-        keys = tuple(samples.key(i) for i in pending.samples)
-        label = torch.tensor([samples.label(i) for i in pending.samples])
-        yield RealBatch(keys=keys, image=_channels_last(image), label=label.to(options.device, non_blocking=True))
+    with closing(_images(feed, plan, options, None)) as batches:
+        for pending, image in batches:
+            keys = tuple(samples.key(i) for i in pending.samples)
+            label = torch.tensor([samples.label(i) for i in pending.samples])
+            yield RealBatch(keys=keys, image=_channels_last(image), label=label.to(options.device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -191,14 +193,38 @@ class _Feed:
 
 def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
     augment = plan.settings.augment
+    colour = any((augment.brightness, augment.contrast, augment.saturation, augment.hue))
     return Pixels(
         size=plan.settings.data.size,
         cuts=plan.cuts,
         gray=plan.settings.data.gray != "off",
-        colour=any((augment.brightness, augment.contrast, augment.saturation, augment.hue)),
+        colour=colour,
         blur=augment.blur > 0,
         half=options.half,
+        decoded=options.device.type == "cpu" and plan.cuts and not (colour or augment.blur or options.half),
     )
+
+
+def _images(
+    feed: _Feed, plan: Plan, options: LoaderOptions, blocks: tuple[int, LabelCodec] | None
+) -> Generator[tuple[Any, ...], None, None]:
+    """What `_handed_over` gives, its images as the network takes them.
+
+    Where compiled code makes these, it works on a batch while the one before is in use.
+    """
+    batches = _handed_over(feed, plan, options, blocks)
+    if not feed.pixels.decoded:
+        yield from batches
+        return
+    images = ThreadedImages(plan.settings.data.size, options.num_threads)
+    begun: tuple[_Pending, PendingImages] | None = None
+    for pending, decoded in batches:
+        before, begun = begun, (pending, images.submit(decoded, pending.views))
+        if before is not None:
+            yield before[0], before[1].result()
+    if begun is not None:
+        yield begun[0], begun[1].result()
+    images.close()
 
 
 def _handed_over(
@@ -225,6 +251,8 @@ def _handed_over(
             else:
                 # Ordered on the consumer's stream: it waits for the batch, the host does not.
                 outputs = pipeline.run(torch.cuda.current_stream(device).cuda_stream)
+            # Fails where an image has another size than the rest.
+            tensors = [from_dlpack(output.as_tensor()) for output in outputs]
         except StopIteration:
             return
         except RuntimeError as error:
@@ -235,7 +263,7 @@ def _handed_over(
         if damaged is not None:
             yield from _made_again(feed, damaged, plan, options, blocks)
             continue
-        yield feed.pending.popleft(), *(from_dlpack(output.as_tensor()) for output in outputs)
+        yield feed.pending.popleft(), *tensors
 
 
 def _made_again(

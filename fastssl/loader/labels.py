@@ -8,7 +8,6 @@ exactly, but for 3e-7 in the normals where torch does not round square roots cor
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from fastssl.errors import ShardError
 from fastssl.loader.label_kernel import CANCELLED, Between, Block, Filters, Labels, Members, Seen, fill_labels
+from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 from fastssl.shards.codec import LabelCodec, LabelLayout, Plane, damaged_labels, misfitting_labels
 
@@ -71,7 +71,7 @@ class ThreadedLabels:
             num_bytes=layout.num_bytes,
             compressed=codec == "lz4",
         )
-        self._memory = _Memory()
+        self._memory = Memory()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-labels")
 
     def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingLabels:
@@ -110,26 +110,7 @@ class ThreadedLabels:
         return None
 
 
-class _Memory:
-    """Memory for batches, lent again when nothing is left of the batch that it was lent to; as much as ever was in use.
-
-    New memory costs more than all the rest: the system clears its pages when they are first touched.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def lend(self, num_bytes: int) -> NDArray[np.uint8]:
-        memory = self._free.pop() if self._free else np.empty(0, np.uint8)
-        if len(memory) < num_bytes:
-            memory = np.empty(num_bytes, np.uint8)
-        # Of its bytes, not a view: views of a view of an array hold the array alone, and `lent` would end too early.
-        lent = np.frombuffer(memory.data, np.uint8, num_bytes)
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return lent
-
-
-def _labels(memory: _Memory, num: int, size: int) -> Labels:
+def _labels(memory: Memory, num: int, size: int) -> Labels:
     """Arrays for the labels of N samples, not filled yet."""
     shapes = [(num, 1, size, size), (num, 3, size, size), (num, 1, size, size), (num,)]
     lengths = [math.prod(shape) for shape in shapes]

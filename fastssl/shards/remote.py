@@ -211,8 +211,8 @@ class Cache:
                 elif _is_locked(path):
                     taken += int(name["coming"])
                 else:  # whoever was fetching it was killed
+                    self._partial(name["sha256"]).unlink(missing_ok=True)
                     path.unlink()
-                    self._partial(name["sha256"]).unlink()
         for path in self._least_needed(copies, taken + num_bytes - self.max_bytes, considerate=considerate):
             path.unlink(missing_ok=True)
 

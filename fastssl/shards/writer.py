@@ -32,7 +32,7 @@ from pydantic import ValidationError
 import fastssl
 from fastssl.batch import Record
 from fastssl.errors import DataError, UsageError
-from fastssl.shards.codec import LZ4_LEVEL
+from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import (
     LABEL,
@@ -119,6 +119,7 @@ def pack(
     ray: str | None = None,
     samples_per_shard: int = 1000,
     jpeg_quality: int = 95,
+    label_codec: LabelCodec = "lz4",
     licence: str | None = None,
     max_bad: int = 100,
     part: tuple[float, float] = (0.0, 1.0),
@@ -135,6 +136,7 @@ def pack(
         out: folder, or an address that fsspec understands, such as ``s3://bucket/rooms``.
         workers: processes; the bytes do not depend on their number.
         ray: address of a Ray cluster that does the work instead (``auto`` for the one this machine belongs to).
+        label_codec: `lz4`, or `raw` for label planes that need no decoding and take seven times the bytes.
         licence: of the images; the source's own if None.
         max_bad: unusable samples that are left out and listed in `quarantine.jsonl`, before packing stops.
         part: only samples whose `key_place` is from the first number to below the second.
@@ -150,7 +152,7 @@ def pack(
         DeviceError: a worker died, or the disk is full. What is finished can be continued.
     """
     _check(workers=(workers, 1), max_bad=(max_bad, 0))
-    settings = packing_settings(source, size, samples_per_shard, jpeg_quality, part, limit)
+    settings = packing_settings(source, size, samples_per_shard, jpeg_quality, label_codec, part, limit)
     plan = _Plan(
         source=_identity(source, licence), settings=settings, labelled=source.labelled, versions=software_versions()
     )
@@ -303,6 +305,7 @@ def packing_settings(
     size: int,
     samples_per_shard: int,
     jpeg_quality: int,
+    label_codec: LabelCodec,
     part: tuple[float, float],
     limit: int | None,
 ) -> Settings:
@@ -314,6 +317,7 @@ def packing_settings(
     values = {
         "size": size,
         "jpeg_quality": jpeg_quality,
+        "label_codec": label_codec,
         "lz4_level": LZ4_LEVEL,
         "samples_per_shard": samples_per_shard,
         "selection": {"subset": source.subset, "part": part, "limit": limit},
@@ -504,7 +508,13 @@ def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
 
 def _manifest(plan: _Plan, statistics: Statistics, shards: list[ShardEntry], quarantined: int) -> Manifest:
     size = plan.settings.size
-    formats = members(size, size, has_labels=plan.labelled, has_classes=LABEL in statistics.member_bytes)
+    formats = members(
+        size,
+        size,
+        has_labels=plan.labelled,
+        has_classes=LABEL in statistics.member_bytes,
+        label_codec=plan.settings.label_codec,
+    )
     in_order_of_members = {name: statistics.member_bytes[name] for name in formats}
     return Manifest(
         **plan.source.model_dump(),

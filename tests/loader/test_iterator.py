@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from patterns import SIDE, coded_instances, coded_normals
+from patterns import SIDE, CodedSource, coded_instances, coded_normals
 from PIL import Image
 
 from fastssl.batch import IMAGE_MEAN, SyntheticBatch
@@ -28,7 +28,7 @@ from fastssl.loader import (
     training_plan,
 )
 from fastssl.loader.plan import Plan
-from fastssl.shards import ShardSet, decode_sample
+from fastssl.shards import ShardSet, decode_sample, pack, read_samples
 
 SIZE = 67
 CPU = torch.device("cpu")
@@ -226,3 +226,22 @@ def test_photos_have_no_labels_to_train_on(coded_real: Path) -> None:
     plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
     with pytest.raises(DataError, match="no label planes"):
         next(synthetic_batches(shards, plan, OPTIONS))
+
+
+def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path: Path) -> None:
+    """Packed without compression, read by both readers, and larger."""
+    packing: dict[str, object] = {"size": SIDE, "samples_per_shard": 4, "jpeg_quality": 98}
+    manifest = pack(CodedSource(11, "synthetic"), tmp_path / "raw", label_codec="raw", **packing)
+    assert manifest.statistics.member_bytes["labels.raw"].min == 5 * SIDE * SIDE + SIDE * SIDE // 8
+    data = DataConfig(size=SIZE, window=(0.6, 1.0))
+    made = []
+    for path in (coded_synthetic, tmp_path / "raw"):
+        shards = open_mixture(path)
+        made.append(list(islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 4)))
+    for lz4, raw in zip(*made, strict=True):
+        assert lz4.keys == raw.keys
+        for plane in ("image", "depth", "normal", "edge", "valid"):
+            assert torch.equal(getattr(lz4, plane), getattr(raw, plane))
+    for ours, theirs in zip(read_samples(coded_synthetic), read_samples(tmp_path / "raw"), strict=True):
+        assert np.array_equal(ours.depth, theirs.depth)
+        assert np.array_equal(ours.edge, theirs.edge)

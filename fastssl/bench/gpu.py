@@ -1,0 +1,69 @@
+"""What a GPU takes for a piece of work: power, energy, and how busy its JPEG engine is, by NVML."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastssl.telemetry import gpu_readings
+
+_BETWEEN_READINGS = 0.05
+"""Seconds; the driver renews its figures no more often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """Means over the time of the work."""
+
+    power_w: float
+    utilisation_percent: float
+    """Share of the time in which a kernel ran."""
+    jpeg_engine_percent: float | None
+    """Share of the time in which the JPEG engine ran; None where driver or binding do not tell it."""
+    images_per_joule: float
+
+
+def gpu_use(work: Callable[[], int], seconds: float, index: int, *, wait: Callable[[], None]) -> GpuUse | None:
+    """Do a piece of work for some seconds and watch the GPU; None where NVML does not answer.
+
+    Args:
+        work: called again and again; returns for how many images it was.
+        seconds: one reading at least is taken, however short.
+        index: of the GPU.
+        wait: returns when all that `work` has begun is done.
+    """
+    readings, engine = list[dict[str, float]](), list[float | None]()
+    wait()
+    started, images, due = time.perf_counter(), 0, 0.0
+    while not images or time.perf_counter() - started < seconds:
+        images += work()
+        if time.perf_counter() >= due:
+            readings.append(gpu_readings(index))
+            engine.append(_jpeg_engine_percent(index))
+            due = time.perf_counter() + _BETWEEN_READINGS
+    wait()
+    elapsed = time.perf_counter() - started
+    if not all(readings):
+        return None
+    busy = [percent for percent in engine if percent is not None]
+    power = statistics.mean(reading["gpu/power_w"] for reading in readings)
+    return GpuUse(
+        power_w=power,
+        utilisation_percent=statistics.mean(reading["gpu/utilisation_percent"] for reading in readings),
+        jpeg_engine_percent=statistics.mean(busy) if busy else None,
+        images_per_joule=images / (power * elapsed),
+    )
+
+
+def _jpeg_engine_percent(index: int) -> float | None:
+    import pynvml
+
+    if not hasattr(pynvml, "nvmlDeviceGetJpgUtilization"):  # since nvidia-ml-py 12.535
+        return None
+    try:
+        percent, _ = pynvml.nvmlDeviceGetJpgUtilization(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return None
+    return float(percent)

@@ -1,0 +1,328 @@
+"""The parts of loading, each as a piece of work that can be done by itself.
+
+All but the reading, and the loader itself, work on bytes that lie in memory, and as the loader does them: with its
+classes, its threads and its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Literal, TypeVar
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.bench.rates import num_cores
+from fastssl.config import Config
+from fastssl.errors import ConfigError, DataError
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Plan,
+    Share,
+    Step,
+    ViewSettings,
+    real_batches,
+    synthetic_batches,
+    training_plan,
+)
+from fastssl.loader.damage import Damage
+from fastssl.loader.graph import build_decoder
+from fastssl.loader.iterator import label_filters
+from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
+from fastssl.loader.labels import ThreadedLabels
+from fastssl.shards import JPEG, LABEL, LabelLayout
+
+DomainName = Literal["synthetic", "real"]
+Part = Literal[
+    "reading",
+    "jpeg_simplejpeg",
+    "jpeg_dali",
+    "images",
+    "label_inflation",
+    "label_depth_normals",
+    "label_contours",
+    "labels",
+    "loader_in_memory",
+    "loader",
+]
+Work = Callable[[], int]
+"""Does a batch, or as much of a part as is convenient; returns the number of images."""
+
+_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
+_IN_MEMORY = 256
+"""Samples whose bytes are kept."""
+_PER_THREAD = 32
+"""Images per step; from there on the threads' different ends cost next to nothing."""
+
+_Bytes = NDArray[np.uint8]
+_T = TypeVar("_T")
+
+
+class InMemory(Mixture):
+    """Some sound samples of a domain, their bytes in memory: a loader on them reads nothing.
+
+    Args:
+        damage: of the domain's samples; finds out which of them are sound.
+        wanted: numbers of samples; damaged ones are replaced as the loader does.
+    """
+
+    def __init__(self, samples: Mixture, damage: Damage, wanted: Sequence[int]) -> None:
+        super().__init__(samples.datasets, samples.weights)
+        damage.examine(list(wanted))
+        self._members = dict(damage.read(index) for index in wanted)
+        self.numbers = tuple(self._members)
+        self._keys = {index: samples.key(index) for index in self.numbers}
+        self._labels = {index: samples.label(index) for index in self.numbers}
+
+    def member(self, index: int, name: str) -> _Bytes:
+        return self._members[index][name]
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def members(self, name: str) -> list[_Bytes]:
+        """One member of every sample."""
+        return [self._members[index][name] for index in self.numbers]
+
+    def steps(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """These steps, but with these samples instead of their own, over and over."""
+        numbers = cycle(self.numbers)
+        for samples, views in steps:
+            yield np.array(list(islice(numbers, len(samples)))), views
+
+
+class Domain:
+    """A domain as a training with these settings loads it.
+
+    Raises:
+        DataError: rendered images are wanted, and there are no labels; or too many samples are damaged.
+        ConfigError: the packed images are smaller than the network's input.
+    """
+
+    def __init__(self, name: DomainName, samples: Mixture, config: Config) -> None:
+        data = config.data
+        if name == "synthetic" and not samples.has_labels:
+            raise DataError("the synthetic dataset has no label planes", where=samples.path)
+        if min(samples.image_size) < data.size:
+            raise ConfigError(
+                "the packed images are smaller than the network's input",
+                where=samples.path,
+                seen="{} x {} pixels".format(*samples.image_size),
+                expected=f"at least data.size = {data.size}",
+                do="lower it with --preset or --set",
+            )
+        self.name, self.samples, self.size = name, samples, data.size
+        self.batch_size = data.batch_synthetic if name == "synthetic" else data.batch_real
+        self.members = (JPEG, samples.label_member if name == "synthetic" else LABEL)
+        self._order = samples.order(seed=config.train.seed, stream=_STREAMS[name], buffer=data.shuffle_buffer)
+        whole = name == "real" and data.real_window == "whole"
+        self._settings = ViewSettings(data=data, augment=config.augment, stored=samples.image_size, whole=whole)
+        damage = Damage(samples, self.members, max_bad=data.max_bad, paranoid=data.paranoid)
+        wanted = self._order.samples(0, min(_IN_MEMORY, len(samples)))
+        self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
+
+    @property
+    def bytes_per_image(self) -> float:
+        """That are read of a sample, classes aside."""
+        stored = [self.in_memory.members(name) for name in self.members if name != LABEL]
+        return float(sum(np.mean([len(content) for content in contents]) for contents in stored))
+
+    def plan(self, batch_size: int | None = None) -> Plan:
+        """The training's own steps, from the first on."""
+        return self.samples.training_plan(self._settings, self._share(batch_size))
+
+    def plan_in_memory(self, options: LoaderOptions) -> Plan:
+        """Steps of the samples in memory, of `part_batch` images."""
+        plan = training_plan(self._settings, self._share(self.part_batch(options)))
+        return replace(plan, steps=self.in_memory.steps(plan.steps))
+
+    def part_batch(self, options: LoaderOptions) -> int:
+        """Images per step of the parts: on a CPU fewer than in training, so that a step does not take long."""
+        if options.device.type == "cuda":
+            return self.batch_size
+        return min(self.batch_size, _PER_THREAD * options.num_threads)
+
+    def _share(self, batch_size: int | None) -> Share:
+        return Share(order=self._order, batch_size=batch_size or self.batch_size)
+
+
+Measured = Callable[[Domain, LoaderOptions], AbstractContextManager[Work]]
+
+
+@contextmanager
+def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    """By the one thread that reads, and again and again, so that the system has the files in memory."""
+    damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, paranoid=options.paranoid)
+    numbers = domain.in_memory.numbers
+
+    def work() -> int:
+        for index in numbers:
+            damage.read(index)
+        return len(numbers)
+
+    yield work
+
+
+@contextmanager
+def _simplejpeg(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    def decode(streams: Sequence[_Bytes]) -> None:
+        for stream in streams:
+            simplejpeg.decode_jpeg(stream, "RGB")
+
+    with _side_by_side(decode, domain.in_memory.members(JPEG), num_cores()) as work:
+        yield work
+
+
+@contextmanager
+def _dali(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    streams, batch = cycle(domain.in_memory.members(JPEG)), domain.part_batch(options)
+    pipeline = build_decoder(
+        lambda: list(islice(streams, batch)),
+        batch_size=batch,
+        threads=options.num_threads,
+        device_id=None if options.device.type == "cpu" else options.device.index or 0,
+        hw_decoder_load=options.hw_decoder_load,
+    )
+    pipeline.build()
+
+    def work() -> int:
+        pipeline.run()
+        return batch
+
+    yield work
+
+
+def _planes(*, surface: bool, contours: bool) -> Measured:
+    """Inflated label blocks, and what is wanted of their planes; of the others one pixel, which costs nothing."""
+
+    @contextmanager
+    def planes(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+        plan = domain.plan_in_memory(options)
+        samples, views = next(plan.steps)
+        num, size, threads, wanted = len(samples), domain.size, options.num_threads, label_filters(plan)
+        filters = Filters(linear_normals=surface and wanted.linear_normals, edge_area=contours and wanted.edge_area)
+        between = Between(*views.neighbours(size if filters.linear_normals else 0))
+        blocks = [domain.in_memory.member(index, domain.samples.label_member) for index in samples.tolist()]
+        members = Members(
+            address=np.array([block.ctypes.data for block in blocks], np.uintp),
+            size=np.array([len(block) for block in blocks], np.int32),
+        )
+        pixel = (np.zeros((num, 1), np.int64),) * 2
+        seen = Seen(
+            *(views.sources(size) if surface else pixel),
+            *(views.cells(size) if contours else pixel),
+            views.ends() if contours else np.ones((num, 2), np.int64),
+            views.flip,
+        )
+        wide, cells = (size if whole else 1 for whole in (surface, contours))
+        labels = Labels(
+            depth=np.empty((num, 1, wide, wide), np.float32),
+            normal=np.empty((num, 3, wide, wide), np.float32),
+            edge=np.empty((num, 1, cells, cells), np.float32),
+            valid=np.empty((num, 1, wide, wide), np.bool_),
+            stored_edge_fraction=np.empty(num, np.float32),
+        )
+        layout = LabelLayout(*domain.samples.image_size)
+        block = Block(
+            height=layout.height,
+            width=layout.width,
+            normal=layout.normal.start,
+            edge=layout.edge.start,
+            num_bytes=layout.num_bytes,
+            compressed=domain.samples.label_codec == "lz4",
+        )
+
+        def fill(firsts: Sequence[int]) -> None:
+            for first in firsts:
+                fill_labels(first, threads, block, members, seen, between, filters, labels)
+
+        with _side_by_side(fill, range(threads), threads) as work:
+            yield lambda: work() * num // threads
+
+    return planes
+
+
+@contextmanager
+def _labels(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    plan, codec = domain.plan_in_memory(options), domain.samples.label_codec
+    layout, member = LabelLayout(*domain.samples.image_size), domain.samples.label_member
+    labels = ThreadedLabels(layout, domain.size, options.num_threads, codec, label_filters(plan))
+
+    def work() -> int:
+        samples, views = next(plan.steps)
+        labels.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
+        return len(samples)
+
+    try:
+        yield work
+    finally:
+        labels.close()
+
+
+@contextmanager
+def _images(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    yield _batch_by_batch(real_batches(domain.in_memory, domain.plan_in_memory(options), options))
+
+
+@contextmanager
+def _loader_in_memory(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    yield _batch_by_batch(synthetic_batches(domain.in_memory, domain.plan_in_memory(options), options))
+
+
+@contextmanager
+def loader(domain: Domain, options: LoaderOptions, batch_size: int | None = None) -> Iterator[Work]:
+    """The loader as a training uses it; another size of batches may be given."""
+    plan = domain.plan(batch_size)
+    if domain.name == "synthetic":
+        yield _batch_by_batch(synthetic_batches(domain.samples, plan, options))
+    else:
+        yield _batch_by_batch(real_batches(domain.samples, plan, options))
+
+
+PARTS: dict[Part, Measured] = {
+    "reading": _reading,
+    "jpeg_simplejpeg": _simplejpeg,
+    "jpeg_dali": _dali,
+    "images": _images,
+    "label_inflation": _planes(surface=False, contours=False),
+    "label_depth_normals": _planes(surface=True, contours=False),
+    "label_contours": _planes(surface=False, contours=True),
+    "labels": _labels,
+    "loader_in_memory": _loader_in_memory,
+    "loader": loader,
+}
+
+
+def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
+    """What a domain's loading has; a GPU does the labels in its graph, where they cannot be told apart."""
+    if domain == "real":
+        return ["reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"]
+    return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("label")]
+
+
+def _batch_by_batch(batches: Iterator[SyntheticBatch | RealBatch]) -> Work:
+    return lambda: len(next(batches).keys)
+
+
+@contextmanager
+def _side_by_side(do: Callable[[Sequence[_T]], None], items: Sequence[_T], threads: int) -> Iterator[Work]:
+    """All items by threads, each of which does its share of them."""
+    shares = [items[first::threads] for first in range(threads)]
+
+    def work() -> int:
+        for _ in pool.map(do, shares):
+            pass
+        return len(items)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield work

@@ -1,0 +1,123 @@
+"""Images cut, mirrored and normalised on the CPU by compiled code.
+
+For windows that are cut out as they are, this does in one pass over a batch what the graph's operators do in three, and
+takes a fifth of their time; the graph only decodes. Colours, blur and windows of other sizes are the graph's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastssl.batch import IMAGE_MEAN
+from fastssl.loader.memory import Memory
+from fastssl.loader.plan import Views
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_Pixels = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_Places = NDArray[np.int64]
+
+
+class PendingImages:
+    """Images that threads are filling; `result` waits for them."""
+
+    def __init__(self, images: _Floats, jobs: list[Future[None]]) -> None:
+        self._images, self._jobs = images, jobs
+
+    def result(self) -> Tensor:
+        """(N, S, S, 3) float32."""
+        for job in self._jobs:
+            job.result()
+        return torch.from_numpy(self._images)
+
+
+class ThreadedImages:
+    """Makes the network's input out of decoded images."""
+
+    def __init__(self, size: int, threads: int) -> None:
+        self._size, self._threads = size, threads
+        self._memory = Memory()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-images")
+
+    def submit(self, decoded: Tensor, views: Views) -> PendingImages:
+        """Start on a batch.
+
+        Args:
+            decoded: (N, H, W, 3) uint8, left alone until the result is there.
+            views: windows of the output's size.
+        """
+        shape = (len(decoded), self._size, self._size, 3)
+        images = self._memory.lend(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+        pixels = decoded.numpy()
+        seen = (views.top, views.left, views.flip, views.channel)
+        jobs = [
+            self._pool.submit(_fill_images, first, self._threads, pixels, *seen, IMAGE_MEAN, images)
+            for first in range(min(self._threads, len(decoded)))
+        ]
+        return PendingImages(images, jobs)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compiled at its first call on a machine, kept in a file from then on; leaves the interpreter lock."""
+    return cast("_Function", njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+@_compiled
+def _fill_images(
+    first: int,
+    step: int,
+    decoded: _Pixels,
+    top: _Places,
+    left: _Places,
+    flip: NDArray[np.bool_],
+    channel: _Places,
+    mean: _Floats,
+    images: _Floats,
+) -> None:
+    size = images.shape[1]
+    row = np.empty(3 * size, np.uint8)
+    means = np.empty(3 * size, np.float32)
+    for i in range(first, len(images), step):
+        for j in range(3 * size):
+            means[j] = mean[channel[i]] if channel[i] >= 0 else mean[j % 3]
+        for y in range(size):
+            stored = decoded[i, top[i] + y, left[i] : left[i] + size].reshape(-1)
+            if channel[i] >= 0:
+                _repeat_channel(stored, channel[i], row)
+                stored = row
+            if flip[i]:
+                _normalise_mirrored(stored, means, images[i, y].reshape(-1))
+            else:
+                _normalise(stored, means, images[i, y].reshape(-1))
+
+
+@_compiled
+def _repeat_channel(stored: _Pixels, channel: int, row: _Pixels) -> None:
+    for x in range(len(row) // 3):
+        value = stored[3 * x + channel]
+        row[3 * x], row[3 * x + 1], row[3 * x + 2] = value, value, value
+
+
+@_compiled
+def _normalise(stored: _Pixels, means: _Floats, out: _Floats) -> None:
+    for k in range(len(out)):
+        out[k] = np.float32(stored[k]) * np.float32(1 / 255) - means[k]
+
+
+@_compiled
+def _normalise_mirrored(stored: _Pixels, means: _Floats, out: _Floats) -> None:
+    size = len(out) // 3
+    for x in range(size):
+        for axis in range(3):
+            out[3 * x + axis] = np.float32(stored[3 * (size - 1 - x) + axis]) * np.float32(1 / 255) - means[axis]
