@@ -1,180 +1,454 @@
-"""Ways to store the label planes: bytes per sample and milliseconds to pack and unpack, on one CPU core.
+"""Ways to store the label planes: bytes and errors of a sample, and the time that one core takes to unpack it.
 
-    python benchmarks/label_codec.py [--scenes N]
+    python benchmarks/label_codec.py [--scenes N] [--rooms N]
 
-The scenes are rooms with boxes and spheres, cast analytically at 256 x 256. Sizes are exact; times are medians.
+The scenes are rooms with boxes and spheres, cast analytically at 256 x 256, with errors against the exact planes; the
+rooms are those of shards/sample, rendered at 192 x 192, whose planes are in whole numbers already. Sizes are exact;
+times are medians of the processor's time. Needs imagecodecs, which fastssl itself does not; writes
+results/label_codec.json and prints its tables.
+
+"to planes" is from packed bytes to the planes' whole numbers: LZ4 and compiled running sums, or imagecodecs' decoder.
+"loaded" is all that the loader does with a sample on the CPU, which for any way but `raw` and `lz4` would be its planes
+and what `raw` takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import imagecodecs
 import lz4.block
 import numpy as np
+from conditions import write_result
+from four_planes import cast_room
+from numba import njit
 from numpy.typing import NDArray
 
-from fastssl.batch import Intrinsics
-from fastssl.geometry import contours, pixel_rays
-from fastssl.shards import undo_differences
+from fastssl.geometry import contours
+from fastssl.loader.labels import ThreadedLabels
+from fastssl.loader.plan import Views
+from fastssl.shards import LabelLayout, ShardSet
+from fastssl.shards.codec import LZ4_LEVEL, LabelCodec, StoredLabels, pack_labels, quantised, unpack_labels
 
-SIDE = 256
+SIDE, INPUT = 256, 227
+SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
+REPEATS, BATCH = 9, 32
+LEVELS = (3, 4, 6, 8, 9, 12)
 Array = NDArray[Any]
+Packed = Sequence[bytes | bytearray]
 
 
-def rotation(pitch: float, yaw: float) -> Array:
-    cp, sp, cy, sy = np.cos(pitch), np.sin(pitch), np.cos(yaw), np.sin(yaw)
-    turn: Array = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    return turn
+class Scene(NamedTuple):
+    """What is to be stored."""
+
+    depth: Array
+    """(H, W) metres."""
+    normal: Array
+    """(H, W, 3) unit vectors."""
+    planes: StoredLabels
+    """The same in a shard's whole numbers."""
 
 
-def hit_box(origin: Array, rays: Array, half: Array, *, inside: bool) -> tuple[Array, Array]:
-    """Ray parameter and normal where each ray enters (or, from inside, leaves) a box about zero."""
-    with np.errstate(divide="ignore"):
-        planes = np.sort(np.stack([(-half - origin) / rays, (half - origin) / rays]), axis=0)
-    enter, leave = planes[0].max(-1), planes[1].min(-1)
-    at = leave if inside else np.where((enter < leave) & (enter > 1e-6), enter, np.inf)
-    axis = planes[1].argmin(-1) if inside else planes[0].argmax(-1)
-    normal = np.zeros_like(rays)
-    np.put_along_axis(normal, axis[..., None], -np.sign(np.take_along_axis(rays, axis[..., None], -1)), -1)
-    return at, normal
+class Way(NamedTuple):
+    """One way to store a sample."""
+
+    name: str
+    gpu: str
+    """What unpacks it on a GPU."""
+    pack: Callable[[Scene], Packed]
+    unpack: Callable[[Packed, int], tuple[Array, Array]]
+    """Packed bytes and the image's side to millimetres (H, W) and what stands for normals (H, W, any)."""
+    to_normal: Callable[[Array], Array]
 
 
-def hit_sphere(origin: Array, rays: Array, radius: float) -> tuple[Array, Array]:
-    a, b, c = (rays * rays).sum(-1), (rays * origin).sum(-1), (origin * origin).sum() - radius**2
-    root = b * b - a * c
-    at = np.where(root > 0, (-b - np.sqrt(np.maximum(root, 0))) / a, np.inf)
-    at[at < 1e-6] = np.inf
-    with np.errstate(invalid="ignore"):
-        return at, (origin + rays * at[..., None]) / radius
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--rooms", type=int, default=200)
+    arguments = parser.parse_args()
+    scenes = [cast_scene(seed) for seed in range(arguments.scenes)]
+    rooms = rendered_rooms(arguments.rooms)
+    result = {
+        "ways": [measured(way, scenes, rooms) for way in WAYS],
+        "normals": [sphere_errors(name, *code) for name, code in NORMAL_CODES.items()],
+        "contours_kib": contour_sizes(scenes, rooms),
+        "levels": [measured_level(level, scenes, rooms) for level in LEVELS],
+        "loaded": [loaded(codec, scenes, rooms) for codec in ("lz4", "raw")],
+    }
+    for name, rows in result.items():
+        print(f"\n{name}\n\n{markdown(rows)}")
+    print(f"\nwritten to {write_result('label_codec', result)}")
 
 
-def scene(seed: int) -> tuple[Array, Array, Array]:
-    """Depth, normal and edge of a furnished room, seen from near a wall towards its middle."""
-    rng = np.random.default_rng(seed)
-    focal = rng.uniform(0.65, 0.95) * SIDE
-    towards = rng.uniform(0, 2 * np.pi)
-    to_world = rotation(-rng.uniform(0, 0.45), towards + rng.uniform(-0.5, 0.5))
-    rays = pixel_rays(Intrinsics(fx=focal, fy=focal, cx=SIDE / 2, cy=SIDE / 2), SIDE, SIDE) @ to_world.T
-    room = np.array([rng.uniform(2, 3), 1.4, rng.uniform(2, 3)])
-    eye = np.array([-0.8 * room[0] * np.sin(towards), -0.1, -0.8 * room[2] * np.cos(towards)])
-    depth, normal = hit_box(eye, rays, room, inside=True)
-    # Walls, floor and ceiling are objects of their own.
-    instance = np.rint(normal @ [1, 2, 3]).astype(int)
-    for number in range(10, 10 + rng.integers(15, 40)):
-        half = rng.uniform(0.05, 0.5, 3)
-        lift = rng.choice([0, rng.uniform(0, 1.2)])
-        centre = np.array([rng.uniform(-1, 1) * room[0], 1.4 - half[1] - lift, rng.uniform(-1, 1) * room[2]])
-        if np.hypot(*(centre - eye)[[0, 2]]) < 0.9:
-            continue
-        turn = rotation(0, rng.choice([0, rng.uniform(0, np.pi)]))
-        if rng.random() < 0.3:
-            at, facing = hit_sphere(eye - centre, rays, half[1])
+# What is stored
+
+
+def cast_scene(seed: int) -> Scene:
+    room = cast_room(seed, SIDE, SIDE)
+    return Scene(room.depth, room.normal, quantised(room.depth, room.normal, contours(room.instance)))
+
+
+def rendered_rooms(limit: int) -> list[Scene]:
+    rooms = []
+    for name in ("render_train", "render_val"):
+        shards = ShardSet(SAMPLE / name)
+        for index in range(len(shards)):
+            block = shards.member(index, shards.label_member)
+            rooms.append(unpack_labels(block, *shards.image_size, shards.label_codec))
+    return [Scene(planes.millimetres / 1000, from_codes(planes.normal), planes) for planes in rooms[:limit]]
+
+
+# Normals
+
+
+def to_codes(normal: Array) -> Array:
+    return quantised(np.ones(normal.shape[:-1]), normal, np.zeros(normal.shape[:-1], bool)).normal
+
+
+def from_codes(codes: Array) -> Array:
+    normal = codes / 127.5 - 1
+    return cast("Array", normal / np.linalg.norm(normal, axis=-1, keepdims=True))
+
+
+def to_octahedral(bits: int, normal: Array) -> Array:
+    """Each unit vector as two numbers of so many bits: of the four nearest pairs the one with the least error."""
+    largest = 2**bits - 1
+    flat = normal / np.abs(normal).sum(axis=-1, keepdims=True)
+    x, y, z = np.moveaxis(flat, -1, 0)
+    behind = z < 0
+    folded = np.stack([np.where(behind, (1 - abs(y)) * sign(x), x), np.where(behind, (1 - abs(x)) * sign(y), y)], -1)
+    low = np.floor((folded + 1) / 2 * largest).clip(0, largest - 1)
+    pairs = np.stack([low + np.array([i, j]) for i in (0, 1) for j in (0, 1)])
+    best = (from_octahedral(bits, pairs) * normal).sum(axis=-1).argmax(axis=0)
+    chosen: Array = np.take_along_axis(pairs, best[None, ..., None], axis=0)[0]
+    return chosen.astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def from_octahedral(bits: int, codes: Array) -> Array:
+    x, y = np.moveaxis(codes / (2**bits - 1) * 2 - 1, -1, 0)
+    z = 1 - abs(x) - abs(y)
+    behind = z < 0
+    x, y = np.where(behind, (1 - abs(y)) * sign(x), x), np.where(behind, (1 - abs(x)) * sign(y), y)
+    normal = np.stack([x, y, z], axis=-1)
+    return cast("Array", normal / np.linalg.norm(normal, axis=-1, keepdims=True))
+
+
+def sign(x: Array) -> Array:
+    return np.where(x >= 0, 1, -1)
+
+
+NORMAL_CODES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "3 x 8 bits": (to_codes, from_codes),
+    "octahedral, 2 x 8 bits": (partial(to_octahedral, 8), partial(from_octahedral, 8)),
+    "octahedral, 2 x 12 bits": (partial(to_octahedral, 12), partial(from_octahedral, 12)),
+}
+
+
+def degrees(a: Array, b: Array) -> Array:
+    return cast("Array", np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(axis=-1))))
+
+
+def sphere_errors(name: str, to: Callable[[Array], Array], back: Callable[[Array], Array]) -> dict[str, object]:
+    normal = np.random.default_rng(0).normal(size=(1000, 500, 3))
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    error = degrees(normal, back(to(normal)))
+    return {"normals of the whole sphere as": name, "worst degrees": error.max(), "mean": error.mean()}
+
+
+# Packing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """Planes in one LZ4 block."""
+
+    in_bytes: bool = False
+    """Depth as two planes, low and high bytes, instead of one of words."""
+    interleaved: bool = False
+    """Normals as (H, W, numbers) instead of (numbers, H, W)."""
+    down: bool = False
+    across: bool = False
+    """Differences between rows, and within rows."""
+    octahedral: int = 0
+    """Bits of each of two numbers for a normal; 0 = three codes of 8 bits."""
+
+    @property
+    def numbers(self) -> int:
+        """Of a normal."""
+        return 2 if self.octahedral else 3
+
+    def pack(self, scene: Scene) -> Packed:
+        side = len(scene.depth)
+        normal = to_octahedral(self.octahedral, scene.normal) if self.octahedral else scene.planes.normal
+        raw = bytearray(2 * side * side + normal.nbytes)
+        stored_depth, stored_normal = self.views(raw, side)
+        millimetres = scene.planes.millimetres
+        stored_depth[:] = [millimetres & 255, millimetres >> 8] if self.in_bytes else [millimetres]
+        if self.interleaved:
+            stored_normal[0] = normal.reshape(side, -1)
         else:
-            at, facing = hit_box((eye - centre) @ turn, rays @ turn, half, inside=False)
-            facing = facing @ turn.T
-        nearer = at < depth
-        depth, instance = np.where(nearer, at, depth), np.where(nearer, number, instance)
-        normal = np.where(nearer[..., None], facing, normal)
-    return depth, normal @ to_world, contours(instance)
+            stored_normal[:] = np.moveaxis(normal, -1, 0)
+        for plane in (stored_depth, stored_normal):
+            step = len(plane[0, 0]) // side
+            if self.down:
+                plane[:, 1:] -= plane[:, :-1].copy()
+            if self.across:
+                plane[..., step:] -= plane[..., :-step].copy()
+        return [compressed(bytes(raw) + contour_bits(scene).tobytes())]
+
+    def unpack(self, blocks: Packed, side: int) -> tuple[Array, Array]:
+        most = (2 + 2 * self.numbers) * side * side + side * side
+        raw = lz4.block.decompress(blocks[0], uncompressed_size=most, return_bytearray=True)
+        depth, normal = self.views(raw, side)
+        undo(depth, self.down, self.across * 1)
+        undo(normal, self.down, self.across * (normal.shape[2] // side))
+        millimetres = joined(depth) if self.in_bytes else depth[0]
+        return millimetres, normal.reshape(side, side, -1) if self.interleaved else np.moveaxis(normal, 0, -1)
+
+    def views(self, raw: bytearray, side: int) -> tuple[Array, Array]:
+        """Depth and normals in their bytes, (planes, H, numbers of a row) each."""
+        depth = np.frombuffer(raw, np.uint8 if self.in_bytes else np.uint16, 2 * side * side >> (not self.in_bytes))
+        kind = np.uint16 if self.octahedral > 8 else np.uint8
+        normal = np.frombuffer(raw, kind, self.numbers * side * side, offset=2 * side * side)
+        return depth.reshape(-1, side, side), normal.reshape((1, side, -1) if self.interleaved else (-1, side, side))
 
 
-def stored(scenes: Iterable[tuple[Array, Array, Array]]) -> list[tuple[Array, Array, Array]]:
-    return [
-        (
-            np.rint(depth * 1000).astype(np.uint16),
-            np.rint(127.5 * (normal + 1)).clip(1, 255).astype(np.uint8).transpose(2, 0, 1).copy(),
-            np.packbits(edge, axis=1),
-        )
-        for depth, normal, edge in scenes
-    ]
+def undo_in_python(planes: Array, down: bool, step: int) -> None:
+    """Running sums in place, down the columns and along the rows in steps; step 0 = not along the rows."""
+    for plane in planes:
+        for y in range(plane.shape[0]):
+            row, above = plane[y], plane[y - 1]
+            for x in range(step, len(row) * (step > 0)):
+                row[x] += row[x - step]
+            for x in range(len(row) * (down and y > 0)):
+                row[x] += above[x]
 
 
-def rows(plane: Array) -> Array:
-    difference = plane.copy()
-    difference[..., 1:, :] -= plane[..., :-1, :]
-    return difference
+undo = cast("Callable[[Array, bool, int], None]", njit(cache=True)(undo_in_python))
 
 
-def columns(plane: Array) -> Array:
-    difference = plane.copy()
-    difference[..., 1:] -= plane[..., :-1]
-    return difference
+def joined(depth: Array) -> Array:
+    return cast("Array", depth[0] + np.uint16(256) * depth[1])
 
 
-def undo_columns(plane: Array) -> None:
-    np.cumsum(plane, axis=-1, dtype=plane.dtype, out=plane)
-
-
-def byte_planes(plane: Array) -> Array:
-    return plane.view(np.uint8).reshape(-1, plane.itemsize).T.copy()
-
-
-def compressed(content: bytes, level: int = 9) -> bytes:
+def compressed(content: bytes | Array, level: int = LZ4_LEVEL) -> bytes:
     block: bytes = lz4.block.compress(content, mode="high_compression", compression=level, store_size=False)
     return block
 
 
-def kib(blocks: Iterable[bytes]) -> float:
-    return float(np.mean([len(block) for block in blocks])) / 1024
+def contour_bits(scene: Scene) -> Array:
+    return np.packbits(scene.planes.edge, axis=1)
 
 
-def ms(work: Callable[[Any], object], items: list[Any], repeats: int = 7) -> float:
+def pack_images(
+    encode_depth: Callable[[Array], bytes | bytearray],
+    encode_normal: Callable[[Array], bytes | bytearray],
+    scene: Scene,
+) -> Packed:
+    """Depth and normals as images, contours as elsewhere."""
+    edge = compressed(contour_bits(scene))
+    return [encode_depth(scene.planes.millimetres), encode_normal(scene.planes.normal), edge]
+
+
+def unpack_images(decode: Callable[[bytes | bytearray], Array], blocks: Packed, side: int) -> tuple[Array, Array]:
+    lz4.block.decompress(blocks[2], uncompressed_size=side * -(-side // 8))
+    return decode(blocks[0]), decode(blocks[1])
+
+
+def unpack_raw(blocks: Packed, side: int) -> tuple[Array, Array]:
+    planes = unpack_labels(np.frombuffer(blocks[0], np.uint8), side, side, "raw")
+    return planes.millimetres, planes.normal
+
+
+INFLATE = "one batched call"
+
+
+def in_lz4(name: str, **arrangement: Any) -> Way:
+    chosen = Arrangement(**arrangement)
+    to_normal = partial(from_octahedral, chosen.octahedral) if chosen.octahedral else from_codes
+    return Way(f"LZ4, {name}", INFLATE, chosen.pack, chosen.unpack, to_normal)
+
+
+def as_images(
+    name: str,
+    gpu: str,
+    encode: Callable[..., bytes | bytearray],
+    decode: Callable[[bytes | bytearray], Array],
+    **options: Any,
+) -> Way:
+    encoder = partial(encode, **options)
+    return Way(name, gpu, partial(pack_images, encoder, encoder), partial(unpack_images, decode), from_codes)
+
+
+WAYS = [
+    Way("raw", "copy", lambda scene: [pack_labels(scene.planes, "raw")], unpack_raw, from_codes),
+    in_lz4("values"),
+    in_lz4("differences within rows", across=True),
+    in_lz4("between rows", down=True),
+    in_lz4("between rows and within", down=True, across=True),
+    in_lz4("between rows, depth in bytes", down=True, in_bytes=True),
+    in_lz4("between rows, depth in bytes, normals interleaved (`lz4`)", down=True, in_bytes=True, interleaved=True),
+    in_lz4("the same within rows", across=True, in_bytes=True, interleaved=True),
+    in_lz4("the same between rows and within", down=True, across=True, in_bytes=True, interleaved=True),
+    in_lz4("as `lz4`, normals octahedral 2 x 8", down=True, in_bytes=True, interleaved=True, octahedral=8),
+    in_lz4("as `lz4`, normals octahedral 2 x 12", down=True, in_bytes=True, interleaved=True, octahedral=12),
+    as_images("HT-J2K", "nvJPEG2000", imagecodecs.htj2k_encode, imagecodecs.htj2k_decode, reversible=True),
+    as_images(
+        "JPEG 2000", "nvJPEG2000", imagecodecs.jpeg2k_encode, imagecodecs.jpeg2k_decode, level=0, reversible=True
+    ),
+    as_images(
+        "TIFF, deflate, differences",
+        "nvTIFF?",
+        imagecodecs.tiff_encode,
+        imagecodecs.tiff_decode,
+        compression="deflate",
+        predictor=2,
+    ),
+    as_images(
+        "TIFF, LZW, differences",
+        "nvTIFF?",
+        imagecodecs.tiff_encode,
+        imagecodecs.tiff_decode,
+        compression="lzw",
+        predictor=2,
+    ),
+    as_images("PNG", "no", imagecodecs.png_encode, imagecodecs.png_decode),
+]
+
+
+# Measuring
+
+
+def measured(way: Way, scenes: Sequence[Scene], rooms: Sequence[Scene]) -> dict[str, object]:
+    """A row of the table: sizes and times for both kinds of planes, errors against the exact ones."""
+    packed = [way.pack(scene) for scene in scenes]
+    errors = [scene_errors(way, scene, blocks) for scene, blocks in zip(scenes, packed, strict=True)]
+    worst, mean = np.max(errors, axis=0), np.mean(errors, axis=0)
+    rendered = [way.pack(room) for room in rooms]
+    return {
+        "way": way.name,
+        "KiB": kib(packed),
+        "KiB rendered": kib(rendered),
+        "ms to planes": milliseconds(lambda blocks: way.unpack(blocks, SIDE), packed),
+        "ms rendered": milliseconds(lambda blocks: way.unpack(blocks, len(rooms[0].depth)), rendered[:BATCH]),
+        "worst mm": worst[0],
+        "mean mm": mean[1],
+        "worst degrees": worst[2],
+        "mean degrees": mean[3],
+        "GPU": way.gpu,
+    }
+
+
+def scene_errors(way: Way, scene: Scene, blocks: Packed) -> tuple[float, float, float, float]:
+    """Largest and mean error of depth in mm and of normals in degrees."""
+    millimetres, codes = way.unpack(blocks, SIDE)
+    depth, angle = abs(millimetres - 1000 * scene.depth), degrees(scene.normal, way.to_normal(codes))
+    return depth.max(), depth.mean(), angle.max(), angle.mean()
+
+
+def contour_sizes(scenes: Sequence[Scene], rooms: Sequence[Scene]) -> list[dict[str, object]]:
+    forms: dict[str, Callable[[Scene], Array]] = {"bits": contour_bits, "bytes": lambda scene: scene.planes.edge}
+    return [
+        {
+            "contours as": name,
+            "KiB": kib([[compressed(form(s).tobytes())] for s in scenes]),
+            "rendered": kib([[compressed(form(s).tobytes())] for s in rooms]),
+        }
+        for name, form in forms.items()
+    ]
+
+
+def measured_level(level: int, scenes: Sequence[Scene], rooms: Sequence[Scene]) -> dict[str, object]:
+    """Sizes and times of the block of codec `lz4` at a level of compression."""
+    row: dict[str, object] = {"level": level}
+    for name, samples in (("", scenes), (" rendered", rooms[:BATCH])):
+        side = len(samples[0].depth)
+        size = LabelLayout(side, side).num_bytes
+        blocks = [lz4.block.decompress(pack_labels(s.planes), uncompressed_size=size) for s in samples]
+        packed = [[compressed(block, level)] for block in blocks]
+        row |= {
+            f"KiB{name}": kib(packed),
+            f"ms to pack{name}": milliseconds(partial(compressed, level=level), blocks[:8], repeats=3),
+            f"ms to inflate{name}": milliseconds(partial(inflated, size), packed),
+        }
+    return row
+
+
+def inflated(size: int, blocks: Packed) -> bytes:
+    block: bytes = lz4.block.decompress(blocks[0], uncompressed_size=size)
+    return block
+
+
+def loaded(codec: LabelCodec, scenes: Sequence[Scene], rooms: Sequence[Scene]) -> dict[str, object]:
+    """Milliseconds of the processor for a sample's labels in the loader, with one thread."""
+    row: dict[str, object] = {"codec": codec}
+    for name, samples, smallest, largest, size in (
+        ("whole image", scenes, 1.0, 1.0, SIDE),
+        (f"window of {INPUT}", scenes, INPUT / SIDE, INPUT / SIDE, INPUT),
+        (f"0.7 to 1 seen in {INPUT}", scenes, 0.7, 1.0, INPUT),
+        ("rendered, whole", rooms, 1.0, 1.0, len(rooms[0].depth)),
+    ):
+        layout = LabelLayout(*samples[0].depth.shape)
+        packed = [np.frombuffer(pack_labels(scene.planes, codec), np.uint8) for scene in samples]
+        batch = [packed[i % len(packed)] for i in range(BATCH)]
+        row[name] = loaded_in(batch, layout, windows(layout.height, smallest, largest), size, codec)
+    return row
+
+
+def loaded_in(batch: list[Array], layout: LabelLayout, views: Views, size: int, codec: LabelCodec) -> float:
+    threads = ThreadedLabels(layout, size, 1, codec)
+    taken = milliseconds(lambda blocks: threads.submit(blocks, views).result(), [batch]) / len(batch)
+    threads.close()
+    return taken
+
+
+def windows(side: int, smallest: float, largest: float) -> Views:
+    """Random windows of a batch, every other one mirrored."""
+    rng = np.random.default_rng(0)
+    length = np.rint(rng.uniform(smallest, largest, BATCH) * side).astype(np.int64)
+    top, left = ((rng.random(BATCH) * (side - length + 1)).astype(np.int64) for _ in range(2))
+    return Views(
+        top=top,
+        left=left,
+        height=length,
+        width=length,
+        flip=np.arange(BATCH) % 2 == 1,
+        channel=np.zeros(BATCH, np.int64),
+        colour=np.zeros((BATCH, 4), np.float32),
+        blur=np.zeros(BATCH, np.float32),
+    )
+
+
+def kib(samples: Iterable[Packed]) -> float:
+    return float(np.mean([sum(len(block) for block in blocks) for blocks in samples])) / 1024
+
+
+def milliseconds(work: Callable[[Any], object], items: Sequence[Any], repeats: int = REPEATS) -> float:
+    """Per item, median; the processor's time of all threads, so that other processes count little."""
+    work(items[0])
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        started = time.process_time()
         for item in items:
             work(item)
-        times.append((time.perf_counter() - start) / len(items))
-    return float(np.median(times)) * 1e3
+        times.append((time.process_time() - started) / len(items))
+    return statistics.median(times) * 1e3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=24)
-    planes = stored(scene(seed) for seed in range(parser.parse_args().scenes))
-    ways: dict[str, Callable[[Array], Array]] = {
-        "none": lambda plane: plane,
-        "columns": columns,
-        "rows": rows,
-        "both": lambda plane: columns(rows(plane)),
-    }
-    print("KiB at level 9     depth  as byte planes  normal  interleaved")
-    for name, way in ways.items():
-        depth = kib(compressed(way(sample[0]).tobytes()) for sample in planes)
-        split = kib(compressed(byte_planes(way(sample[0])).tobytes()) for sample in planes)
-        normal = kib(compressed(way(sample[1]).tobytes()) for sample in planes)
-        mixed = kib(compressed(way(sample[1]).transpose(1, 2, 0).tobytes()) for sample in planes)
-        print(f"  {name:14} {depth:8.1f} {split:15.1f} {normal:7.1f} {mixed:12.1f}")
-    for name, undo in (("columns", undo_columns), ("rows", undo_differences)):
-        depth, normal = (ms(undo, [sample[plane].copy() for sample in planes]) for plane in (0, 1))
-        print(f"undoing {name}: depth {depth:.3f} ms, normal {normal:.3f} ms")
-    sizes = [plane.nbytes for plane in planes[0]]
-    for name, way in (("columns", columns), ("rows", rows)):
-        parts = [[way(sample[0]).tobytes(), way(sample[1]).tobytes(), sample[2].tobytes()] for sample in planes]
-        one = [compressed(b"".join(part)) for part in parts]
-        three = [[compressed(plane) for plane in part] for part in parts]
-        inflate_one = ms(lambda block: lz4.block.decompress(block, uncompressed_size=sum(sizes)), one)
-        inflate_three = ms(
-            lambda blocks: [lz4.block.decompress(b, uncompressed_size=n) for b, n in zip(blocks, sizes, strict=True)],
-            three,
-        )
-        total = kib(b"".join(blocks) for blocks in three)
-        print(f"{name}, one block: {kib(one):.1f} KiB, inflated in {inflate_one:.3f} ms")
-        print(f"{name}, three blocks: {total:.1f} KiB, inflated in {inflate_three:.3f} ms")
-    whole = [
-        b"".join([rows(depth).tobytes(), rows(normal).tobytes(), edge.tobytes()]) for depth, normal, edge in planes
-    ]
-    for level in (3, 4, 6, 8, 9, 12):
-        blocks = [compressed(content, level) for content in whole]
-        pack = ms(partial(compressed, level=level), whole[:8], repeats=1)
-        inflate = ms(lambda block: lz4.block.decompress(block, uncompressed_size=sum(sizes)), blocks)
-        print(
-            f"rows, one block, level {level}: {kib(blocks):.1f} KiB, {pack:.1f} ms to pack, {inflate:.3f} ms to inflate"
-        )
+def markdown(rows: Sequence[dict[str, object]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

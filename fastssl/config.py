@@ -196,6 +196,8 @@ class TrainConfig(_Section):
     """Steps between two checkpoints; one more is written at the end."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
+    prefetch: Annotated[int, Field(ge=1)] = 2
+    """Batches of each domain that are made ahead of need."""
     hw_decoder_load: Share = 0.65
     """Share of the images that a GPU's JPEG engine decodes; 0 leaves it out."""
 

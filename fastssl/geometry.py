@@ -83,7 +83,7 @@ def normals_from_depth(
     camera: Intrinsics,
     instance: NDArray[np.integer] | None = None,
     *,
-    step: float = 0.001,
+    step: float | NDArray[np.floating] = 0.001,
 ) -> NDArray[np.float32]:
     """Surface normals of a depth map: (H, W, 3) unit vectors that face the camera, zero vector = not known.
 
@@ -101,7 +101,8 @@ def normals_from_depth(
         depth: (H, W) planar depth in metres; 0, negative, infinite and NaN = not known.
         instance: (H, W) identities. A line stays in one of them. It also ends where the depth jumps or has a crease,
             but a crease that is less sharp than the steps hide is seen by a change of identity alone.
-        step: metres between neighbouring values of the stored depth. Surfaces count as flat to this precision.
+        step: metres between neighbouring values of the stored depth, or (H, W) of them where they grow with it.
+            Surfaces count as flat to this precision.
 
     Returns:
         Zero vectors where the depth is not known, where a surface shows too few pixels along rows or along columns
@@ -110,8 +111,11 @@ def normals_from_depth(
     inverse = np.zeros(depth.shape)  # of what is not known: 0, as that of infinity is
     np.divide(1.0, depth, out=inverse, where=depth > 0)
     instance = np.zeros(depth.shape, np.uint8) if instance is None else instance
+    step = np.broadcast_to(step, depth.shape)
     rows = _line_fits(inverse, instance, step, camera.fx)
-    columns = _line_fits(np.ascontiguousarray(inverse.T), np.ascontiguousarray(instance.T), step, camera.fy)
+    columns = _line_fits(
+        np.ascontiguousarray(inverse.T), np.ascontiguousarray(instance.T), np.ascontiguousarray(step.T), camera.fy
+    )
     a, b = _pooled_slopes(rows, columns), _pooled_slopes(columns, rows).T
     x, y = _ray_slopes(camera, *depth.shape)
     normal = np.empty((*depth.shape, 3), np.float32)
@@ -157,22 +161,29 @@ def _bands(height: int, width: int) -> list[slice]:
     return [slice(row, row + rows) for row in range(0, height, rows)]
 
 
-def _line_fits(inverse: NDArray[np.float64], instance: NDArray[np.integer], step: float, focal: float) -> _Lines:
+def _line_fits(
+    inverse: NDArray[np.float64], instance: NDArray[np.integer], step: NDArray[np.floating], focal: float
+) -> _Lines:
     lines = _Lines(*(np.zeros(inverse.shape, dtype) for dtype in _LINE_DTYPES))
     for band in _bands(*inverse.shape):
-        _fit_band(inverse[band], instance[band], step, focal, _Lines(*(plane[band] for plane in lines)))
+        _fit_band(inverse[band], instance[band], step[band], focal, _Lines(*(plane[band] for plane in lines)))
     return lines
 
 
 def _fit_band(
-    inverse: NDArray[np.float64], instance: NDArray[np.integer], step: float, focal: float, lines: _Lines
+    inverse: NDArray[np.float64],
+    instance: NDArray[np.integer],
+    step: NDArray[np.floating],
+    focal: float,
+    lines: _Lines,
 ) -> None:
     """Fill `lines`: for each pixel the longest one, up to the wanted length, along which the surface is flat."""
     width = inverse.shape[1]
     sums = _RunningSums(inverse)
     begin, end = (bound.ravel() for bound in _runs(inverse, instance, step, focal))
     pixel = np.flatnonzero(inverse)
-    wanted = np.ceil((_TILT_OF_STEPS / _TOLERATED_TILT * step * focal / 2) * inverse.take(pixel))
+    step = step.take(pixel)
+    wanted = np.ceil((_TILT_OF_STEPS / _TOLERATED_TILT * focal / 2) * step * inverse.take(pixel))
     wanted = radius = wanted.clip(2, width).astype(np.intp)
     while pixel.size:
         first, stop = _placed(pixel % width, radius, begin.take(pixel), end.take(pixel))
@@ -183,7 +194,7 @@ def _fit_band(
         short = weight < _weight(2 * wanted + 1)
         for plane, values in zip(lines, (slope, weight, first, stop, short), strict=True):
             plane.put(pixel[done], values[done])
-        pixel, radius, wanted = pixel[~done], radius[~done] // 2, wanted[~done]
+        pixel, radius, wanted, step = pixel[~done], radius[~done] // 2, wanted[~done], step[~done]
 
 
 def _weight(pixels: NDArray[Any]) -> NDArray[np.float64]:
@@ -227,7 +238,7 @@ class _RunningSums:
 
 
 def _runs(
-    inverse: NDArray[np.float64], instance: NDArray[np.integer], step: float, focal: float
+    inverse: NDArray[np.float64], instance: NDArray[np.integer], step: NDArray[np.floating], focal: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Begin and end of the smooth piece of one surface in each pixel's row: (H, W) each."""
     height, width = inverse.shape
@@ -238,7 +249,8 @@ def _runs(
     sharp = bend[:, 1:] + bend[:, :-1]
     near = np.maximum(inverse[:, 1:], inverse[:, :-1])
     # One pixel is as wide as depth / focal: a bend of that much is a crease of 45 degrees in a frontal face.
-    broken = sharp > np.maximum(_SHARP * step * near, 1 / focal) * near
+    finer = np.minimum(step[:, 1:], step[:, :-1])
+    broken = sharp > np.maximum(_SHARP * finer * near, 1 / focal) * near
     broken[:, 1:] &= sharp[:, 1:] >= sharp[:, :-1]
     broken[:, :-1] &= sharp[:, :-1] > sharp[:, 1:]
     linked &= ~broken

@@ -335,7 +335,7 @@ def test_other_settings_are_named_where_they_are_surely_better() -> None:
         return SweepPoint(threads=threads, prefetch=prefetch, hw_decoder_load=0.65, rate=rate)
 
     better = words(made_up(sweep=(point(1, 2, 3.0), point(2, 4, 1.5, 1.6, 1.7))))
-    assert "1.25 times as fast with prefetch = 4 instead of 2." in better
+    assert "1.25 times as fast with train.prefetch = 4 instead of 2." in better
     assert "times as fast" not in words(made_up(sweep=(point(2, 4, 1.5, 1.6, 2.1),)))
 
 

@@ -123,6 +123,22 @@ def test_every_pixel_of_the_scene_is_within_one_degree(
     assert ((normal * pixel_rays(camera, height, width)).sum(axis=2)[has_normal] < 0).all()
 
 
+@pytest.mark.parametrize(("tilt", "z"), [(0.0, 1.0), (20.0, 2.5), (45.0, 4.0)])
+def test_steps_may_grow_with_the_depth(tilt: float, z: float) -> None:
+    """Whole disparities, as Kinect stores them: the step is the square of the depth over what the two make together."""
+    camera = Intrinsics(fx=518.0, fy=519.0, cx=280.0, cy=210.0)
+    normal = leaning(tilt, 30.0)
+    exact = plane_depth(camera, 427, 561, normal, z)
+    depth = 351.3 / np.rint(351.3 / exact)
+    computed = normals_from_depth(depth, camera, step=depth**2 / 351.3)
+    assert computed.any(axis=2).mean() > 0.99
+    assert angles(computed, np.broadcast_to(normal, computed.shape))[computed.any(axis=2)].max() < 1
+    everywhere = np.full(depth.shape, 0.02)
+    assert np.array_equal(
+        normals_from_depth(depth, camera, step=everywhere), normals_from_depth(depth, camera, step=0.02)
+    )
+
+
 def test_exact_depth_of_planes_gives_exact_normals() -> None:
     room = scene(TINY, 48, 64)
     assert angles(normals_from_depth(room.z, TINY, room.instance), room.normal).max() < 1e-3

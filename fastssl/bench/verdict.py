@@ -215,7 +215,7 @@ def _better_settings(report: LoadReport) -> list[str]:
     best = max(report.sweep, key=lambda point: point.rate.images_per_s)
     if here is None or min(best.rate.stretches) < _BETTER * max(here.rate.stretches):
         return []
-    names = ("train.threads", "prefetch", "train.hw_decoder_load")
+    names = ("train.threads", "train.prefetch", "train.hw_decoder_load")
     changes = [
         f"{name} = {there:g} instead of {now:g}"
         for name, there, now in zip(names, _settings(best), present, strict=True)

@@ -12,7 +12,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.errors import DataError
+from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
 from fastssl.shards import ShardSet
@@ -90,10 +90,17 @@ class Mixture:
         return mixed_order(sizes, self.weights, seed=seed, stream=stream, buffer=buffer)
 
     def training_plan(self, settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
-        """The plan of that name; as its steps are taken, remote shards that come next are fetched."""
+        """The plan of that name; as its steps are taken, remote shards that come next are fetched.
+
+        Raises:
+            ConfigError: the shards that are shuffled together do not fit into the cache of a remote dataset, so that
+                each sample would fetch its shard again.
+        """
         plan = training_plan(settings, share, position=position)
         if not any(dataset.is_remote for dataset in self.datasets):
             return plan
+        for shards, order in zip(self.datasets, share.order.datasets, strict=True):
+            _check_room(shards, order.buffer or order.num_samples)
         return replace(plan, steps=self._staged(plan.steps, share, position))
 
     def _staged(self, steps: Iterator[Step], share: Share, position: int) -> Iterator[Step]:
@@ -139,6 +146,23 @@ class Mixture:
         number = bisect_right(self._ends, index)
         dataset = self.datasets[number]
         return dataset, index - self._ends[number] + len(dataset)
+
+
+def _check_room(dataset: ShardSet, shuffled: int) -> None:
+    sizes = dataset.manifest.shards
+    num_bytes = sum(shard.bytes for shard in sizes)
+    # Whole shards are shuffled, and the next ones are fetched meanwhile.
+    needed = 2 * (shuffled * num_bytes // len(dataset) + max(shard.bytes for shard in sizes))
+    room = dataset.cache_bytes
+    if room is not None and min(needed, num_bytes) > room:
+        fits = (room // 2 - max(shard.bytes for shard in sizes)) * len(dataset) // num_bytes
+        raise ConfigError(
+            "the cache for remote shards is too small for what is shuffled together",
+            where=str(dataset.path),
+            seen=f"{shuffled} samples, {needed} bytes with those that come next",
+            expected=f"at most {room} bytes",
+            do=f"set data.shuffle_buffer to {max(fits, 1)} or less, or give the cache more room (FASTSSL_CACHE_BYTES)",
+        )
 
 
 def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:

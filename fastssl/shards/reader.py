@@ -98,6 +98,11 @@ class ShardSet:
         return LABEL_MEMBERS[self.label_codec]
 
     @property
+    def cache_bytes(self) -> int | None:
+        """Room for the shards of a remote dataset; None for a local one."""
+        return self._folder.cache.max_bytes if isinstance(self._folder, RemoteFolder) else None
+
+    @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples in each shard."""
         return tuple(shard.samples for shard in self.manifest.shards)

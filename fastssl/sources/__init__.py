@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from fastssl.errors import DataError, UsageError
 from fastssl.shards import Source
@@ -28,40 +27,42 @@ from fastssl.sources.webdataset import WebDatasetSource
 __all__ = ["LAYOUTS", "ClassesSource", "FolderSource", "RenderSource", "open_source"]
 
 
-class Layout(NamedTuple):
-    """How to open a layout, and how to tell it from the tree."""
+class Layout(Protocol):
+    """The class of a layout's sources."""
 
-    open: OpenSource
-    recognise: Callable[[Path], bool]
+    @property
+    def layout(self) -> str: ...
+
+    def recognise(self, path: Path) -> bool:
+        """The tree has this layout, as far as a few looks into its folders tell.
+
+        Raises:
+            DataError, OSError: one of them may not be looked into.
+        """
+
+    def __call__(self, path: Path, *, subset: str | None = None) -> Source:
+        """Open the dataset, or a subset of it."""
 
 
-class OpenSource(Protocol):
-    """Opens a dataset on disk, all of it or a subset."""
-
-    def __call__(self, path: Path, *, subset: str | None = None) -> Source: ...
-
-
-LAYOUTS: dict[str, Layout] = {
-    source.layout: Layout(source, source.recognise)
-    for source in (
-        RenderSource,
-        SceneNetSource,
-        SuncgSource,
-        PbrsSource,
-        HypersimSource,
-        Structured3DSource,
-        MoviSource,
-        Vkitti2Source,
-        TartanAirSource,
-        NyuV2Source,
-        VocSource,
-        Places365Source,
-        WebDatasetSource,
-        ClassesSource,
-        FolderSource,  # any tree of images: stays last
-    )
-}
-"""In the order in which they are tried."""
+_LAYOUTS: tuple[Layout, ...] = (
+    RenderSource,
+    SceneNetSource,
+    SuncgSource,
+    PbrsSource,
+    HypersimSource,
+    Structured3DSource,
+    MoviSource,
+    Vkitti2Source,
+    TartanAirSource,
+    NyuV2Source,
+    VocSource,
+    Places365Source,
+    WebDatasetSource,
+    ClassesSource,
+    FolderSource,  # any tree of images: stays last
+)
+LAYOUTS = {source.layout: source for source in _LAYOUTS}
+"""By name, in the order in which they are tried."""
 
 
 def open_source(path: str | PathLike[str], layout: str | None = None, *, subset: str | None = None) -> Source:
@@ -88,5 +89,12 @@ def open_source(path: str | PathLike[str], layout: str | None = None, *, subset:
     if not path.exists():
         raise DataError("there is no such folder", where=path, expected="the folder of a dataset")
     if layout is None:
-        layout = next(name for name, source in LAYOUTS.items() if source.recognise(path))
-    return LAYOUTS[layout].open(path, subset=subset)
+        layout = next(name for name, source in LAYOUTS.items() if _is_recognised(path, source))
+    return LAYOUTS[layout](path, subset=subset)
+
+
+def _is_recognised(path: Path, source: Layout) -> bool:
+    try:
+        return source.recognise(path)
+    except (DataError, OSError):
+        return False  # and if the folder that cannot be listed is needed, the layout that is found says so

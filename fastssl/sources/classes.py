@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
@@ -21,7 +22,7 @@ from fastssl.shards import Domain
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import holds_image, sorted_images, sorted_names, top_names
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.opening import checked_subset
 
 SPLITS = ("train", "val", "test")
 
@@ -35,6 +36,7 @@ class ClassesSource:
     Hidden files and folders are passed over, and so is at the top whatever is neither a folder nor an image.
 
     Args:
+        path: the folder of the classes, or of the splits.
         subset: `train`, `val` or `test`, where the folder holds splits; None takes them all.
         licence: of the images, as the user knows it.
 
@@ -43,13 +45,13 @@ class ClassesSource:
         DataError: there is no such folder, no image in it, or an image lies outside of the classes' folders.
     """
 
-    layout: str = "classes"
-    domain: Domain = "real"
-    labelled: bool = False
+    layout: ClassVar[str] = "classes"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = False
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
-        """At the top, or in the first split, are folders only, two or more, and the first few hold images directly."""
+        """Two folders or more and no image at the top, or in the first split, and images directly in the first few."""
         splits = _splits(top_names(path, _MOST_NAMES))
         top = path / splits[0] if splits else path
         folders = sorted(top_names(top, _MOST_NAMES))
@@ -95,8 +97,9 @@ class ClassesSource:
         Raises:
             DataError: it is empty, cut short, damaged, or not an image.
         """
+        image = read_image(self.path / reference)
         name = reference.split("/")[1 if self._splits else 0]
-        return Record(key=self.key(reference), image=read_image(self.path / reference), label=self._numbers[name])
+        return Record(key=self.key(reference), image=image, label=self._numbers[name])
 
 
 def _splits(names: Iterable[str]) -> tuple[str, ...]:

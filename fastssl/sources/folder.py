@@ -1,10 +1,16 @@
-"""Layout `folder`: any tree of images, such as a collection of photos. No image has a class: `classes` gives them."""
+"""Layout `folder`: any tree of images, such as a collection of photos.
+
+    **/image        JPEG, PNG, WebP, BMP or TIFF
+
+No image has a class: the layout `classes` gives them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
@@ -12,7 +18,7 @@ from fastssl.shards import Domain
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import holds_image, sorted_images
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.opening import checked_subset
 
 
 class FolderSource:
@@ -22,16 +28,18 @@ class FolderSource:
     counts as one, and one that turns out not to be is an error.
 
     Args:
+        path: the folder.
+        subset: None; there are no splits.
         licence: of the images, as the user knows it.
 
     Raises:
-        UsageError: a subset was asked for; there are none.
+        UsageError: a subset was asked for.
         DataError: there is no such folder, or no image in it.
     """
 
-    layout: str = "folder"
-    domain: Domain = "real"
-    labelled: bool = False
+    layout: ClassVar[str] = "folder"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = False
 
     @classmethod
     def recognise(cls, path: Path) -> bool:

@@ -1,30 +1,31 @@
 """Layout `hypersim`: Hypersim (Roberts et al., ICCV 2021), photorealistic interiors at 1024 x 768.
 
-    metadata_camera_parameters.csv           of every scene's lens; needed
-    metadata_images_split_scene_v1.csv       which images are train, val and test; needed for a subset
+    metadata_camera_parameters.csv          of every scene's lens; needed
+    metadata_images_split_scene_v1.csv      which images are train, val and test; needed for a subset
     ai_VVV_NNN/images/
-        scene_cam_XX_final_hdf5/frame.IIII.color.hdf5                    (H, W, 3) float16, linear light
-        scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5          (H, W) float16, NaN = background
-        scene_cam_XX_geometry_hdf5/frame.IIII.normal_cam.hdf5            (H, W, 3) float16, NaN = background
-        scene_cam_XX_geometry_hdf5/frame.IIII.semantic_instance.hdf5     (H, W) int16, -1 = none
+        scene_cam_XX_final_hdf5/frame.IIII.color.hdf5                   (H, W, 3) float16, linear light
+        scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5         (H, W) float16, NaN = background
+        scene_cam_XX_geometry_hdf5/frame.IIII.normal_cam.hdf5           (H, W, 3) float16, NaN = background
+        scene_cam_XX_geometry_hdf5/frame.IIII.semantic_instance.hdf5    (H, W) int16, -1 = none
 
-The two tables lie in the dataset's repository, apple/ml-hypersim, under `contrib/mikeroberts3000` and
-`evermotion_dataset/analysis`; its README, tools and issues are also the origin of what this file knows of the format.
 Every HDF5 file holds one array named `dataset`.
 
-Distance: `depth_meters` is the distance from the camera's centre, in spite of its name. Its 11 bits make steps of 2 mm
-at 3 m and 4 mm at 6 m, so a depth is off by up to 0.05 %.
+Origin of these facts: README, tools and issues of the dataset's repository, apple/ml-hypersim. The two tables lie there
+under `contrib/mikeroberts3000` and `evermotion_dataset/analysis`.
 
-Lens: many scenes have tilt-shift lenses (17 of the 21 from ai_039_006 to ai_043_002, tilted by up to 14 degrees). The
-usual camera of 60 degrees would be wrong for them without a sign of it, so no scene is read without its row of the
-table. `M_cam_from_uv` takes (u, v, 1), u to the right and v upwards, both from -1 to 1 between the borders of the
-image, to a ray in the camera's frame (x right, y up, z backward). Its first two columns span the image plane. A camera
-sees the same picture whichever way its frame is turned, so the frame handed on is the one whose Z axis is perpendicular
-to that plane: in it the picture is an ordinary perspective picture, whose principal point lies off its centre. Depth
-is measured along this axis, and normals, which are stored in the frame of the untilted lens, are turned with it. A lens
-that is tilted both ways has columns that are not perpendicular (by 1.0 degrees in the worst of those rows). X and Y
-then are as close as they can be to both; labels follow the true rays, and the intrinsics, which know no skew, are off
-by up to 0.3 degrees.
+Depth is the distance from the camera's centre, in spite of its name, and becomes planar z. Its 11 bits make steps of
+2 mm at 3 m and 4 mm at 6 m, so it is off by up to 0.05 %.
+
+The lens is a scene's own, and many are tilt-shift lenses (17 of the 21 scenes from ai_039_006 to ai_043_002, tilted by
+up to 14 degrees). The usual camera of 60 degrees would be wrong for them without a sign of it, so no scene is read
+without its row of the table. `M_cam_from_uv` takes (u, v, 1), u to the right and v upwards, both from -1 to 1 between
+the borders of the image, to a ray in the camera's frame (x right, y up, z backward). Its first two columns span the
+image plane. A camera sees the same picture whichever way its frame is turned, so the frame handed on is the one whose Z
+axis is perpendicular to that plane: in it the picture is an ordinary perspective picture, whose principal point lies
+off its centre. Depth is measured along this axis, and normals, which are stored in the frame of the untilted lens, are
+turned with it. A lens that is tilted both ways has columns that are not perpendicular (by 1.0 degrees in the worst of
+those rows). X and Y then are as close as they can be to both; labels follow the true rays, and the intrinsics, which
+know no skew, are off by up to 0.3 degrees.
 
 Normals are of the mesh, without bump mapping, as the scene's artist made them: some surfaces are modelled inside out
 (issue 26). These are turned over. Normals that look away by less than 10 degrees are not known: they come from
@@ -47,7 +48,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,10 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.shards import Domain
-from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.hdf5 import open_hdf5
+from fastssl.sources.keys import key_of, reference_parts
+from fastssl.sources.listing import matching_names
+from fastssl.sources.opening import checked_subset, first_reference
 
 CAMERAS = "metadata_camera_parameters.csv"
 SPLIT = "metadata_images_split_scene_v1.csv"
@@ -78,7 +81,7 @@ _SHORTEST = np.float32(0.5)
 
 
 class HypersimSource:
-    """The frames of the scenes in one folder; a reference is `SCENE/CAMERA/FRAME`, as in `ai_001_001/cam_00/0000`.
+    """The frames in one folder; a reference is `SCENE/CAMERA/FRAME`, as in `ai_001_001/cam_00/0000`.
 
     Frames that the table of the split marks as not released are left out, if that table is there.
 
@@ -91,61 +94,56 @@ class HypersimSource:
         DataError: the folder holds no frames (of the subset), or a table is missing or damaged.
     """
 
-    layout: str = "hypersim"
-    domain: Domain = "synthetic"
-    labelled: bool = True
+    layout: ClassVar[str] = "hypersim"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
     licence: str = "CC-BY-SA-3.0"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
-        """A folder of scenes with rendered images."""
-        try:
-            return any(_names(path / scene / "images", _FINAL) for scene in _names(path, _SCENE))
-        except DataError:
-            return False
+        """A folder of scenes, one of which has rendered images."""
+        return any(matching_names(path / scene / "images", _FINAL) for scene in matching_names(path, _SCENE))
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
-        if next(self.references(), None) is None:
-            raise DataError(
-                f"the folder holds no frames of Hypersim{f', subset {subset}' if subset else ''}",
-                where=self.path,
-                expected="ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5",
-            )
+        first_reference(
+            self, "frames of Hypersim", expected="ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5"
+        )
         self._lenses = _lenses(self.path / CAMERAS)
 
     def references(self) -> Iterator[str]:
-        """Frames in the order of scene, camera and number; one folder's names at a time."""
+        """By scene, camera and number; one folder's names at a time."""
         released = self._released()
-        for scene in _names(self.path, _SCENE):
+        for scene in matching_names(self.path, _SCENE):
             images = self.path / scene / "images"
-            for folder in _names(images, _FINAL):
+            for folder in matching_names(images, _FINAL):
                 camera = _FINAL.sub(r"\1", folder)
-                for name in _names(images / folder, _COLOR):
+                for name in matching_names(images / folder, _COLOR):
                     frame = _COLOR.sub(r"\1", name)
                     if released is None or int(frame) in released.get((scene, camera), ()):
                         yield f"{scene}/{camera}/{frame}"
 
     def key(self, reference: str) -> str:
+        """The reference with `__` for every slash."""
         return key_of(f"{reference}.jpg")
 
     def read(self, reference: str) -> Record:
         """One frame.
 
         Raises:
-            DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
-                Or the table of lenses lacks the scene.
+            DataError: a file of it is missing, cannot be decoded, or holds something else, or the table of lenses lacks
+                its scene; the error names the file.
         """
-        scene, camera, frame = reference.split("/")
+        scene, camera, frame = reference_parts(reference, "SCENE/CAMERA/FRAME")
         lens = self._lens(scene)
-        folder = self.path / scene / "images" / f"scene_{camera}"
-        color = _read_array(f"{folder}_final_hdf5/frame.{frame}.color.hdf5", "f", (None, None, 3))
+        images = self.path / scene / "images"
+        color = _read_array(images / f"scene_{camera}_final_hdf5" / f"frame.{frame}.color.hdf5", "f", (None, None, 3))
         height, width, _ = color.shape
-        geometry = f"{folder}_geometry_hdf5/frame.{frame}"
-        distance = _read_array(f"{geometry}.depth_meters.hdf5", "f", (height, width))
-        normal = _read_array(f"{geometry}.normal_cam.hdf5", "f", (height, width, 3))
-        instance = _read_array(f"{geometry}.semantic_instance.hdf5", "i", (height, width))
+        geometry = images / f"scene_{camera}_geometry_hdf5"
+        distance = _read_array(geometry / f"frame.{frame}.depth_meters.hdf5", "f", (height, width))
+        normal = _read_array(geometry / f"frame.{frame}.normal_cam.hdf5", "f", (height, width, 3))
+        instance = _read_array(geometry / f"frame.{frame}.semantic_instance.hdf5", "i", (height, width))
         rays = lens.rays(height, width)
         return Record(
             key=self.key(reference),
@@ -265,29 +263,10 @@ def _number(table: Path, text: str) -> float:
         raise DataError("a table is damaged", where=table, seen=repr(text), expected="a number") from error
 
 
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Names in a folder that match, sorted; none if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
-
-
-def _read_array(path: str, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+def _read_array(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """The array of a file; `kind` is `f` for floats or `i` for integers with a sign, None in `shape` is any size."""
-    import h5py
-
-    try:
-        # Files are only read, and network file systems often refuse locks.
-        with h5py.File(path, "r", locking=False) as file:
-            array: NDArray[Any] = np.asarray(file["dataset"])
-    except FileNotFoundError as error:
-        raise DataError("a file of a frame is missing", where=path) from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError("a file of a frame does not decode", where=path, seen=str(error)) from error
+    with open_hdf5(path) as file:
+        array: NDArray[Any] = np.asarray(file["dataset"])
     fits = len(array.shape) == len(shape)
     fits = fits and all(wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True))
     if array.dtype.kind != kind or not fits:

@@ -59,20 +59,29 @@ _TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 """From the pixels as stored to those that EXIF's orientation means."""
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image file into (H, W, 3) RGB of 8 bits, upright; the content counts, not the name.
 
     16-bit gray keeps its high byte, as Pillow does for 16-bit colour; transparent pixels show white; of several frames
     the first is taken; colour profiles are not applied.
 
+    Args:
+        size: width and height that it must have; None takes any.
+
     Raises:
-        DataError: it is missing, empty, cut short, damaged, too large (a decompression bomb), or not an image.
+        DataError: it is missing, empty, cut short, damaged, too large (a decompression bomb), not an image, or of
+            another size.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError("an image cannot be read", where=path, seen=error.strerror) from error
-    return decode_image(content, path)
+    pixels = decode_image(content, path)
+    height, width, _ = pixels.shape
+    if size is not None and size != (width, height):
+        seen, expected = f"{width} x {height}", f"{size[0]} x {size[1]}"
+        raise DataError("an image does not have its dataset's size", where=path, seen=seen, expected=expected)
+    return pixels
 
 
 def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
@@ -96,39 +105,76 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
         raise DataError("an image cannot be read", where=where, seen=str(error) or type(error).__name__) from error
 
 
-def read_plane(path: Path, mode: str, size: tuple[int, int] | None = None) -> NDArray[Any]:
-    """Decode the PNG of a label plane without any conversion.
-
-    Args:
-        mode: Pillow's name of what the file must hold: `I;16` for gray of 16 bits, `L`, `P` or `RGB` for 8 bits.
-        size: width and height that it must have; None takes any.
-
-    Returns:
-        (H, W) uint16 for `I;16`, (H, W) uint8 for `L` and `P` (palette indices), (H, W, 3) uint8 for `RGB`.
+def read_plane(path: Path, mode: str | tuple[str, ...], size: tuple[int, int] | None = None) -> NDArray[Any]:
+    """`decode_plane` of a file.
 
     Raises:
-        DataError: it is missing, cut short, damaged, not a PNG, or of another mode or size; names the file.
+        DataError: it is missing too.
     """
     try:
         content = path.read_bytes()
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            _check_png(content)
-            seen, pixels = (image.mode, image.size), np.array(image)
     except FileNotFoundError as error:
         raise DataError("a label plane is missing", where=path) from error
+    except OSError as error:
+        raise DataError("a label plane cannot be read", where=path, seen=error.strerror) from error
+    return decode_plane(content, path, mode, size)
+
+
+def decode_plane(
+    content: bytes, where: str | Path, mode: str | tuple[str, ...], size: tuple[int, int] | None = None
+) -> NDArray[Any]:
+    """Decode the PNG of a label plane without any conversion.
+
+    Args:
+        where: what errors name.
+        mode: what it must hold, or any one of several: Pillow's `1` for bits, `L` for 8 and `I;16` for 16 bits of gray,
+            `P` for palette indices, `RGB` for 8 bits of colour, and `RGB;16` for 16, of which Pillow by itself drops
+            half. `F`, gray in float32, comes as TIFF, which is otherwise refused.
+        size: width and height that it must have; None takes any.
+
+    Returns:
+        (H, W), and for colour (H, W, 3), in the type that holds just these values: bool, uint8, uint16 or float32.
+
+    Raises:
+        DataError: it is cut short, damaged, not a PNG, or of another mode or size.
+    """
+    modes = (mode,) if isinstance(mode, str) else mode
+    formats = ["PNG", "TIFF"] if "F" in modes else ["PNG"]
+    try:
+        seen, pixels = _plane(content, formats)
     except UnidentifiedImageError:
-        raise DataError("a label plane does not decode", where=path, seen="no PNG") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for a damaged file.
-        raise DataError("a label plane does not decode", where=path, seen=str(error) or type(error).__name__) from error
-    if seen != (mode, size or seen[1]):
-        width, height = size or seen[1]
+        raise DataError("a label plane does not decode", where=where, seen=f"no {' or '.join(formats)}") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged bytes.
+        seen = str(error) or type(error).__name__
+        raise DataError("a label plane does not decode", where=where, seen=seen) from error
+    height, width = pixels.shape[:2]
+    wanted = size or (width, height)
+    if seen not in modes or (width, height) != wanted:
         raise DataError(
             "a label plane is not what its dataset says",
-            where=path,
-            seen=f"{seen[1][0]} x {seen[1][1]} pixels of mode {seen[0]}",
-            expected=f"{width} x {height} of mode {mode}",
+            where=where,
+            seen=f"{width} x {height} pixels of mode {seen}",
+            expected=f"{wanted[0]} x {wanted[1]} of mode {' or '.join(modes)}",
         )
     return pixels
+
+
+def _plane(content: bytes, formats: list[str]) -> tuple[str, NDArray[Any]]:
+    """Mode and pixels."""
+    with Image.open(BytesIO(content), formats=formats) as image:
+        if image.format == "PNG":
+            _check_png(content)
+        if image.tile[0].args != "RGB;16B":
+            return image.mode, np.array(image)
+    # Pillow hands out the first byte of each pair. If it is told that the order is the other one, that is the low one.
+    high, low = (_bytes_of_pairs(content, order) for order in ("RGB;16B", "RGB;16L"))
+    return "RGB;16", high.astype(np.uint16) << np.uint16(8) | low
+
+
+def _bytes_of_pairs(content: bytes, order: str) -> NDArray[np.uint8]:
+    with Image.open(BytesIO(content)) as image:
+        image.tile = [tile._replace(args=order) for tile in image.tile]
+        return np.array(image)
 
 
 def _decoded(content: bytes) -> NDArray[np.uint8]:

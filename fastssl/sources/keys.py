@@ -1,4 +1,4 @@
-"""Keys of samples from the paths of their files."""
+"""Keys of samples from the paths of their files, and the parts of their references."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 
+from fastssl.errors import DataError
 from fastssl.shards import KEY_BYTES
 
 _HASH_BYTES = 8
@@ -33,3 +34,19 @@ def key_of(reference: str) -> str:
     digest = hashlib.blake2b(os.fsencode(reference), digest_size=_HASH_BYTES).hexdigest()
     # The end of a path tells more than its beginning.
     return f"{key[-(KEY_BYTES - len(digest) - 1) :]}-{digest}"
+
+
+def reference_parts(reference: str, form: str) -> list[str]:
+    """The parts of a reference, which are separated by slashes.
+
+    Args:
+        form: what references of the dataset are made of, as in `SCENE/CAMERA/FRAME`; its last part takes all the rest.
+
+    Raises:
+        DataError: it has fewer parts.
+    """
+    separators = form.count("/")
+    parts = reference.split("/", separators)
+    if len(parts) <= separators:
+        raise DataError("a reference is not of this dataset", seen=reference, expected=form)
+    return parts

@@ -1,4 +1,4 @@
-"""Names in folders, sorted and streamed in bounded memory, however many a folder holds.
+"""Names in folders, sorted; where a folder may hold any number of them, streamed in bounded memory.
 
 Order is that of the bytes of whole paths, whatever the locale and the file system: a folder's name sorts as if it ended
 in a slash. Hidden files and folders, whose names start with a dot, are passed over; links are followed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -112,6 +113,23 @@ def top_names(folder: Path, count: int) -> list[str]:
         return [os.fsdecode(name) for name in islice(_names(folder), count)]
     except DataError:
         return []
+
+
+def matching_names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """All names in a folder that match the whole pattern, sorted; none if there is no such folder.
+
+    For folders whose size the dataset bounds.
+
+    Raises:
+        DataError: the folder is there and cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
 
 
 def _names(folder: Path) -> Iterator[bytes]:

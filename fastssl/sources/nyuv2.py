@@ -1,35 +1,39 @@
 """Layout `nyuv2`: the 1449 labelled frames of NYU Depth v2 (Silberman et al., ECCV 2012), Kinect photos of rooms.
 
-    nyu_depth_v2_labeled.mat    MATLAB 7.3, which is HDF5; 2.8 GB, of which only one frame at a time is read
+    nyu_depth_v2_labeled.mat    MATLAB 7.3, which is HDF5; 2.8 GB, of which only one frame at a time is read:
+        images                      (N, 3, 640, 480) uint8
+        depths                      (N, 640, 480) float32, metres
+        labels                      (N, 640, 480) uint16
+        instances                   (N, 640, 480) uint8
     splits.mat                  MATLAB 5, trainNdxs and testNdxs: 795 and 654 numbers from 1; needed for a subset
 
-HDF5 shows MATLAB's arrays with their axes reversed: images (N, 3, 640, 480) uint8, depths (N, 640, 480) float32 metres,
-labels (N, 640, 480) uint16 and instances (N, 640, 480) uint8. The frames are real photos, and labelled all the same.
+HDF5 shows MATLAB's arrays with their axes reversed. The frames are real photos, and labelled all the same.
 
-Depth is `depths`: planar, projected onto the photo and in-filled, so that there is a value everywhere. Nothing was
-measured around the border, so the region that the toolbox calls valid is cut out: `mask(45:471, 41:601)`, which MATLAB
-counts from 1 and up to the last one, 561 x 427 pixels.
+Origin of these facts: the dataset's page and its toolbox.
 
-Camera: the toolbox's RGB intrinsics, fx 518.858, fy 519.470, cx 325.582, cy 253.736. It projects with pixels that count
-from 1 (`meshgrid(1:640, 1:480)`), so the centre of its first pixel is at 1, and here at 0.5: half a pixel is subtracted
-from cx and cy, and then the 40 columns and 44 rows that are cut off.
+Depth is planar, projected onto the photo and in-filled, so that there is a value everywhere. Nothing was measured
+around the border, so the region that the toolbox calls valid is cut out: `mask(45:471, 41:601)`, which MATLAB counts
+from 1 and up to the last one, 561 x 427 pixels.
 
-Normals are computed from depth. Kinect measures disparity in whole numbers, so its depth has steps of z^2 / 351.3 (3 mm
-at 1 m, 26 mm at 3 m), and noise of the same order. `normals_from_depth` is run for each octave of depth with one and a
-half times the steps at its far end. On simulated planes with this rounding, and noise of half a step before it, normals
-are then right to 0.1 degrees on average where they are known; beyond 5 m a third to all are not known. In-filled
-surfaces are as good as the in-filling.
+The lens is that of the toolbox for RGB, fx 518.858, fy 519.470, cx 325.582, cy 253.736. It projects with pixels that
+count from 1 (`meshgrid(1:640, 1:480)`), so the centre of its first pixel is at 1, and here at 0.5: half a pixel is
+subtracted from cx and cy, and then the 40 columns and 44 rows that are cut off.
 
-Objects are the pairs of label and instance; (0, 0), which nobody labelled, is one of them.
+Normals are no part of the dataset and are computed from the depth, within objects. Kinect measures disparity in whole
+numbers, so its depth has steps of z^2 / 351.3 (3 mm at 1 m, 26 mm at 3 m), and noise of the same order; twice the steps
+are tolerated. On simulated planes with this rounding, and noise of half a step before it, all normals up to 6 m are
+known, and right to 0.3 degrees on average; beyond 7 m those of frontal planes are not known. In-filled surfaces are as
+good as the in-filling.
+
+Instances are the pairs of label and instance; (0, 0), which nobody labelled, is one of them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +42,8 @@ from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import normals_from_depth
 from fastssl.shards import Domain
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.hdf5 import open_hdf5
+from fastssl.sources.opening import checked_subset
 
 FRAMES, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 ROWS, COLUMNS = slice(44, 471), slice(40, 601)
@@ -54,7 +59,8 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Type and shape of one frame."""
 _DISPARITIES = 351.3
 """Metres; depth is this over disparity, from the toolbox's `depth = 351.3 / (1092.5 - raw)`."""
-_NOISE = 1.5
+_NOISE = 2
+"""Steps of the depth that are tolerated."""
 
 
 class NyuV2Source:
@@ -69,10 +75,10 @@ class NyuV2Source:
         DataError: a file is missing, damaged, or holds something else.
     """
 
-    layout: str = "nyuv2"
-    domain: Domain = "real"
-    labelled: bool = True
-    licence: str = "see the terms of NYU Depth v2"
+    layout: ClassVar[str] = "nyuv2"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = True
+    licence: str = "check the terms of NYU Depth v2"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
@@ -92,22 +98,24 @@ class NyuV2Source:
                 seen=f"numbers from {min(numbers)} to {max(numbers)}",
                 expected=f"from 1 to {count}",
             )
-        self._numbers = tuple(numbers)
+        self._references = tuple(f"{number:04d}" for number in numbers)
 
     def references(self) -> Iterator[str]:
         """Numbers of the frames, ascending."""
-        return (f"{number:04d}" for number in self._numbers)
+        return iter(self._references)
 
     def key(self, reference: str) -> str:
-        """The reference."""
+        """The reference itself."""
         return reference
 
     def read(self, reference: str) -> Record:
         """One frame, cut to its valid region.
 
         Raises:
-            DataError: the file is damaged there.
+            DataError: there is no such frame, or the file is damaged there; the error names the file.
         """
+        if reference not in self._references:
+            raise DataError("there is no such frame", where=self._file, seen=reference)
         planes = self._planes(int(reference) - 1)
         depth = np.where(np.isfinite(planes["depths"]) & (planes["depths"] > 0), planes["depths"], np.float32(0))
         instance = planes["labels"].astype(np.int32) * 256 + planes["instances"]
@@ -115,20 +123,20 @@ class NyuV2Source:
             key=reference,
             image=planes["images"],
             depth=depth,
-            normal=_normals(depth, instance),
+            normal=normals_from_depth(depth, CAMERA, instance, step=_NOISE * depth**2 / _DISPARITIES),
             instance=instance,
             camera=CAMERA,
         )
 
     def _planes(self, index: int) -> dict[str, NDArray[Any]]:
         """The arrays of one frame, (H, W[, 3]), cut to the valid region."""
-        with _opened(self._file) as file:
+        with open_hdf5(self._file) as file:
             planes = {name: np.asarray(file[name][index]).T for name in _ARRAYS}
         return {name: np.ascontiguousarray(plane[ROWS, COLUMNS]) for name, plane in planes.items()}
 
     def _count(self) -> int:
         """Number of frames, of which all arrays have as many."""
-        with _opened(self._file) as file:
+        with open_hdf5(self._file) as file:
             found = {name: (str(file[name].dtype), file[name].shape) for name in _ARRAYS}
         count = int((*found["images"][1], 0)[0])
         expected = {name: (dtype, (count, *shape)) for name, (dtype, shape) in _ARRAYS.items()}
@@ -143,23 +151,6 @@ class NyuV2Source:
         return count
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The HDF5 file; whatever fails while it is open is the file's fault."""
-    import h5py
-
-    try:
-        # Files are only read, and network file systems often refuse locks.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise DataError(
-            "the labelled frames are missing", where=path, do="copy nyu_depth_v2_labeled.mat there"
-        ) from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise DataError("the labelled frames cannot be read", where=path, seen=str(error)) from error
-
-
 def _split(path: Path, name: str) -> tuple[int, ...]:
     from scipy.io import loadmat
 
@@ -169,13 +160,3 @@ def _split(path: Path, name: str) -> tuple[int, ...]:
         raise DataError("the file of the splits is missing", where=path, do="copy splits.mat there") from error
     except Exception as error:  # SciPy raises nearly any kind of exception for damaged bytes.
         raise DataError("the file of the splits cannot be read", where=path, seen=str(error), expected=name) from error
-
-
-def _normals(depth: NDArray[np.float32], instance: NDArray[np.int32]) -> NDArray[np.float32]:
-    normal = np.zeros((*depth.shape, 3), np.float32)
-    _, octave = np.frexp(depth)  # depth lies between 2^(octave - 1) and 2^octave
-    for exponent in np.unique(octave[depth > 0]):
-        step = _NOISE * 4.0 ** float(exponent) / _DISPARITIES
-        here = (octave == exponent) & (depth > 0)
-        normal[here] = normals_from_depth(depth, CAMERA, instance, step=step)[here]
-    return normal

@@ -25,6 +25,7 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
@@ -32,7 +33,7 @@ from fastssl.shards import Domain
 from fastssl.sources.images import read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import sorted_images, sorted_names, top_names
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.opening import checked_subset, first_reference
 
 _EASY = ("places365_standard/", "")
 _FOLDERS = {
@@ -51,6 +52,7 @@ class Places365Source:
     """The photos in one folder; a reference is the path below it.
 
     Args:
+        path: the folder into which the archives are unpacked.
         subset: `train` or `val`; None takes what is there of both.
 
     Raises:
@@ -58,10 +60,10 @@ class Places365Source:
         DataError: the folder holds no photos (of the subset), or a list is damaged.
     """
 
-    layout: str = "places365"
-    domain: Domain = "real"
-    labelled: bool = False
-    licence: str = "see the terms of Places365"
+    layout: ClassVar[str] = "places365"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = False
+    licence: str = "check the terms of Places365"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
@@ -79,17 +81,12 @@ class Places365Source:
             for part, candidates in _FOLDERS.items()
             if subset in (None, part) and (folder := _first_folder(self.path, candidates)) is not None
         }
-        if next(self.references(), None) is None:
-            raise DataError(
-                f"the folder holds no photos of Places365{f', subset {subset}' if subset else ''}",
-                where=self.path,
-                expected=" or ".join(_FOLDERS[subset or "train"]),
-            )
+        first_reference(self, "photos of Places365", expected=" or ".join(_FOLDERS[subset or "train"]))
         self._classes = _classes(self.path, self._folders.values())
         self._val_list = _list(self.path, _VAL_LIST)
 
     def references(self) -> Iterator[str]:
-        """First the photos of train, then those of val, sorted by their paths."""
+        """Paths below the folder: first those of train, then those of val, sorted."""
         for folder in self._folders.values():
             for name in sorted_images(self.path / folder):
                 yield f"{folder}/{name}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Domain
 from fastssl.sources.images import read_plane
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.opening import checked_subset
 
 RUN = "render.json"
 PLANES = ("rgb", "depth", "normal", "instance")
@@ -74,18 +74,24 @@ class _Room(_Described):
 
 
 class RenderSource:
-    """The rooms of one folder; a reference is a room's key.
+    """The finished rooms of one folder; a reference is a room's key.
+
+    Args:
+        path: the folder of a run.
+        subset: None; there are no splits.
 
     Raises:
+        UsageError: a subset was asked for.
         DataError: there is no such folder, it was not written by `fastssl render`, or it holds no finished room.
     """
 
-    layout: str = "render"
-    domain: Domain = "synthetic"
-    labelled: bool = True
+    layout: ClassVar[str] = "render"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
+        """The folder of a run: it says how its rooms were made."""
         return (path / RUN).is_file()
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
@@ -100,7 +106,7 @@ class RenderSource:
         return iter(sorted(self._keys()))
 
     def key(self, reference: str) -> str:
-        """A room's name is its key."""
+        """The reference itself."""
         return reference
 
     def read(self, reference: str) -> Record:

@@ -23,21 +23,23 @@ shutter's time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError
 from fastssl.geometry import depth_from_ray_length, normals_from_depth
 from fastssl.shards import Domain
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.listing import matching_names
+from fastssl.sources.opening import checked_subset, first_reference
 
 SUBSETS = ("train", "val")
-WIDTH, HEIGHT = 320, 240
+SIZE = WIDTH, HEIGHT = 320, 240
 CAMERA = Intrinsics(
     fx=float(WIDTH / 2 / np.tan(np.radians(60 / 2))),
     fy=float(HEIGHT / 2 / np.tan(np.radians(45 / 2))),
@@ -46,11 +48,13 @@ CAMERA = Intrinsics(
 )
 """Of every image: fx 277.128, fy 289.706."""
 
-_TREE = "{train/<0..16>,val/0}/TRAJECTORY/photo/<n>.jpg"
+_PLANES = ("photo", "depth", "instance")
+_NUMBER = re.compile(r"(0|[1-9][0-9]*)")
+_PHOTO = re.compile(r"(0|[1-9][0-9]*)\.jpg")
 
 
 class SceneNetSource:
-    """All frames of a folder; a reference is the path of one below it, as in `train/0/195/4550`.
+    """The frames in one folder; a reference is the path of one below it, as in `train/0/195/4550`.
 
     Args:
         path: the folder of `train` and `val`, or one of these two, or one of their numbered parts.
@@ -61,39 +65,33 @@ class SceneNetSource:
         DataError: the folder holds no frames (of the subset).
     """
 
-    layout: str = "scenenet"
-    domain: Domain = "synthetic"
-    labelled: bool = True
-    licence: str = "research; check the terms of SceneNet RGB-D"
+    layout: ClassVar[str] = "scenenet"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
+    licence: str = "check the terms of SceneNet RGB-D"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
-        """The first trajectory in it has photos, depth and instances."""
-        try:
-            for part in _parts(path, None):
-                for number in _numbers(path / part):
-                    planes = ("photo", "depth", "instance")
-                    return all((path / part / str(number) / plane).is_dir() for plane in planes)
-        except DataError:
-            pass
-        return False
+        """A tree whose first trajectory has photos, depth and instances."""
+        trajectories = (path / part / str(number) for part in _parts(path, None) for number in _numbers(path / part))
+        first = next(trajectories, None)
+        return first is not None and all((first / plane).is_dir() for plane in _PLANES)
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
-        if next(self.references(), None) is None:
-            raise DataError(
-                f"the folder holds no frames of SceneNet RGB-D{f', subset {subset}' if subset else ''}",
-                where=self.path,
-                expected=_TREE,
-                do="give the folder of train and val, one of these two, or one of their numbered parts",
-            )
+        first_reference(
+            self,
+            "frames of SceneNet RGB-D",
+            expected="{train/<0..16>,val/0}/TRAJECTORY/photo/<n>.jpg",
+            do="give the folder of train and val, one of these two, or one of their numbered parts",
+        )
 
     def references(self) -> Iterator[str]:
-        """By subset and by the numbers of part, trajectory and frame; one folder's names at a time."""
+        """By subset, part, trajectory and number; one folder's names at a time."""
         for part in _parts(self.path, self.subset):
             for trajectory in _numbers(self.path / part):
-                for frame in _numbers(self.path / part / str(trajectory) / "photo", ".jpg"):
+                for frame in _numbers(self.path / part / str(trajectory) / "photo", _PHOTO):
                     yield f"{part}{trajectory}/{frame}"
 
     def key(self, reference: str) -> str:
@@ -108,14 +106,9 @@ class SceneNetSource:
         """
         trajectory, _, frame = reference.rpartition("/")
         folder = self.path / trajectory
-        photo = folder / "photo" / f"{frame}.jpg"
-        image = read_image(photo)
-        if image.shape[:2] != (HEIGHT, WIDTH):
-            seen, expected = f"{image.shape[1]} x {image.shape[0]}", f"{WIDTH} x {HEIGHT}"
-            raise DataError("an image does not have SceneNet's size", where=photo, seen=seen, expected=expected)
-        millimetres, instance = (
-            read_plane(folder / plane / f"{frame}.png", "I;16", (WIDTH, HEIGHT)) for plane in ("depth", "instance")
-        )
+        image = read_image(folder / "photo" / f"{frame}.jpg", SIZE)
+        millimetres = read_plane(folder / "depth" / f"{frame}.png", "I;16", SIZE)
+        instance = read_plane(folder / "instance" / f"{frame}.png", "I;16", SIZE)
         depth = depth_from_ray_length(millimetres / 1000, CAMERA)
         return Record(
             key=self.key(reference),
@@ -142,13 +135,6 @@ def _parts(path: Path, subset: str | None) -> Iterator[str]:
         yield from [""] if is_part else (f"{number}/" for number in numbers)
 
 
-def _numbers(folder: Path, extension: str = "") -> list[int]:
-    """Numbers that are names in a folder, in order; none if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name.removesuffix(extension) for entry in entries if entry.name.endswith(extension)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+def _numbers(folder: Path, pattern: re.Pattern[str] = _NUMBER) -> list[int]:
+    """Numbers that are names in a folder, in their order; none if there is no such folder."""
+    return sorted(int(name.partition(".")[0]) for name in matching_names(folder, pattern))

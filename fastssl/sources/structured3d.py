@@ -41,6 +41,7 @@ import re
 from collections.abc import Iterator
 from itertools import permutations, product
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +51,10 @@ from fastssl.errors import DataError
 from fastssl.geometry import pixel_rays
 from fastssl.shards import Domain
 from fastssl.sources.images import read_image, read_plane
-from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.keys import key_of, reference_parts
+from fastssl.sources.listing import matching_names
+from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
+from fastssl.sources.opening import checked_subset, first_reference
 
 SUBSETS = {"train": range(3000), "val": range(3000, 3250), "test": range(3250, 3500)}
 """Numbers of the scenes, as the dataset's README splits them."""
@@ -65,11 +68,7 @@ _POSE_NUMBERS = 12
 # Rows: what red, green and blue mean, as vectors (right, down, forward).
 _FRAME = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], np.float32)
 _SIGNED_ORDERS = tuple(product(permutations(range(3)), product((1, -1), repeat=3)))
-
-# The depth's own half millimetres tilt a slope by the less, the wider the grid; some thousand pixels are enough.
-_GRID = 200
-_SMOOTH = 0.01
-_ENOUGH_SMOOTH_PIXELS = 64
+_ENOUGH_PIXELS = 64
 _BETTER_FIT = 0.1
 _POOR_FIT = 0.5
 
@@ -86,39 +85,36 @@ class Structured3DSource:
         DataError: the folder holds no perspective renderings (of the subset).
     """
 
-    layout: str = "structured3d"
-    domain: Domain = "synthetic"
-    labelled: bool = True
+    layout: ClassVar[str] = "structured3d"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
     licence: str = "Structured3D Terms of Use"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
         """A folder of scenes, the first of which have perspective renderings."""
-        try:
-            first = _names(path, _SCENE)[:10]
-            return any(_renderings(path, scene, room).is_dir() for scene in first for room in _room_names(path, scene))
-        except DataError:
-            return False
+        first = matching_names(path, _SCENE)[:10]
+        return any(_renderings(path, scene, room).is_dir() for scene in first for room in _room_names(path, scene))
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
-        if next(self.references(), None) is None:
-            raise DataError(
-                f"the folder holds no perspective renderings of Structured3D{f', subset {subset}' if subset else ''}",
-                where=self.path,
-                expected="scene_XXXXX/2D_rendering/ROOM/perspective/full/POSITION",
-                do="unpack Structured3D_perspective_full_*.zip and give the folder of the scenes",
-            )
+        first_reference(
+            self,
+            "perspective renderings of Structured3D",
+            expected="scene_XXXXX/2D_rendering/ROOM/perspective/full/POSITION",
+            do="unpack Structured3D_perspective_full_*.zip and give the folder of the scenes",
+        )
 
     def references(self) -> Iterator[str]:
-        """Renderings in the order of scene, room and position; one folder's names at a time."""
+        """By scene, room and position; one folder's names at a time."""
         scenes = range(100_000) if self.subset is None else SUBSETS[self.subset]
         for scene, room in _rooms(self.path, scenes):
-            for position in _names(_renderings(self.path, scene, room), _NUMBER):
+            for position in matching_names(_renderings(self.path, scene, room), _NUMBER):
                 yield f"{scene}/{room}/{position}"
 
     def key(self, reference: str) -> str:
+        """The reference with `__` for every slash."""
         return key_of(f"{reference}.jpg")
 
     def read(self, reference: str) -> Record:
@@ -128,7 +124,7 @@ class Structured3DSource:
             DataError: a file of it is missing, cannot be decoded, or holds something else, or the axes of its normals
                 are not those that this layout knows; the error names the file.
         """
-        scene, room, position = reference.split("/")
+        scene, room, position = reference_parts(reference, "SCENE/ROOM/POSITION")
         folder = _renderings(self.path, scene, room) / position
         image = read_image(folder / "rgb_rawlight.png")
         height, width, _ = image.shape
@@ -136,15 +132,13 @@ class Structured3DSource:
         depth = read_plane(folder / "depth.png", "I;16", (width, height)).astype(np.float32) / np.float32(1000)
         codes = read_plane(folder / "normal.png", "RGB", (width, height))
         instance = read_plane(folder / "instance.png", "I;16", (width, height))
-        rays = pixel_rays(camera, height, width).astype(np.float32)
-        normal = _unit(codes) @ _FRAME
-        _check_frame(normal, depth, rays, folder / "normal.png")
-        normal[np.einsum("hwc,hwc->hw", normal, rays) >= 0] = 0
+        normal = unit_normals(codes.astype(np.float32) / np.float32(128) - np.float32(1)) @ _FRAME
+        _check_frame(normal, depth, camera, folder / "normal.png")
         return Record(
             key=self.key(reference),
             image=image,
             depth=depth,
-            normal=normal,
+            normal=facing_normals(normal, pixel_rays(camera, height, width)),
             instance=instance.astype(np.int32),
             camera=camera,
         )
@@ -152,7 +146,7 @@ class Structured3DSource:
 
 def _rooms(path: Path, scenes: range) -> Iterator[tuple[str, str]]:
     """Scenes and rooms with perspective renderings."""
-    for scene in _names(path, _SCENE):
+    for scene in matching_names(path, _SCENE):
         number = int(_SCENE.sub(r"\1", scene))
         if number in scenes and number not in INVALID_SCENES:
             for room in _room_names(path, scene):
@@ -161,22 +155,11 @@ def _rooms(path: Path, scenes: range) -> Iterator[tuple[str, str]]:
 
 
 def _room_names(path: Path, scene: str) -> list[str]:
-    return _names(path / scene / "2D_rendering", _NUMBER)
+    return matching_names(path / scene / "2D_rendering", _NUMBER)
 
 
 def _renderings(path: Path, scene: str, room: str) -> Path:
     return path / scene / "2D_rendering" / room / "perspective" / "full"
-
-
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Names in a folder that match, sorted; none if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
 
 
 def _read_camera(path: Path, height: int, width: int) -> Intrinsics:
@@ -198,26 +181,13 @@ def _read_camera(path: Path, height: int, width: int) -> Intrinsics:
     return Intrinsics(fx=width / 2 / math.tan(x_half), fy=height / 2 / math.tan(y_half), cx=width / 2, cy=height / 2)
 
 
-def _unit(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit vectors of codes, zero where a code is none."""
-    vectors = codes.astype(np.float32) / np.float32(128) - np.float32(1)
-    length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
-    known = np.abs(length - 1) < 0.1
-    unit: NDArray[np.float32] = vectors * np.divide(1, length, out=np.zeros_like(length), where=known)[:, :, None]
-    return unit
-
-
-def _check_frame(
-    normal: NDArray[np.float32], depth: NDArray[np.float32], rays: NDArray[np.float32], path: Path
-) -> None:
-    """Refuse normals whose axes are others than `_FRAME` says, by the slopes of smooth depth."""
-    slopes, at = _normals_of_smooth_depth(depth, rays)
-    stored = normal[at]
-    known = stored.any(axis=1)
-    if known.sum() < _ENOUGH_SMOOTH_PIXELS:
+def _check_frame(normal: NDArray[np.float32], depth: NDArray[np.float32], camera: Intrinsics, path: Path) -> None:
+    """Refuse normals whose axes are others than `_FRAME` says, by the slopes of the depth."""
+    stored, computed = stored_and_computed(normal, depth, camera)
+    if len(stored) < _ENOUGH_PIXELS:
         return
     # Row i, column j: the mean product of what is called i and what the depth says of j.
-    together = (stored[known].T @ slopes[known]) / known.sum()
+    together = (stored.T @ computed) / len(stored)
     fits = {(order, signs): float((together[range(3), order] * signs).sum()) for order, signs in _SIGNED_ORDERS}
     assumed = fits[(0, 1, 2), (1, 1, 1)]
     best = max(fits, key=lambda key: fits[key])
@@ -244,23 +214,3 @@ def _described(frame: NDArray[np.float32]) -> str:
     channels = np.abs(frame).argmax(axis=0)
     signs = ["-" if frame[channel, axis] < 0 else "" for axis, channel in enumerate(channels)]
     return f"({', '.join(sign + name for sign, name in zip(signs, names[channels], strict=True))})"
-
-
-def _normals_of_smooth_depth(
-    depth: NDArray[np.float32], rays: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Unit normals (N, 3) that face the camera, and their pixels: on a coarse grid, and only where depth is smooth."""
-    step = max(1, depth.shape[1] // _GRID)
-    z = depth[::step, ::step]
-    points = rays[::step, ::step] * z[:, :, None]
-    inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
-    left, right, above, below = (inner, before), (inner, after), (before, inner), (after, inner)
-    # Along a line across a plane it is the inverse of the depth that grows evenly.
-    near = np.divide(1, z, out=np.zeros_like(z), where=z > 0)
-    middle = near[inner, inner]
-    known = np.min([middle, *(near[side] for side in (left, right, above, below))], axis=0) > 0
-    bends = [np.abs(near[one] + near[other] - 2 * middle) for one, other in ((left, right), (above, below))]
-    rows, columns = np.nonzero(known & (np.maximum(*bends) < _SMOOTH * middle))
-    normals = np.cross(points[below] - points[above], points[right] - points[left])[rows, columns]
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return normals, (step * (rows + 1), step * (columns + 1))

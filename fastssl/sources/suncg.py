@@ -41,20 +41,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
-from fastssl.geometry import normals_from_depth, pixel_rays, resized_camera
+from fastssl.geometry import pixel_rays, resized_camera
 from fastssl.shards import Domain
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.listing import matching_names
+from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
+from fastssl.sources.opening import checked_subset, first_reference
 
 SIZE = (640, 480)
 CAMERA = Intrinsics(fx=517.97, fy=517.97, cx=320.0, cy=240.0)
@@ -65,18 +66,13 @@ PLANES = ("mlt", "depth", "normal", "edge")
 
 GOOD_FRAMES = "data_goodlist_v2.txt"
 
-_LICENCE = "SUNCG terms of use; withdrawn"
+_LICENCE = "SUNCG terms of use (withdrawn)"
 _ROOM = re.compile(r"[0-9a-f]{32}")
 _REFERENCE = re.compile(r"[0-9a-f]{32}/[0-9]{6}")
 
 # Rows: what red, green and blue mean, as vectors (right, down, forward).
 _PBRS_FRAME = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
 _SCRIPT_FRAME = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, -1]], np.float32)
-_UNIT = 0.1
-"""Tolerance of a squared length, the release's own."""
-
-# To tell the frame, every fourth pixel is enough; its own steps then tilt a slope by a quarter.
-_STRIDE = 4
 _ENOUGH_PIXELS = 64
 _POOR_FIT = 0.5
 
@@ -86,42 +82,36 @@ class SuncgSource:
 
     Records have contours and no instances.
 
+    Args:
+        path: the folder of `mlt`, `depth`, `normal` and `edge`.
+        subset: None; the tree has no splits.
+
     Raises:
-        DataError: the folder holds no images of this layout.
-        UsageError: a subset was asked for; the tree has none.
+        UsageError: a subset was asked for.
+        DataError: the folder holds no images.
     """
 
-    layout: str = "suncg"
-    domain: Domain = "synthetic"
-    labelled: bool = True
+    layout: ClassVar[str] = "suncg"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
     licence: str = _LICENCE
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
-        """It has the folders, and the first room has images."""
-        try:
-            return all((path / plane).is_dir() for plane in ("depth", "normal", "edge")) and _holds(
-                path / "mlt", "_256.png"
-            )
-        except DataError:
-            return False
+        """The folders of all planes, and images of the first room."""
+        return all((path / plane).is_dir() for plane in PLANES) and _holds(path / "mlt", "_256.png")
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, ())
-        if next(self.references(), None) is None:
-            raise DataError(
-                "the folder holds no images of this layout",
-                where=self.path,
-                expected="{mlt,depth,edge,normal}/ROOM/FRAME_256.png",
-            )
+        first_reference(self, "images of SUNCG", expected="{mlt,depth,normal,edge}/ROOM/FRAME_256.png")
 
     def references(self) -> Iterator[str]:
         """By room and frame; one folder's names at a time."""
         return _frames(self.path / "mlt", "_256.png")
 
     def key(self, reference: str) -> str:
-        """The reference with `__` for the slash."""
+        """The reference with `__` for every slash."""
         return key_of(f"{reference}.jpg")
 
     def read(self, reference: str) -> Record:
@@ -136,14 +126,15 @@ class SuncgSource:
         height, width, _ = image.shape
         camera = resized_camera(CAMERA, width / SIZE[0], height / SIZE[1])
         metres = _metres(depth, (width, height))
-        stored = read_plane(normal, "RGB", (width, height)).astype(np.float32) / np.float32(127.5) - np.float32(1)
-        stored = _unit(stored)
+        codes = read_plane(normal, "RGB", (width, height))
+        stored = unit_normals(codes.astype(np.float32) / np.float32(127.5) - np.float32(1))
+        turned = stored @ _frame(stored, metres, camera, normal)
         return Record(
             key=self.key(reference),
             image=image,
             depth=metres,
-            normal=_facing(stored @ _frame(stored, metres, camera, normal), camera),
-            edge=_read_contours(edge, (width, height)),
+            normal=facing_normals(turned, pixel_rays(camera, height, width)),
+            edge=_contours(edge, (width, height)),
             camera=camera,
         )
 
@@ -156,36 +147,28 @@ class PbrsSource:
 
     Args:
         path: the folder of the unpacked archives, or of the rooms as the release's tools leave them.
+        subset: None; the release has no splits.
 
     Raises:
-        DataError: the folder holds no images of this layout, or a line of the list is none of it.
-        UsageError: a subset was asked for; the release has none.
+        UsageError: a subset was asked for.
+        DataError: the folder holds no images, or the list of good frames is damaged.
     """
 
-    layout: str = "pbrs"
-    domain: Domain = "synthetic"
-    labelled: bool = True
+    layout: ClassVar[str] = "pbrs"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
     licence: str = _LICENCE
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
-        """The first room of `mlt_v2`, or of the folder itself, has images."""
-        try:
-            return _holds(path / "mlt_v2", "_mlt.png") or _holds(path, "_mlt.png")
-        except DataError:
-            return False
+        """Images of the first room in `mlt_v2`, or in the folder itself."""
+        return _holds(path / "mlt_v2", "_mlt.png") or _holds(path, "_mlt.png")
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, ())
         self._as_released = (self.path / "mlt_v2").is_dir()
-        first = next(self.references(), None)
-        if first is None:
-            raise DataError(
-                "the folder holds no images of this layout",
-                where=self.path,
-                expected="mlt_v2/ROOM/FRAME_mlt.png, or ROOM/FRAME_mlt.png",
-            )
+        first = first_reference(self, "images of SUNCG", expected="mlt_v2/ROOM/FRAME_mlt.png, or ROOM/FRAME_mlt.png")
         self._has_nodes = self._file("node", first, "node").exists()
 
     def references(self) -> Iterator[str]:
@@ -195,7 +178,7 @@ class PbrsSource:
         return _frames(self.path / "mlt_v2" if self._as_released else self.path, "_mlt.png")
 
     def key(self, reference: str) -> str:
-        """The reference with `__` for the slash."""
+        """The reference with `__` for every slash."""
         return key_of(f"{reference}.jpg")
 
     def read(self, reference: str) -> Record:
@@ -204,24 +187,20 @@ class PbrsSource:
         Raises:
             DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
         """
-        picture = self._file("mlt", reference, "mlt")
-        image = read_image(picture)
-        if image.shape[1::-1] != SIZE:
-            seen, expected = f"{image.shape[1]} x {image.shape[0]}", f"{SIZE[0]} x {SIZE[1]}"
-            raise DataError("an image does not have the release's size", where=picture, seen=seen, expected=expected)
-        codes = _read_colour_of_16_bits(self._file("normal", reference, "norm_camera"))
+        image = read_image(self._file("mlt", reference, "mlt"), SIZE)
+        codes = read_plane(self._file("normal", reference, "norm_camera"), "RGB;16", SIZE)
         valid = read_plane(self._file("normal", reference, "valid"), "L", SIZE) > 0
-        stored = _unit(codes.astype(np.float32) / np.float32(32767.5) - np.float32(1)) * valid[..., None]
+        stored = unit_normals(codes.astype(np.float32) / np.float32(32767.5) - np.float32(1)) * valid[..., None]
         instance, edge = None, None
         if self._has_nodes:
             instance = read_plane(self._file("node", reference, "node"), "I;16", SIZE).astype(np.int32)
         else:
-            edge = _read_contours(self._file("boundary", reference, "instance_boundary"), SIZE)
+            edge = _contours(self._file("boundary", reference, "instance_boundary"), SIZE)
         return Record(
             key=self.key(reference),
             image=image,
             depth=_metres(self._file("depth", reference, "depth"), SIZE),
-            normal=_facing(stored @ _PBRS_FRAME, CAMERA),
+            normal=facing_normals(stored @ _PBRS_FRAME, pixel_rays(CAMERA, *SIZE[::-1])),
             instance=instance,
             edge=edge,
             camera=CAMERA,
@@ -245,58 +224,33 @@ class PbrsSource:
 def _frames(folder: Path, ending: str) -> Iterator[str]:
     """`ROOM/FRAME` of the files with this ending."""
     name = re.compile(rf"([0-9]{{6}}){re.escape(ending)}")
-    for room in _names(folder, _ROOM):
-        for frame in _names(folder / room, name):
+    for room in matching_names(folder, _ROOM):
+        for frame in matching_names(folder / room, name):
             yield f"{room}/{frame[:6]}"
 
 
 def _holds(folder: Path, ending: str) -> bool:
     """The first room has files with this ending."""
-    return any(_names(folder / room, re.compile(rf"[0-9]{{6}}{ending}")) for room in _names(folder, _ROOM)[:1])
-
-
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Names in a folder that match, sorted; none if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
+    name = re.compile(rf"[0-9]{{6}}{re.escape(ending)}")
+    return any(matching_names(folder / room, name) for room in matching_names(folder, _ROOM)[:1])
 
 
 def _metres(path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
     return read_plane(path, "I;16", size).astype(np.float32) / np.float32(1000)
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors brought to unit length; zero where they are too far from it."""
-    square = np.einsum("hwc,hwc->hw", vectors, vectors)
-    scale = np.zeros_like(square)
-    np.divide(1, np.sqrt(square), out=scale, where=np.abs(square - 1) <= _UNIT)
-    unit: NDArray[np.float32] = vectors * scale[..., None]
-    return unit
-
-
-def _facing(normal: NDArray[np.float32], camera: Intrinsics) -> NDArray[np.float32]:
-    """Normals without those that face away from the camera."""
-    rays = pixel_rays(camera, *normal.shape[:2]).astype(np.float32)
-    normal[np.einsum("hwc,hwc->hw", normal, rays) >= 0] = 0
-    return normal
+def _contours(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+    return read_plane(path, ("L", "1"), size) > 0
 
 
 def _frame(
     stored: NDArray[np.float32], depth: NDArray[np.float32], camera: Intrinsics, path: Path
 ) -> NDArray[np.float32]:
     """The frame in which these normals fit the depth."""
-    few = np.s_[_STRIDE // 2 :: _STRIDE, _STRIDE // 2 :: _STRIDE]
-    slopes = normals_from_depth(depth[few], resized_camera(camera, 1 / _STRIDE, 1 / _STRIDE))
-    both = stored[few].any(axis=2) & slopes.any(axis=2)
-    if both.sum() < _ENOUGH_PIXELS:
+    stored, computed = stored_and_computed(stored, depth, camera)
+    if len(stored) < _ENOUGH_PIXELS:
         return _PBRS_FRAME
-    stored, slopes = stored[few][both], slopes[both]
-    pbrs, script = (float(((stored @ frame) * slopes).sum(axis=1).mean()) for frame in (_PBRS_FRAME, _SCRIPT_FRAME))
+    pbrs, script = (float(((stored @ frame) * computed).sum(axis=1).mean()) for frame in (_PBRS_FRAME, _SCRIPT_FRAME))
     if max(pbrs, script) < _POOR_FIT:
         raise DataError(
             "the normals of an image do not fit its depth",
@@ -305,46 +259,3 @@ def _frame(
             expected=f"one of them to be {_POOR_FIT} or more",
         )
     return _PBRS_FRAME if pbrs >= script else _SCRIPT_FRAME
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A PNG whose faults are errors that name it."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise DataError("a label plane is missing", where=path) from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for a damaged file.
-        raise DataError("a label plane does not decode", where=path, seen=str(error) or type(error).__name__) from error
-
-
-def _expect(path: Path, mode: str, size: tuple[int, int], modes: tuple[str, ...], expected: tuple[int, int]) -> None:
-    if mode not in modes or size != expected:
-        raise DataError(
-            "a label plane is not what its dataset says",
-            where=path,
-            seen=f"{size[0]} x {size[1]} pixels of mode {mode}",
-            expected=f"{expected[0]} x {expected[1]} of mode {' or '.join(modes)}",
-        )
-
-
-def _read_contours(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    with _opened(path) as image:
-        mode, pixels = image.mode, np.array(image)
-    _expect(path, mode, pixels.shape[1::-1], ("L", "1"), size)
-    return pixels > 0
-
-
-def _read_colour_of_16_bits(path: Path) -> NDArray[np.uint16]:
-    """A PNG of 16-bit RGB. Pillow hands out one byte of each pair: first the high ones, then the low ones are asked."""
-    halves: list[NDArray[np.uint16]] = []
-    for order in ("RGB;16B", "RGB;16L"):
-        with _opened(path) as image:
-            mode, size = image.tile[0].args, image.size
-            if mode == "RGB;16B":
-                image.tile = [image.tile[0]._replace(args=order)]
-                halves.append(np.array(image, dtype=np.uint16))
-        _expect(path, str(mode), size, ("RGB;16B",), SIZE)
-    high, low = halves
-    return high << np.uint16(8) | low

@@ -1,9 +1,24 @@
-"""Layout `vkitti2`: Virtual KITTI 2, its archives unpacked into one folder.
+"""Layout `vkitti2`: Virtual KITTI 2 (Cabon et al., 2020), drives through streets rebuilt in a game engine.
 
-Scene01/15-deg-left/frames/rgb/Camera_0/rgb_00000.jpg
-Scene01/15-deg-left/frames/depth/Camera_0/depth_00000.png
-Scene01/15-deg-left/frames/instanceSegmentation/Camera_0/instancegt_00000.png
-Scene01/15-deg-left/intrinsic.txt        from textgt; optional for frames of 1242 x 375
+    SceneNN/VARIATION/frames/
+        rgb/Camera_N/rgb_NNNNN.jpg                              8-bit RGB, 1242 x 375
+        depth/Camera_N/depth_NNNNN.png                          16-bit gray, planar z in centimetres, 65535 = sky
+        instanceSegmentation/Camera_N/instancegt_NNNNN.png      palette, 0 or a vehicle's track plus 1
+    SceneNN/VARIATION/intrinsic.txt     from `textgt`: a heading, then lines `frame camera K00 K11 K02 K12`; optional
+                                        for frames of 1242 x 375
+
+Origin of these facts: the dataset's page (europe.naverlabs.com, "Proxy Virtual Worlds VKITTI 2") and projects that read
+it.
+
+Depth has steps of a centimetre. The sky, 655.35 m away as the far plane is, is not known, and a shard keeps what is
+within 65.535 m.
+
+The lens is 725.0087 725.0087 620.5 187 in all lines. 620.5 and 187 are the middle of 1242 x 375 pixels if the first
+pixel's centre is at 0, so half a pixel is added.
+
+Normals are no part of the dataset and are computed from the depth, within vehicles, as well as its steps allow.
+
+Instances are vehicles. Nothing else is told apart, so theirs are the only contours; the rest is one identity.
 """
 
 from __future__ import annotations
@@ -12,6 +27,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,8 +36,9 @@ from fastssl.errors import DataError
 from fastssl.geometry import normals_from_depth
 from fastssl.shards import Domain
 from fastssl.sources.images import read_image, read_plane
-from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.keys import key_of, reference_parts
+from fastssl.sources.listing import matching_names
+from fastssl.sources.opening import checked_subset, first_reference
 
 INTRINSICS = "intrinsic.txt"
 
@@ -37,58 +54,47 @@ _STEP = 0.01
 
 
 class Vkitti2Source:
-    """All frames of both cameras, in all variations; a reference is `Scene01/clone/Camera_0/00000`.
+    """The frames of both cameras in all variations; a reference is as in `Scene01/clone/Camera_0/00000`.
 
-    Facts of the format, from the page of the dataset (europe.naverlabs.com, "Proxy Virtual Worlds VKITTI 2") and from
-    projects that read it:
-
-    - depth: 16-bit gray, planar z in centimetres; 65535, the far plane, is the sky and counts as not known. Depth and
-      normals are as good as centimetres allow. A shard keeps what is within 65.535 m.
-    - instance: indexed PNG whose numbers are 0 or 1 more than a vehicle's track. Nothing but vehicles is told apart, so
-      these are the only contours; the rest is one identity.
-    - normals are not part of it and are computed from the depth.
-    - `intrinsic.txt`: a heading, then `frame camera K00 K11 K02 K12` per line: 725.0087 725.0087 620.5 187 throughout.
-      620.5 and 187 are the middle of 1242 x 375 pixels if the first pixel's centre is at 0, so half a pixel is added.
+    Args:
+        path: the folder of the scenes, into which all archives are unpacked.
+        subset: None; the dataset has no splits of its own.
 
     Raises:
-        DataError: the folder holds no frames of this layout.
-        UsageError: a subset was asked for; the dataset has no splits of its own.
+        UsageError: a subset was asked for.
+        DataError: the folder holds no frames.
     """
 
-    layout: str = "vkitti2"
-    domain: Domain = "synthetic"
-    labelled: bool = True
-    licence: str = "CC-BY-NC-SA-3.0"
+    layout: ClassVar[str] = "vkitti2"
+    domain: ClassVar[Domain] = "synthetic"
+    labelled: ClassVar[bool] = True
+    licence: str = "CC-BY-NC-SA-3.0, as far as known; check the terms"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
         """A folder of scenes, one of which has frames."""
-        try:
-            folders = [path / scene for scene in _names(path, _SCENE)]
-            return any(
-                (folder / name / "frames" / "rgb").is_dir() for folder in folders for name in _names(folder, _VARIATION)
-            )
-        except DataError:
-            return False
+        scenes = (path / scene for scene in matching_names(path, _SCENE))
+        return any(
+            (scene / name / "frames" / "rgb").is_dir() for scene in scenes for name in matching_names(scene, _VARIATION)
+        )
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, ())
-        if next(self.references(), None) is None:
-            raise DataError(
-                "the folder holds no frames of Virtual KITTI 2",
-                where=self.path,
-                expected="SceneNN/VARIATION/frames/rgb/Camera_N/rgb_NNNNN.jpg",
-                do="unpack all archives into one folder, and give that folder",
-            )
+        first_reference(
+            self,
+            "frames of Virtual KITTI 2",
+            expected="SceneNN/VARIATION/frames/rgb/Camera_N/rgb_NNNNN.jpg",
+            do="unpack all archives into one folder, and give that folder",
+        )
 
     def references(self) -> Iterator[str]:
         """By scene, variation, camera and number; one folder's names at a time."""
-        for scene in _names(self.path, _SCENE):
-            for variation in _names(self.path / scene, _VARIATION):
+        for scene in matching_names(self.path, _SCENE):
+            for variation in matching_names(self.path / scene, _VARIATION):
                 rgb = self.path / scene / variation / "frames" / "rgb"
-                for camera in _names(rgb, _CAMERA):
-                    for name in _names(rgb / camera, _IMAGE):
+                for camera in matching_names(rgb, _CAMERA):
+                    for name in matching_names(rgb / camera, _IMAGE):
                         yield f"{scene}/{variation}/{camera}/{name[4:9]}"
 
     def key(self, reference: str) -> str:
@@ -101,7 +107,7 @@ class Vkitti2Source:
         Raises:
             DataError: a file of it is missing, cannot be decoded, or holds something else; the error names the file.
         """
-        scene, variation, camera, number = reference.split("/")
+        scene, variation, camera, number = reference_parts(reference, "SCENE/VARIATION/CAMERA/NUMBER")
         folder = self.path / scene / variation
         frames = folder / "frames"
         image = read_image(frames / "rgb" / camera / f"rgb_{number}.jpg")
@@ -147,14 +153,3 @@ def _intrinsics(path: Path, frame: int, camera: int, size: tuple[int, int]) -> I
             expected=f"a line: {frame} {camera} K[0,0] K[1,1] K[0,2] K[1,2]",
         ) from error
     return Intrinsics(fx=fx, fy=fy, cx=cx + 0.5, cy=cy + 0.5)
-
-
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Sorted names in a folder that match; none if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
@@ -21,7 +22,7 @@ from fastssl.shards import Domain
 from fastssl.sources.images import read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import sorted_images
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.opening import checked_subset, first_reference
 
 SUBSETS = ("train", "val", "trainval", "test")
 _YEARS = ("VOC2007", "VOC2012")
@@ -40,10 +41,10 @@ class VocSource:
         DataError: the folder holds no year of VOC, or none has this subset.
     """
 
-    layout: str = "voc"
-    domain: Domain = "real"
-    labelled: bool = False
-    licence: str = "see the terms of PASCAL VOC and of Flickr"
+    layout: ClassVar[str] = "voc"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = False
+    licence: str = "check the terms of PASCAL VOC and of Flickr"
 
     @classmethod
     def recognise(cls, path: Path) -> bool:
@@ -53,18 +54,15 @@ class VocSource:
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
-        years = _years(self.path)
-        self._years = [year for year in years if subset is None or self._list(year).is_file()]
-        if next(self.references(), None) is None:
-            raise DataError(
-                f"the folder holds no photos of PASCAL VOC{f', subset {subset}' if subset else ''}",
-                where=self.path,
-                seen=", ".join(year or self.path.name for year in years) or "no year",
-                expected=f"VOC2007 or VOC2012 with JPEGImages and ImageSets/Main{f'/{subset}.txt' if subset else ''}",
-            )
+        self._years = [year for year in _years(self.path) if subset is None or self._list(year).is_file()]
+        first_reference(
+            self,
+            "photos of PASCAL VOC",
+            expected=f"VOC2007 or VOC2012 with JPEGImages and ImageSets/Main{f'/{subset}.txt' if subset else ''}",
+        )
 
     def references(self) -> Iterator[str]:
-        """Photos of 2007 before those of 2012; within a year in the order of the list, or of their names."""
+        """By year, and in the order of the list, or without a subset of the names."""
         for year in self._years:
             for name in self._listed(year) if self.subset else sorted_images(self.path / year / _PHOTOS):
                 yield f"{year}{_PHOTOS}/{name}"

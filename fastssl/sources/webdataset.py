@@ -16,32 +16,39 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
 from fastssl.shards import MANIFEST, Domain
 from fastssl.sources.images import decode_image
-from fastssl.sources.keys import key_of
-from fastssl.sources.subsets import checked_subset
+from fastssl.sources.keys import key_of, reference_parts
+from fastssl.sources.listing import matching_names
+from fastssl.sources.opening import checked_subset
 
 _PHOTOS = ("jpg", "jpeg", "webp", "png")
 _CLASS = "cls"
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
+_REFERENCE = "ARCHIVE/OFFSET/KEY"
+_ARCHIVE = re.compile(r".+\.tar", re.DOTALL)
 _BLOCK = 512
 
 
 class WebDatasetSource:
     """The photos of all archives; a reference is `ARCHIVE/OFFSET/KEY`, the offset being that of the first header.
 
+    Args:
+        path: the folder of the archives, or one archive.
+        subset: None; there are no splits.
+
     Raises:
-        UsageError: a subset was asked for; there are none.
+        UsageError: a subset was asked for.
         DataError: there are no archives, one is cut short or compressed, or `fastssl` packed them.
     """
 
-    layout: str = "webdataset"
-    domain: Domain = "real"
-    labelled: bool = False
+    layout: ClassVar[str] = "webdataset"
+    domain: ClassVar[Domain] = "real"
+    labelled: ClassVar[bool] = False
     licence: str = "unknown"
 
     @classmethod
@@ -68,7 +75,7 @@ class WebDatasetSource:
         self._names = [archive.name for archive in archives]
 
     def references(self) -> Iterator[str]:
-        """Archives by name, and samples in their order there; only headers are read.
+        """By archive, and in the order of the samples there; only headers are read.
 
         Raises:
             DataError: an archive is damaged between two members.
@@ -80,19 +87,23 @@ class WebDatasetSource:
 
     def key(self, reference: str) -> str:
         """Archive, number of the sample's first block there, and key, made legal; keys need not be unique."""
-        name, offset, key = reference.split("/", 2)
+        name, offset, key = reference_parts(reference, _REFERENCE)
         return key_of(f"{name.removesuffix('.tar')}/{int(offset) // _BLOCK}/{key}.jpg")
 
     def read(self, reference: str) -> Record:
         """One photo, and its class where it has one.
 
         Raises:
-            DataError: the sample has no photo, it is damaged, or its class is not a number.
+            DataError: the archive has no such sample, it has no photo, the photo is damaged, or its class is not a
+                number.
         """
-        name, offset, key = reference.split("/", 2)
+        name, offset, key = reference_parts(reference, _REFERENCE)
         path = self._folder / name
         with _opened(path) as file:
-            members = {member.extension: member for member in next(_samples(file, path, int(offset)), [])}
+            sample = next(_samples(file, path, int(offset)), [])
+            members = {member.extension: member for member in sample if member.key == key}
+            if not members:
+                raise DataError("an archive has no such sample", where=path, seen=reference)
             photo = _photo(list(members))
             if photo is None:
                 expected = f"one of {', '.join(_PHOTOS)}"
@@ -176,11 +187,8 @@ def _opened(path: Path) -> BinaryIO:
 def _archives(path: Path) -> list[Path]:
     """The archive that the path is, or those in the folder, by name."""
     if path.is_file():
-        return [path] if path.suffix == ".tar" else []
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.suffix == ".tar" and entry.is_file())
-    except OSError:
-        return []
+        return [path] if _ARCHIVE.fullmatch(path.name) else []
+    return [path / name for name in matching_names(path, _ARCHIVE) if (path / name).is_file()]
 
 
 def _photo(extensions: list[str]) -> str | None:

@@ -165,15 +165,20 @@ def _plan(
     whole = stream == _REAL and data.real_window == "whole"
     settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
     plan = shards.training_plan(settings, share, position=first_step * share.global_batch)
-    options = LoaderOptions(
+    return plan, loader_options(config, device)
+
+
+def loader_options(config: Config, device: torch.device) -> LoaderOptions:
+    """How a run with these settings loads its batches."""
+    return LoaderOptions(
         device=device,
         threads=config.train.threads,
         half=config.train.amp and device.type == "cuda",
-        max_bad=data.max_bad,
-        paranoid=data.paranoid,
+        max_bad=config.data.max_bad,
+        paranoid=config.data.paranoid,
+        prefetch=config.train.prefetch,
         hw_decoder_load=config.train.hw_decoder_load,
     )
-    return plan, options
 
 
 def _configure_torch(config: Config) -> None:

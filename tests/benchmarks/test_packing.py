@@ -19,6 +19,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    conditions = ModuleType("conditions")
+    monkeypatch.setattr(conditions, "write_result", None, raising=False)
+    monkeypatch.setitem(sys.modules, "conditions", conditions)  # the real one loads torch
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -54,9 +57,15 @@ def test_the_memory_of_a_command_is_that_of_its_processes_too(monkeypatch: pytes
     packing = load("packing", monkeypatch)
     child = "import time; held = bytearray(b'x') * 80_000_000; time.sleep(0.6)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    seconds, peak = packing.measured_run([sys.executable, "-c", parent])
-    assert seconds > 0.6
-    assert 80_000_000 < peak < 140_000_000
+    run = packing.measured_run([sys.executable, "-c", parent])
+    assert run.seconds > 0.6 > run.cpu_seconds > 0
+    assert 80_000_000 < run.peak_bytes < 140_000_000
+
+
+def test_the_cpu_time_of_a_command_is_that_of_its_processes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "import time\nwhile time.process_time() < 0.4: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert 0.4 < load("packing", monkeypatch).measured_run([sys.executable, "-c", parent]).cpu_seconds < 1
 
 
 def test_a_command_that_fails_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from patterns import SIDE, CodedSource
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.errors import DataError
+from fastssl.errors import ConfigError, DataError
 from fastssl.loader import (
     LoaderOptions,
     Mixture,
@@ -22,6 +22,7 @@ from fastssl.loader import (
     training_plan,
 )
 from fastssl.shards import ShardSet, pack
+from fastssl.shards.remote import Cache
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,29 @@ def test_labelled_images_serve_as_photos_too(few: Path, coded_synthetic: Path) -
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
     batch = next(iter(real_batches(shards, training_plan(settings, share), options)))
     assert batch.label.tolist() == [-1] * 4
+
+
+def test_a_remote_dataset_is_shuffled_within_its_cache_and_fetched_ahead(
+    coded_synthetic: Path, bucket: str, tmp_path: Path
+) -> None:
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(f"{bucket}/coded")
+    for path in coded_synthetic.iterdir():
+        filesystem.put_file(str(path), f"{root}/{path.name}")
+    local = open_mixture(coded_synthetic)
+    shard = max(entry.bytes for entry in local.datasets[0].manifest.shards)
+    small = Mixture([ShardSet(f"{bucket}/coded", Cache(tmp_path / "small", 2 * shard))])
+    with pytest.raises(ConfigError, match=r"data\.shuffle_buffer"):
+        small.training_plan(views(small), Share(order=small.order(seed=0, stream=0), batch_size=4))
+    remote = Mixture([ShardSet(f"{bucket}/coded", Cache(tmp_path / "large", 10 * shard))])
+    options = LoaderOptions(device=torch.device("cpu"), threads=1)
+    made = []
+    for shards in (local, remote):
+        share = Share(order=shards.order(seed=0, stream=0, buffer=4), batch_size=4)
+        plan = shards.training_plan(views(shards), share)
+        made.append(list(islice(synthetic_batches(shards, plan, options), 6)))
+    for expected, got in zip(*made, strict=True):
+        assert got.keys == expected.keys
+        assert torch.equal(got.image, expected.image)
+        assert torch.equal(got.depth, expected.depth)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.geometry import contours as contours_of
+from fastssl.shards import Manifest, Source, pack, read_samples
 
 # Wall and floor, and wall and panel, differ by one; floor and side wall agree in their low bytes, wall, floor and panel
 # in their high ones.
@@ -104,6 +106,42 @@ def assert_matches(
     _assert_normal(record, scene, normal_degrees, min_known)
     if contours:
         assert np.array_equal(_edge(record), scene.edge), "contours are not where identities change"
+
+
+def assert_packs(
+    source: Source,
+    scene: PlaneScene,
+    out: Path,
+    *,
+    depth_tolerance: float = 0.001,
+    normal_degrees: float = 1.0,
+    min_known: float = 0.9,
+) -> Manifest:
+    """What comes back from shards of 32 x 32 pixels is this scene, for every sample, and its first reference is first.
+
+    Args:
+        depth_tolerance: metres by which the source may be off; packing adds half a millimetre.
+        normal_degrees: by which the source may be off; packing adds 0.39 degrees.
+        min_known: smallest share of pixels with a depth and a normal.
+    """
+    manifest = pack(source, out, size=32)
+    rows, columns = (((np.arange(32) + 0.5) * side / 32).astype(int) for side in scene.z.shape)
+    nearest = np.ix_(rows, columns)
+    keys = []
+    for sample in read_samples(out):
+        keys.append(sample.key)
+        assert sample.depth is not None
+        assert sample.normal is not None
+        assert sample.valid is not None
+        assert sample.edge is not None
+        assert sample.valid.mean() >= min_known
+        assert np.abs(sample.depth - scene.z[nearest])[sample.valid].max() <= depth_tolerance + 0.0005001
+        assert angles(sample.normal, scene.normal[nearest])[sample.valid].max() <= normal_degrees + 0.4
+        assert sample.edge.any()
+    assert keys == [source.key(reference) for reference in source.references()]
+    assert len(keys) == manifest.samples
+    assert (manifest.layout, manifest.domain, manifest.licence) == (source.layout, source.domain, source.licence)
+    return manifest
 
 
 def _edge(record: Record) -> NDArray[np.bool_]:

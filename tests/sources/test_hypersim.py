@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -12,21 +10,27 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sources.planes import PlaneScene, angles, assert_matches, scene
+from sources.planes import PlaneScene, angles, assert_matches, assert_packs, scene
+from sources.trees.hypersim import (
+    HEIGHT,
+    REFERENCE,
+    TO_GL,
+    UNKNOWN,
+    USUAL,
+    USUAL_MATRIX,
+    WIDTH,
+    files,
+    write_array,
+    write_frame,
+    write_frames,
+    write_lenses,
+    write_split,
+)
 
-from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError, UsageError
+from fastssl.batch import Record
+from fastssl.errors import DataError
 from fastssl.geometry import contours, pixel_rays
-from fastssl.shards import pack, read_samples
 from fastssl.sources.hypersim import CAMERAS, SPLIT, HypersimSource
-
-HEIGHT, WIDTH = 48, 64
-TAN_30 = float(np.tan(np.pi / 6))
-USUAL = Intrinsics(fx=WIDTH / 2 / TAN_30, fy=WIDTH / 2 / TAN_30, cx=WIDTH / 2, cy=HEIGHT / 2)
-USUAL_MATRIX = np.array([[TAN_30, 0, 0], [0, 0.75 * TAN_30, 0], [0, 0, -1]])
-# From Y down and Z forward to y up and z backward, and back.
-TO_GL = np.diag([1.0, -1.0, -1.0])
-UNKNOWN = (slice(30, 36), slice(2, 12))
 
 # Rows of the dataset's own table: the usual lens, one with lens_shift 0.224, and one with horizontal_shift 0.23,
 # lens_shift -0.08 and vertical_offset 0.01, whose image axes meet at 88.98 degrees.
@@ -50,61 +54,8 @@ def rotation(x: float, y: float, z: float) -> NDArray[np.float64]:
     return about_z @ about_y @ about_x
 
 
-def write_array(path: Path, values: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("dataset", data=values, compression="gzip", compression_opts=9)
-
-
-def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
-
-
-def write_lenses(folder: Path, lenses: dict[str, NDArray[np.float64] | list[float]]) -> None:
-    columns = ["scene_name", "settings_output_img_width", "camera_physical_white_balance"]
-    columns += [f"M_cam_from_uv_{row}{column}" for row in range(3) for column in range(3)]
-    rows = [[name, 1024.0, "Color(1, 1, 1)", *np.ravel(matrix)] for name, matrix in lenses.items()]
-    write_table(folder / CAMERAS, columns, rows)
-
-
-def write_split(folder: Path, rows: list[list[Any]]) -> None:
-    columns = ["scene_name", "camera_name", "frame_id", "included_in_public_release", "exclude_reason"]
-    write_table(folder / SPLIT, [*columns, "split_partition_name"], rows)
-
-
-def files(folder: Path, reference: str) -> dict[str, Path]:
-    name, camera, frame = reference.split("/")
-    images = folder / name / "images"
-    planes = {
-        plane: images / f"scene_{camera}_geometry_hdf5" / f"frame.{frame}.{plane}.hdf5"
-        for plane in ("depth_meters", "normal_cam", "semantic_instance")
-    }
-    return {"color": images / f"scene_{camera}_final_hdf5" / f"frame.{frame}.color.hdf5", **planes}
-
-
-def write_frame(
-    folder: Path, reference: str, view: PlaneScene, *, turned: NDArray[np.float64] = TO_GL, turn_normals: bool = True
-) -> None:
-    """A frame as the dataset stores it. `turned` takes the view's frame into that of the camera's table."""
-    rng = np.random.default_rng(0)
-    distance, normal = view.ray_length.copy(), view.normal @ (turned.T if turn_normals else np.eye(3))
-    distance[UNKNOWN] = np.nan
-    normal[UNKNOWN] = np.nan
-    paths = files(folder, reference)
-    write_array(paths["color"], rng.uniform(0, 3, (HEIGHT, WIDTH, 3)).astype(np.float16))
-    write_array(paths["depth_meters"], distance.astype(np.float16))
-    write_array(paths["normal_cam"], normal.astype(np.float16))
-    write_array(paths["semantic_instance"], view.instance.astype(np.int16))
-
-
-def tree(folder: Path, *references: str) -> PlaneScene:
-    """Frames of the usual lens."""
-    view = scene(USUAL, HEIGHT, WIDTH)
-    for reference in references or ("ai_001_001/cam_00/0007",):
-        write_frame(folder, reference, view)
-    write_lenses(folder, dict.fromkeys(("ai_001_001", "ai_001_002", "ai_002_001"), USUAL_MATRIX))
-    return view
+def tree(folder: Path) -> PlaneScene:
+    return write_frames(folder, REFERENCE)
 
 
 def check(record: Record, view: PlaneScene) -> None:
@@ -126,8 +77,8 @@ def test_a_frame_of_the_usual_lens(tmp_path: Path) -> None:
         *("hypersim", "synthetic", True),
         "CC-BY-SA-3.0",
     )
-    assert list(source.references()) == ["ai_001_001/cam_00/0007"]
-    record = source.read("ai_001_001/cam_00/0007")
+    assert list(source.references()) == [REFERENCE]
+    record = source.read(REFERENCE)
     assert record.key == "ai_001_001__cam_00__0007"
     check(record, view)
 
@@ -218,21 +169,21 @@ MISTAKES: dict[str, Callable[[Record, PlaneScene], Record]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_check_would_notice(tmp_path: Path, mistake: str) -> None:
     view = tree(tmp_path)
-    record = HypersimSource(tmp_path).read("ai_001_001/cam_00/0007")
+    record = HypersimSource(tmp_path).read(REFERENCE)
     with pytest.raises(AssertionError):
         check(MISTAKES[mistake](record, view), view)
 
 
 def test_normals_in_another_frame_would_be_noticed(tmp_path: Path) -> None:
     view = tree(tmp_path)
-    write_frame(tmp_path, "ai_001_001/cam_00/0007", view, turn_normals=False)
+    write_frame(tmp_path, REFERENCE, view, turn_normals=False)
     with pytest.raises(AssertionError):
-        check(HypersimSource(tmp_path).read("ai_001_001/cam_00/0007"), view)
+        check(HypersimSource(tmp_path).read(REFERENCE), view)
 
 
 def test_surfaces_modelled_inside_out_are_turned_over_and_grazing_normals_are_not_known(tmp_path: Path) -> None:
     tree(tmp_path)
-    path = files(tmp_path, "ai_001_001/cam_00/0007")["normal_cam"]
+    path = files(tmp_path)["normal_cam"]
     towards = -pixel_rays(USUAL, HEIGHT, WIDTH) @ TO_GL
     towards /= np.linalg.norm(towards, axis=2, keepdims=True)
     across = np.cross(towards, [0.0, 1.0, 0.0])
@@ -242,7 +193,7 @@ def test_surfaces_modelled_inside_out_are_turned_over_and_grazing_normals_are_no
         """Normals read where those stored make this angle with the way to the camera."""
         stored = np.cos(np.radians(degrees)) * towards + np.sin(np.radians(degrees)) * across
         write_array(path, stored.astype(np.float16))
-        normal = HypersimSource(tmp_path).read("ai_001_001/cam_00/0007").normal
+        normal = HypersimSource(tmp_path).read(REFERENCE).normal
         assert normal is not None
         if normal.any():
             facing = stored if degrees < 90 else -stored
@@ -259,7 +210,7 @@ def test_surfaces_modelled_inside_out_are_turned_over_and_grazing_normals_are_no
 
 def test_lengths_of_normals_and_of_distances(tmp_path: Path) -> None:
     view = tree(tmp_path)
-    paths = files(tmp_path, "ai_001_001/cam_00/0007")
+    paths = files(tmp_path)
     normal, distance = view.normal @ TO_GL, view.ray_length.copy()
     normal[0] = 0
     normal[1] *= 0.3
@@ -269,7 +220,7 @@ def test_lengths_of_normals_and_of_distances(tmp_path: Path) -> None:
     distance[5] = 0
     write_array(paths["normal_cam"], normal.astype(np.float16))
     write_array(paths["depth_meters"], distance.astype(np.float16))
-    record = HypersimSource(tmp_path).read("ai_001_001/cam_00/0007")
+    record = HypersimSource(tmp_path).read(REFERENCE)
     assert record.normal is not None
     assert record.depth is not None
     known = record.normal.any(axis=2)
@@ -284,19 +235,19 @@ def test_what_nobody_labelled_has_a_border_too(tmp_path: Path) -> None:
     tree(tmp_path)
     instance = np.full((HEIGHT, WIDTH), -1, np.int16)
     instance[10:20, 10:20] = 300
-    write_array(files(tmp_path, "ai_001_001/cam_00/0007")["semantic_instance"], instance)
-    read = HypersimSource(tmp_path).read("ai_001_001/cam_00/0007").instance
+    write_array(files(tmp_path)["semantic_instance"], instance)
+    read = HypersimSource(tmp_path).read(REFERENCE).instance
     assert read is not None
     assert np.array_equal(read, instance)
     assert contours(read).sum() == 39  # ten on each side, two of which share a pixel
 
 
 def image_of(folder: Path, color: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
-    paths = files(folder, "ai_001_001/cam_00/0007")
+    paths = files(folder)
     write_array(paths["color"], color.astype(np.float16))
     if valid is not None:
         write_array(paths["depth_meters"], np.where(valid, 2, np.nan).astype(np.float16))
-    return HypersimSource(folder).read("ai_001_001/cam_00/0007").image
+    return HypersimSource(folder).read(REFERENCE).image
 
 
 def test_tone_mapping_takes_the_90th_percentile_of_brightness_to_four_fifths(tmp_path: Path) -> None:
@@ -334,17 +285,16 @@ def test_references_are_sorted_and_folders_without_frames_passed_over(tmp_path: 
         *("ai_001_001/cam_00/0000", "ai_001_001/cam_00/0012", "ai_001_001/cam_01/0003"),
         "ai_002_001/cam_00/0001",
     ]
-    tree(tmp_path, *reversed(references))
+    write_frames(tmp_path, *reversed(references))
     (tmp_path / "ai_001_002" / "_detail" / "mesh").mkdir(parents=True)
     (tmp_path / "ai_002_001" / "images" / "scene_cam_00_final_preview").mkdir()
     (tmp_path / "ai_002_001" / "images" / "scene_cam_00_final_hdf5" / "frame.0001.residual.hdf5").write_bytes(b"")
     source = HypersimSource(str(tmp_path))
     assert list(source.references()) == references
-    assert len({source.read(reference).key for reference in references}) == 4
 
 
 def test_subsets_are_those_of_the_split(tmp_path: Path) -> None:
-    tree(
+    write_frames(
         tmp_path, "ai_001_001/cam_00/0000", "ai_001_001/cam_00/0001", "ai_001_002/cam_00/0010", "ai_002_001/cam_00/0000"
     )
     with pytest.raises(DataError, match=SPLIT):
@@ -366,8 +316,6 @@ def test_subsets_are_those_of_the_split(tmp_path: Path) -> None:
         "test": ["ai_002_001/cam_00/0000"],
     }
     assert list(HypersimSource(tmp_path).references()) == sorted(chain.from_iterable(chosen.values()))
-    with pytest.raises(UsageError, match="train, val, test"):
-        HypersimSource(tmp_path, subset="trains")
 
 
 def test_a_subset_without_frames_is_refused(tmp_path: Path) -> None:
@@ -385,7 +333,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_of_lenses_is_needed_whole(tmp_path: Path) -> None:
-    tree(tmp_path, "ai_001_001/cam_00/0000", "ai_041_008/cam_00/0000")
+    write_frames(tmp_path, "ai_001_001/cam_00/0000", "ai_041_008/cam_00/0000")
     source = HypersimSource(tmp_path)
     with pytest.raises(DataError, match=r"lacks a scene(.|\n)*ai_041_008(.|\n)*apple/ml-hypersim"):
         source.read("ai_041_008/cam_00/0000")
@@ -453,41 +401,26 @@ def damaged(content: bytes) -> bytes:
 def test_a_damaged_file_is_named(tmp_path: Path, plane: str, damage: str) -> None:
     tree(tmp_path)
     source = HypersimSource(tmp_path)
-    path = files(tmp_path, "ai_001_001/cam_00/0007")[plane]
+    path = files(tmp_path)[plane]
     DAMAGES[damage](path)
     if (plane, damage) == ("color", "another size"):
-        path = files(tmp_path, "ai_001_001/cam_00/0007")["depth_meters"]  # the other files do not fit the image
+        path = files(tmp_path)["depth_meters"]  # the other files do not fit the image
     with pytest.raises(DataError) as error:
-        source.read("ai_001_001/cam_00/0007")
-    assert str(error.value.where) == str(path)
+        source.read(REFERENCE)
+    assert error.value.where == path
 
 
-def test_trees_are_recognised(tmp_path: Path) -> None:
-    tree(tmp_path / "hypersim")
+def test_folders_with_the_names_of_scenes_are_not_taken_for_it(tmp_path: Path) -> None:
     photos = tmp_path / "photos" / "ai_001_001"
     photos.mkdir(parents=True)
     (photos / "images").write_text("a file")
-    (tmp_path / "rooms").mkdir()
-    (tmp_path / "rooms" / "render.json").write_text("{}")
-    recognised = {name: HypersimSource.recognise(tmp_path / name) for name in ("hypersim", "photos", "rooms", "none")}
-    assert recognised == {"hypersim": True, "photos": False, "rooms": False, "none": False}
-    assert not HypersimSource.recognise(photos / "images")
+    for path in (tmp_path / "photos", photos, photos / "images"):
+        assert not HypersimSource.recognise(path)
 
 
-def test_a_source_travels_and_packs(tmp_path: Path) -> None:
-    view = tree(tmp_path / "hypersim", "ai_001_001/cam_00/0000", "ai_001_002/cam_00/0001")
-    source = pickle.loads(pickle.dumps(HypersimSource(tmp_path / "hypersim")))
-    manifest = pack(source, tmp_path / "out", size=32)
-    assert (manifest.samples, manifest.layout, manifest.licence) == (2, "hypersim", "CC-BY-SA-3.0")
-    sample = next(iter(read_samples(tmp_path / "out")))
-    assert sample.key == "ai_001_001__cam_00__0000"
-    assert sample.depth is not None
-    assert sample.normal is not None
-    assert sample.valid is not None
-    rows, columns = (np.arange(32) + 0.5) * HEIGHT / 32, (np.arange(32) + 0.5) * WIDTH / 32
-    expected = view.z[np.ix_(rows.astype(int), columns.astype(int))]
-    known = sample.depth > 0
-    assert known.mean() > 0.9
-    assert np.abs(sample.depth - expected)[known].max() < 0.005
-    facing = angles(sample.normal, view.normal[np.ix_(rows.astype(int), columns.astype(int))])
-    assert facing[sample.valid].max() < 0.5
+def test_it_packs(tmp_path: Path) -> None:
+    view = write_frames(tmp_path / "hypersim", "ai_001_001/cam_00/0000", "ai_001_002/cam_00/0001")
+    manifest = assert_packs(
+        HypersimSource(tmp_path / "hypersim"), view, tmp_path / "out", depth_tolerance=0.004, normal_degrees=0.1
+    )
+    assert (manifest.samples, manifest.licence) == (2, "CC-BY-SA-3.0")

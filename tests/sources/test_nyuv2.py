@@ -1,8 +1,5 @@
-"""A file of the labelled frames as MATLAB 7.3 writes it: HDF5 with reversed axes, at the dataset's own size."""
-
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,72 +9,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.io import savemat
-from sources.planes import PlaneScene, angles, assert_matches, scene
+from sources.planes import PlaneScene, angles, assert_matches, assert_packs
+from sources.trees.nyuv2 import CUT, IDENTITIES, REGION, UNKNOWN, cut, frame, full_view, write_frames, write_tree
 
 from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError, UsageError
-from fastssl.shards import pack, read_samples
+from fastssl.errors import DataError
 from fastssl.sources import nyuv2
 from fastssl.sources.nyuv2 import FRAMES, SPLITS, NyuV2Source
-
-# The toolbox's camera for pixels that count from 1, brought to centres at index + 0.5.
-FULL = Intrinsics(fx=518.858, fy=519.470, cx=325.582 - 0.5, cy=253.736 - 0.5)
-# `mask(45:471, 41:601)` in MATLAB: its region of 427 rows and 561 columns, whose `size` the toolbox gives.
-REGION = (slice(45 - 1, 471), slice(41 - 1, 601))
-CUT = replace(FULL, cx=FULL.cx - 40, cy=FULL.cy - 44)
-UNKNOWN = (slice(100, 104), slice(200, 210))
-# The scene's, as (label, instance): two that differ in the instance alone, and two whose labels end in the same byte.
-IDENTITIES = {299: (1, 7), 300: (1, 8), 301: (300, 8), 45: (44, 8)}
 
 
 @pytest.fixture(scope="module")
 def view() -> PlaneScene:
-    return scene(FULL, 480, 640)
-
-
-def reversed_axes(frames: list[NDArray[Any]]) -> NDArray[Any]:
-    """(H, W[, 3]) each to what h5py shows of MATLAB's (H, W[, 3], N)."""
-    return np.stack(frames, axis=-1).T
-
-
-def frame(view: PlaneScene, number: int) -> dict[str, NDArray[Any]]:
-    y, x = np.mgrid[:480, :640]
-    depth = view.z.astype(np.float32)
-    depth[UNKNOWN] = 0
-    pairs = np.zeros((*view.z.shape, 2), np.int64)
-    for identity, pair in IDENTITIES.items():
-        pairs[view.instance == identity] = pair
-    return {
-        "images": np.stack([x // 3, y // 2, (x // 8 + y // 8 + number) % 256], axis=-1).astype(np.uint8),
-        "depths": depth,
-        "labels": pairs[..., 0].astype(np.uint16),
-        "instances": pairs[..., 1].astype(np.uint8),
-    }
-
-
-def write(path: Path, frames: list[dict[str, NDArray[Any]]]) -> None:
-    with h5py.File(path, "w", userblock_size=512) as file:
-        for name in ("images", "depths", "labels", "instances"):
-            values = reversed_axes([planes[name] for planes in frames])
-            file.create_dataset(
-                name, data=values, chunks=(1, *values.shape[1:]), compression="gzip", compression_opts=1
-            )
-        file.create_dataset("rawDepths", data=np.zeros((len(frames), 640, 480), np.float32), compression="gzip")
-    with path.open("r+b") as file:  # MATLAB's own header, in HDF5's user block
-        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64")
+    return full_view()
 
 
 @pytest.fixture(scope="module")
-def dataset(view: PlaneScene, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three frames of one room; not to be written to."""
-    folder = tmp_path_factory.mktemp("nyu")
-    write(folder / FRAMES, [frame(view, number) for number in range(3)])
-    savemat(folder / SPLITS, {"trainNdxs": np.array([[3], [1]], np.uint16), "testNdxs": np.array([[2]], np.uint16)})
-    return folder
-
-
-def cut(view: PlaneScene) -> PlaneScene:
-    return PlaneScene(CUT, view.z[REGION], view.ray_length[REGION], view.normal[REGION], view.instance[REGION])
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three frames; not to be written to."""
+    return write_tree(tmp_path_factory.mktemp("nyu"))
 
 
 def check(record: Record, view: PlaneScene, number: int = 0) -> None:
@@ -85,7 +34,7 @@ def check(record: Record, view: PlaneScene, number: int = 0) -> None:
     assert record.depth is not None
     assert not record.depth[56:60, 160:170].any()
     assert (record.depth == 0).sum() == 40
-    assert np.array_equal(record.image, frame(view, number)["images"][REGION])
+    assert np.array_equal(record.image, frame(number)["images"][REGION])
 
 
 def test_a_frame_is_the_valid_region_with_all_its_labels(dataset: Path, view: PlaneScene) -> None:
@@ -105,7 +54,7 @@ def test_subsets_are_those_of_the_splits_which_count_from_1(
     source = NyuV2Source(dataset / FRAMES, subset=subset)
     assert list(source.references()) == numbers
     record = source.read(numbers[-1])
-    assert np.array_equal(record.image, frame(view, int(numbers[-1]) - 1)["images"][REGION])
+    assert np.array_equal(record.image, frame(int(numbers[-1]) - 1)["images"][REGION])
 
 
 def test_only_one_frame_is_read_at_a_time(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +73,12 @@ def test_only_one_frame_is_read_at_a_time(dataset: Path, monkeypatch: pytest.Mon
 
 
 def with_frame(tmp_path: Path, **planes: NDArray[Any]) -> Record:
-    write(tmp_path / FRAMES, [planes])
+    write_frames(tmp_path / FRAMES, planes)
     return NyuV2Source(tmp_path).read("0001")
 
 
 def test_pixel_centres_taken_as_whole_numbers_would_be_noticed(tmp_path: Path, view: PlaneScene) -> None:
-    record = with_frame(tmp_path, **frame(view, 0))
+    record = with_frame(tmp_path, **frame())
     check(record, view)
     with pytest.raises(AssertionError, match="cx"):
         check(replace(record, camera=replace(CUT, cx=CUT.cx + 0.5)), view)
@@ -140,13 +89,13 @@ def test_another_datasets_camera_would_be_noticed(
 ) -> None:
     scenenet = Intrinsics(fx=554.256, fy=579.411, cx=320 - 40, cy=240 - 44)
     monkeypatch.setattr(nyuv2, "CAMERA", scenenet)
-    record = with_frame(tmp_path, **frame(view, 0))
+    record = with_frame(tmp_path, **frame())
     with pytest.raises(AssertionError, match="normal is off"):
         check(replace(record, camera=CUT), view)
 
 
 def test_axes_in_matlabs_order_would_be_noticed(tmp_path: Path, view: PlaneScene) -> None:
-    mirrored = {name: plane[:, ::-1] for name, plane in frame(view, 0).items()}
+    mirrored = {name: plane[:, ::-1] for name, plane in frame().items()}
     with pytest.raises(AssertionError):
         check(with_frame(tmp_path, **mirrored), view)
     with h5py.File(tmp_path / FRAMES, "r+") as file:
@@ -158,14 +107,14 @@ def test_axes_in_matlabs_order_would_be_noticed(tmp_path: Path, view: PlaneScene
 
 
 def test_ray_length_taken_for_depth_would_be_noticed(tmp_path: Path, view: PlaneScene) -> None:
-    planes = frame(view, 0)
+    planes = frame()
     planes["depths"] = np.where(planes["depths"] > 0, view.ray_length, 0).astype(np.float32)
     with pytest.raises(AssertionError, match="depth is off"):
         check(with_frame(tmp_path, **planes), view)
 
 
 def test_labels_without_their_high_byte_would_be_noticed(tmp_path: Path, view: PlaneScene) -> None:
-    planes = frame(view, 0)
+    planes = frame()
     planes["labels"] %= 256
     with pytest.raises(AssertionError):
         check(with_frame(tmp_path, **planes), view)
@@ -181,14 +130,14 @@ def test_objects_are_pairs_of_label_and_instance(dataset: Path, view: PlaneScene
 
 
 def test_depth_that_is_none_is_not_known(tmp_path: Path, view: PlaneScene) -> None:
-    planes = frame(view, 0)
+    planes = frame()
     planes["depths"][UNKNOWN] = np.resize([np.nan, np.inf, -np.inf, -1, 0], (4, 10))
     check(with_frame(tmp_path, **planes), view)
 
 
 def test_depth_in_whole_disparities_still_has_the_right_normals(tmp_path: Path, view: PlaneScene) -> None:
     """As Kinect measures, with noise of half a step; `normals_from_depth` as it stands is off by 40 degrees."""
-    planes = frame(view, 0)
+    planes = frame()
     noise = np.random.default_rng(0).normal(0, 0.5, view.z.shape)
     planes["depths"] = (351.3 / (1092.5 - np.round(1092.5 - 351.3 / view.z + noise))).astype(np.float32)
     record = with_frame(tmp_path, **planes)
@@ -226,7 +175,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(dataset: Path, tmp_path: Pat
     ],
 )
 def test_arrays_of_another_kind_are_refused(tmp_path: Path, view: PlaneScene, name: str, values: Any) -> None:
-    write(tmp_path / FRAMES, [frame(view, 0)])
+    write_frames(tmp_path / FRAMES, frame())
     with h5py.File(tmp_path / FRAMES, "r+") as file:
         del file[name]
         file[name] = values
@@ -249,8 +198,6 @@ def test_a_damaged_frame_costs_that_frame(dataset: Path, tmp_path: Path) -> None
 
 def test_splits_that_are_missing_damaged_or_of_other_frames_are_named(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / FRAMES).symlink_to(dataset / FRAMES)
-    with pytest.raises(UsageError, match="train, test"):
-        NyuV2Source(tmp_path, subset="val")
     with pytest.raises(DataError, match=f"missing(.|\n)*{SPLITS}"):
         NyuV2Source(tmp_path, subset="train")
     for content in (b"", b"text" * 100, (dataset / SPLITS).read_bytes()[:150]):
@@ -264,19 +211,11 @@ def test_splits_that_are_missing_damaged_or_of_other_frames_are_named(dataset: P
         NyuV2Source(tmp_path, subset="test")
 
 
-def test_it_is_recognised(dataset: Path, tmp_path: Path) -> None:
-    assert NyuV2Source.recognise(dataset)
+def test_the_file_of_the_frames_may_be_given_itself(dataset: Path) -> None:
     assert NyuV2Source.recognise(dataset / FRAMES)
-    assert not NyuV2Source.recognise(tmp_path)
-    assert not NyuV2Source.recognise(tmp_path / "missing")
+    assert list(NyuV2Source(dataset / FRAMES).references()) == ["0001", "0002", "0003"]
 
 
-def test_it_packs_with_its_labels_though_it_is_real(dataset: Path, tmp_path: Path) -> None:
-    source = pickle.loads(pickle.dumps(NyuV2Source(dataset, subset="train")))
-    manifest = pack(source, tmp_path / "out", size=32)
-    assert (manifest.layout, manifest.domain, manifest.samples) == ("nyuv2", "real", 2)
-    for sample in read_samples(tmp_path / "out"):
-        assert sample.key in ("0001", "0003")
-        assert sample.depth is not None
-        assert sample.valid is not None
-        assert sample.valid.mean() > 0.99
+def test_it_packs_with_its_labels_though_it_is_real(dataset: Path, view: PlaneScene, tmp_path: Path) -> None:
+    source = NyuV2Source(dataset, subset="train")
+    assert assert_packs(source, cut(view), tmp_path / "out", min_known=0.99).domain == "real"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zlib
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,101 +10,45 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
-from sources.planes import PlaneScene, assert_matches, scene
+from sources.damage import DAMAGES
+from sources.pictures import save
+from sources.planes import PlaneScene, assert_matches, assert_packs
+from sources.trees import suncg as tree
+from sources.trees.suncg import (
+    FRAME,
+    HOLE,
+    OTHER_ROOM,
+    ROOM,
+    away_right_up_forward,
+    boundary,
+    right_forward_up,
+    write_release,
+    write_small,
+)
 
 from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError, UsageError
+from fastssl.errors import DataError
 from fastssl.geometry import depth_from_ray_length
 from fastssl.shards import pack, read_samples
-from fastssl.sources import RenderSource
 from fastssl.sources import suncg as layout
 from fastssl.sources.suncg import CAMERA, PbrsSource, SuncgSource
 
-ROOM = "eaf9f8af4043ea42a223ec1276ac1546"
-OTHER_ROOM = "9cbb425a14f4e039052437ba68079ace"
-FRAME = f"{ROOM}/000005"
 KEY = FRAME.replace("/", "__")
-HOLE = np.s_[4:9, 40:52]
-"""Nothing is seen there."""
-
-# The tree of Ren and Lee's code: a fifth of the release's width and height.
-SMALL = Intrinsics(fx=517.97 / 5, fy=517.97 / 5, cx=64.0, cy=48.0)
-HEIGHT, WIDTH = 96, 128
-
-
-def photo(room: PlaneScene) -> NDArray[np.uint8]:
-    return np.stack([room.z * 40, room.z * 20, np.full_like(room.z, 90)], axis=-1).astype(np.uint8)
-
-
-def millimetres(room: PlaneScene) -> NDArray[np.uint16]:
-    depth = np.rint(room.z * 1000).astype(np.uint16)
-    depth[HOLE] = 0
-    return depth
-
-
-def save(path: Path, pixels: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def save_colour_of_16_bits(path: Path, pixels: NDArray[np.uint16]) -> None:
-    """A PNG of 16-bit RGB, from the format's specification; every row has another filter than the one above."""
-    height, width, _ = pixels.shape
-    raw = np.ascontiguousarray(pixels.astype(">u2")).view(np.uint8).reshape(height, width * 6)
-    left, above = np.zeros_like(raw), np.zeros_like(raw)
-    left[:, 6:], above[1:] = raw[:, :-6], raw[:-1]
-    filters = np.arange(height) % 3
-    predicted = np.choose(filters[:, None], [np.zeros_like(raw), left, above])
-    rows = np.concatenate([filters[:, None].astype(np.uint8), raw - predicted], axis=1)
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows.tobytes(), 1)),
-        (b"IEND", b""),
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for name, data in chunks:
-            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
-
-
-def right_forward_up(normal: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The release's frame: red to the right, green forward, blue up."""
-    return np.stack([normal[..., 0], normal[..., 2], -normal[..., 1]], axis=-1)
-
-
-def away_right_up_forward(normal: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The frame of the authors' script for SceneNet: away from the camera, in axes right, up, forward."""
-    return -np.stack([normal[..., 0], -normal[..., 1], normal[..., 2]], axis=-1)
 
 
 # --- The tree of Ren and Lee's code
 
 
-def write_small(root: Path, room: PlaneScene, frame: Callable[[Any], Any], *, one_bit: bool = False) -> None:
-    normal = np.rint((frame(room.normal) + 1) * 127.5).astype(np.uint8)
-    normal[HOLE] = 128
-    planes = {
-        "mlt": photo(room),
-        "depth": millimetres(room),
-        "normal": normal,
-        "edge": room.edge if one_bit else room.edge.astype(np.uint8) * 200,
-    }
-    for name, pixels in planes.items():
-        save(root / name / f"{FRAME}_256.png", pixels)
-
-
 @pytest.fixture(scope="module")
 def small_room() -> PlaneScene:
-    return scene(SMALL, HEIGHT, WIDTH)
+    return tree.small_room()
 
 
 @pytest.fixture
 def small(tmp_path: Path, small_room: PlaneScene) -> Path:
     root = tmp_path / "suncg_image"
-    write_small(root, small_room, right_forward_up)
+    write_small(root, small_room)
     return root
 
 
@@ -179,31 +121,21 @@ def test_its_frames_are_listed_in_order(small: Path) -> None:
 
 
 @pytest.mark.parametrize("plane", ["mlt", "depth", "normal", "edge"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "short", "other size", "other mode"])
-def test_a_damaged_file_of_the_small_tree_is_named(small: Path, plane: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_the_small_tree_is_named(
+    small: Path, small_room: PlaneScene, plane: str, damage: str
+) -> None:
     source = SuncgSource(small)
     path = small / plane / f"{FRAME}_256.png"
-    if plane == "mlt" and damage == "other size":
+    DAMAGES[damage](path)
+    if (plane, damage) == ("mlt", "another kind"):
+        check(source.read(FRAME), small_room)
+        return
+    if (plane, damage) == ("mlt", "another size"):
         path = small / "depth" / f"{FRAME}_256.png"  # the image's size is what the others must have
-    spoil(path, damage)
     with pytest.raises(DataError) as caught:
         source.read(FRAME)
-    assert str(path) in str(caught.value)
-
-
-def spoil(path: Path, damage: str) -> None:
-    if damage == "missing":
-        path.unlink()
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "short":
-        path.write_bytes(path.read_bytes()[:-40])
-    elif damage == "other size":
-        save(path, np.array(Image.open(path))[:-1])
-    elif path.parent.parent.name.startswith("mlt"):
-        path.write_text("<html>not found</html>")
-    else:
-        save(path, np.zeros((HEIGHT, WIDTH, 4), np.uint8))
+    assert caught.value.where == path
 
 
 def test_the_small_tree_packs_and_no_contour_is_lost(small: Path, small_room: PlaneScene, tmp_path: Path) -> None:
@@ -217,33 +149,9 @@ def test_the_small_tree_packs_and_no_contour_is_lost(small: Path, small_room: Pl
 # --- The release
 
 
-def boundary(instance: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """As `seg2bdry` of the release's tools: 255 where a pixel and its lower and right neighbours are of several."""
-    padded = np.pad(instance, ((0, 1), (0, 1)), mode="edge")
-    block = np.stack([padded[:-1, :-1], padded[1:, :-1], padded[:-1, 1:], padded[1:, 1:]])
-    return np.where(block.min(axis=0) < block.max(axis=0), 255, 0).astype(np.uint8)
-
-
-def write_release(root: Path, room: PlaneScene, *, as_released: bool = True, nodes: bool = True) -> None:
-    def file(archive: str, ending: str) -> Path:
-        return (root / f"{archive}_v2" if as_released else root) / f"{FRAME}_{ending}.png"
-
-    codes = np.minimum((right_forward_up(room.normal) + 1) * 65535 / 2, 65535).astype(np.uint16)
-    valid = np.full(room.z.shape, 255, np.uint8)
-    codes[HOLE], valid[HOLE] = 0, 0
-    valid[-3:, -3:] = 0
-    save(file("mlt", "mlt"), photo(room))
-    save(file("depth", "depth"), millimetres(room))
-    save_colour_of_16_bits(file("normal", "norm_camera"), codes)
-    save(file("normal", "valid"), valid)
-    save(file("boundary", "instance_boundary"), boundary(room.instance))
-    if nodes:
-        save(file("node", "node"), room.instance.astype(np.uint16))
-
-
 @pytest.fixture(scope="module")
 def room() -> PlaneScene:
-    return scene(CAMERA, 480, 640)
+    return tree.full_room()
 
 
 @pytest.fixture(scope="module")
@@ -283,17 +191,16 @@ def test_the_tree_of_the_release_tools_has_identities_too(tmp_path: Path, room: 
     check(PbrsSource(tmp_path).read(FRAME), room)
 
 
-def test_all_16_bits_of_a_colour_are_read(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(1).integers(0, 65536, (480, 640, 3), dtype=np.uint16)
-    save_colour_of_16_bits(tmp_path / "colour.png", pixels)
-    assert np.array_equal(layout._read_colour_of_16_bits(tmp_path / "colour.png"), pixels)
-
-
 def test_normals_read_with_8_bits_would_be_noticed(
     release: Path, room: PlaneScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Pillow makes of such a file."""
-    monkeypatch.setattr(layout, "_read_colour_of_16_bits", lambda path: np.array(Image.open(path)))
+    read_plane = layout.read_plane
+
+    def read_8_bits(path: Path, mode: Any, size: tuple[int, int]) -> Any:
+        return np.array(Image.open(path)) if mode == "RGB;16" else read_plane(path, mode, size)
+
+    monkeypatch.setattr(layout, "read_plane", read_8_bits)
     with pytest.raises(AssertionError, match=r"only 0\.000 of the pixels have a normal"):
         check(PbrsSource(release).read(FRAME), room)
 
@@ -347,22 +254,22 @@ PLANES = {
 
 
 @pytest.mark.parametrize("ending", PLANES)
-@pytest.mark.parametrize("damage", ["missing", "short", "other mode"])
+@pytest.mark.parametrize("damage", ["missing", "cut short", "another kind"])
 def test_a_damaged_file_of_the_release_is_named(
     tmp_path: Path, release: Path, room: PlaneScene, ending: str, damage: str
 ) -> None:
     for archive in ("mlt", "depth", "normal", "boundary", "node"):
         if (archive, ending) != ("node", "instance_boundary"):
-            (tmp_path / f"{archive}_v2").mkdir()
-            (tmp_path / f"{archive}_v2" / ROOM).mkdir()
-            for file in (release / f"{archive}_v2" / ROOM).iterdir():
-                (tmp_path / f"{archive}_v2" / ROOM / file.name).write_bytes(file.read_bytes())
+            shutil.copytree(release / f"{archive}_v2", tmp_path / f"{archive}_v2")
     source = PbrsSource(tmp_path)
     path = tmp_path / f"{PLANES[ending]}_v2" / f"{FRAME}_{ending}.png"
-    spoil(path, damage)
+    DAMAGES[damage](path)
+    if (ending, damage) == ("mlt", "another kind"):
+        check(source.read(FRAME), room)
+        return
     with pytest.raises(DataError) as caught:
         source.read(FRAME)
-    assert str(path) in str(caught.value)
+    assert caught.value.where == path
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
@@ -372,36 +279,20 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_the_release_packs_and_reads_back(release: Path, room: PlaneScene, tmp_path: Path) -> None:
-    manifest = pack(PbrsSource(release), tmp_path / "packed", size=32)
-    (sample,) = read_samples(tmp_path / "packed")
-    assert (manifest.layout, manifest.domain, sample.key) == ("pbrs", "synthetic", KEY)
-    assert sample.depth is not None
-    assert sample.valid is not None
-    nearest = room.z[7::15, 10::20]
-    assert sample.valid.mean() > 0.97
-    assert np.abs(sample.depth - nearest)[sample.valid].max() < 0.0011
+    assert_packs(PbrsSource(release), room, tmp_path / "packed", depth_tolerance=0.0005001, min_known=0.97)
 
 
 # --- Both
 
 
 def test_each_tree_is_recognised_as_what_it_is(small: Path, release: Path, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    save(photos / ROOM / "000005.png", np.zeros((4, 4, 3), np.uint8))
-    trees = (small, release, photos, tmp_path / "nothing", photos / ROOM / "000005.png")
-    assert [SuncgSource.recognise(tree) for tree in trees] == [True, False, False, False, False]
-    assert [PbrsSource.recognise(tree) for tree in trees] == [False, True, False, False, False]
-    assert not any(RenderSource.recognise(tree) for tree in trees)
+    photo = save(tmp_path / "photos" / ROOM / "000005.png", np.zeros((4, 4, 3), np.uint8))
+    trees = (small, release, photo.parent.parent, photo)
+    assert [SuncgSource.recognise(tree) for tree in trees] == [True, False, False, False]
+    assert [PbrsSource.recognise(tree) for tree in trees] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("source", [SuncgSource, PbrsSource])
 def test_what_is_not_there_is_an_error(source: type[SuncgSource | PbrsSource], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="ROOM/FRAME"):
         source(tmp_path)
-    with pytest.raises(UsageError, match="this layout has none"):
-        source(tmp_path, subset="train")
-
-
-def test_they_travel_to_other_processes(small: Path, small_room: PlaneScene, release: Path, room: PlaneScene) -> None:
-    check(pickle.loads(pickle.dumps(SuncgSource(small))).read(FRAME), small_room)
-    check(pickle.loads(pickle.dumps(PbrsSource(release))).read(FRAME), room)
