@@ -77,7 +77,7 @@ def estimate(
         samples=samples,
         shards=math.ceil(samples / samples_per_shard),
         estimated_bytes=round(samples * sum(sizes) / len(chosen)),
-        estimated_seconds=round(samples * seconds, 1),
+        estimated_seconds=float(f"{samples * seconds:.3g}"),
         tried=len(chosen),
         unusable=unusable,
         keys=[source.key(reference) for reference in chosen],

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SAMPLES = 8
@@ -31,6 +32,14 @@ def data(modules: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves that to the collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture(autouse=True)
+def torch_keeps_its_threads() -> Iterator[None]:
+    """A peer sets their number for its own process; other tests compare digits that depend on it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     ("loader", "form", "codecs"),
     [
