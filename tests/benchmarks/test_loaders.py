@@ -30,8 +30,6 @@ def data(modules: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves that to the collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.fixture(autouse=True)
 def torch_keeps_its_threads() -> Iterator[None]:
     """A peer sets their number for its own process; other tests compare digits that depend on it."""
@@ -40,6 +38,8 @@ def torch_keeps_its_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves that to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("loader", "form", "codecs"),
     [
