@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -101,7 +101,12 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
     filters = label_filters(plan)
     threads = ThreadedLabels(layout, data.size, options.num_threads, codec, filters) if on_cpu else None
     feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
-    with closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec))) as batches:
+    with ExitStack() as stack:
+        if threads is not None:
+            stack.callback(threads.close)
+        batches = stack.enter_context(
+            closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)))
+        )
         for pending, image, *blocks in batches:
             if pending.labels is not None:
                 labels = pending.labels.result()
@@ -109,8 +114,6 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
                 labels = labels_on_device(blocks[0], layout, pending.views, data.size, codec, filters)
             keys = tuple(samples.key(i) for i in pending.samples)
             yield SyntheticBatch(keys=keys, image=_channels_last(image), **labels)
-    if threads is not None:
-        threads.close()
 
 
 def label_filters(plan: Plan) -> Filters:
@@ -216,15 +219,14 @@ def _images(
     if not feed.pixels.decoded:
         yield from batches
         return
-    images = ThreadedImages(plan.settings.data.size, options.num_threads)
     begun: tuple[_Pending, PendingImages] | None = None
-    for pending, decoded in batches:
-        before, begun = begun, (pending, images.submit(decoded, pending.views))
-        if before is not None:
-            yield before[0], before[1].result()
-    if begun is not None:
-        yield begun[0], begun[1].result()
-    images.close()
+    with closing(ThreadedImages(plan.settings.data.size, options.num_threads)) as images:
+        for pending, decoded in batches:
+            before, begun = begun, (pending, images.submit(decoded, pending.views))
+            if before is not None:
+                yield before[0], before[1].result()
+        if begun is not None:
+            yield begun[0], begun[1].result()
 
 
 def _handed_over(
