@@ -18,10 +18,10 @@ GROUPS = [
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],
-    ["files", "batch", "config", "errors"],
+    ["files", "batch", "compiled", "config", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
-LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors"]
+LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "compiled", "config", "errors"]
 LIGHT += ["report", "show", "cli"]
 
 
@@ -62,7 +62,7 @@ def test_dali_and_streams_stay_where_they_belong(path: Path) -> None:
     uses_streams = any(
         word in path.read_text(encoding="utf-8") for word in ("cuda.Stream", "cuda.stream(", "cuda.Event")
     )
-    assert not uses_streams or path.relative_to(PACKAGE).as_posix() in ("train/streams.py", "loader/iterator.py")
+    assert not uses_streams or path.relative_to(PACKAGE).as_posix() in ("train/streams.py", "loader/ahead.py")
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -475,7 +475,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, places: list[Any], name: str) -> Non
     [
         ([], "", "reading"),
         ([simplejpeg], "encode_jpeg", "image"),
-        ([encode, pack], "pack_labels", "labels"),
+        ([encode, pack], "deflated", "labels"),
         ([simplejpeg], "decode_jpeg", "proof"),
         ([encode], "contours", "rest"),
         ([ShardFile], "add", "writing"),

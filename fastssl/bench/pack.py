@@ -21,7 +21,7 @@ from fastssl.bench.rates import num_cores, processor_name
 from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Source, pack
-from fastssl.shards.codec import pack_labels, unpack_labels
+from fastssl.shards.codec import LabelLayout, deflated, inflate, label_block, unpack_labels
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import LABEL_MEMBERS, Settings
 from fastssl.shards.resample import stretched
@@ -168,9 +168,11 @@ def _encoding(record: Record, members: dict[str, bytes], settings: Settings) -> 
     proof, _ = _timed(simplejpeg.decode_jpeg, jpeg, "RGB", strict=True)
     if LABEL_MEMBERS[codec] not in members:
         return {"image": image, "labels": 0.0, "proof": proof}
-    unpacking, planes = _timed(unpack_labels, members[LABEL_MEMBERS[codec]], size, size, codec)
-    labels, _ = _timed(pack_labels, planes, codec)
-    return {"image": image, "labels": labels, "proof": proof + unpacking}
+    member = members[LABEL_MEMBERS[codec]]
+    laying, block = _timed(label_block, unpack_labels(member, size, size, codec), codec)
+    deflating, _ = _timed(deflated, block, codec, settings.lz4_level)
+    inflating, _ = _timed(inflate, member, LabelLayout(size, size), block, codec)
+    return {"image": image, "labels": laying + deflating, "proof": proof + inflating}
 
 
 def _jpeg(image: NDArray[np.uint8], settings: Settings) -> bytes:

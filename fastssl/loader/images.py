@@ -6,21 +6,18 @@ takes a fifth of their time; the graph only decodes. Colours, blur and windows o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastssl.batch import IMAGE_MEAN
+from fastssl.compiled import compiled
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
 _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _Places = NDArray[np.int64]
@@ -68,12 +65,7 @@ class ThreadedImages:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _compiled(function: _Function) -> _Function:
-    """Compiled at its first call on a machine, kept in a file from then on; leaves the interpreter lock."""
-    return cast("_Function", njit(nogil=True, cache=True, error_model="numpy")(function))
-
-
-@_compiled
+@compiled
 def _fill_images(
     first: int,
     step: int,
@@ -102,20 +94,20 @@ def _fill_images(
                 _normalise(stored, means, images[i, y].reshape(-1))
 
 
-@_compiled
+@compiled
 def _repeat_channel(stored: _Pixels, channel: int, row: _Pixels) -> None:
     for x in range(len(row) // 3):
         value = stored[3 * x + channel]
         row[3 * x], row[3 * x + 1], row[3 * x + 2] = value, value, value
 
 
-@_compiled
+@compiled
 def _normalise(stored: _Pixels, means: _Floats, out: _Floats) -> None:
     for k in range(len(out)):
         out[k] = np.float32(stored[k]) * np.float32(1 / 255) - means[k]
 
 
-@_compiled
+@compiled
 def _normalise_mirrored(stored: _Pixels, means: _Floats, out: _Floats) -> None:
     size = len(out) // 3
     for x in range(size):

@@ -12,15 +12,13 @@ pixels are seen at `fastssl.loader.plan.Views`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import lz4.block
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
+from fastssl.compiled import compiled
 
 _Bytes = NDArray[np.uint8]
 _Words = NDArray[np.uint32]
@@ -28,11 +26,6 @@ _Floats = NDArray[np.float32]
 _Mask = NDArray[np.bool_]
 _Places = NDArray[np.int64]
 _Number = TypeVar("_Number", np.uint8, np.uint32, np.float32)
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compiled at its first call on a machine, kept in a file from then on; leaves the interpreter lock."""
-    return cast("_Function", njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 class Block(NamedTuple):
@@ -143,7 +136,7 @@ def fill_labels(
     return sizes
 
 
-@_compiled
+@compiled
 def _fill_labels(
     inflate: Any,
     copy: Any,
@@ -187,7 +180,7 @@ def _fill_labels(
             labels.stored_edge_fraction[i] = _count(edge) / (block.height * block.width)
 
 
-@_compiled
+@compiled
 def _fill_surface(
     depth: _Bytes,
     normal: _Bytes,
@@ -231,7 +224,7 @@ def _fill_surface(
         _to_valid(metres[i], codes, valid[i])
 
 
-@_compiled
+@compiled
 def _undo(depth: _Bytes, normal: _Bytes, lines: tuple[_Places, _Places, _Places, _Places]) -> None:
     """Values from differences, of all that is seen."""
     _, below, before, behind = lines
@@ -242,7 +235,7 @@ def _undo(depth: _Bytes, normal: _Bytes, lines: tuple[_Places, _Places, _Places,
         _add(normal[y - 1][3 * left : 3 * right], normal[y][3 * left : 3 * right])
 
 
-@_compiled
+@compiled
 def _blend(
     normal: _Bytes,
     lines: tuple[_Places, _Places, _Places, _Places],
@@ -276,7 +269,7 @@ def _blend(
                     units[2, i, j] = z / length
 
 
-@_compiled
+@compiled
 def _weighted(
     codes: tuple[np.uint32, np.uint32, np.uint32, np.uint32], down: np.float32, along: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
@@ -292,26 +285,26 @@ def _weighted(
     return x, y, z
 
 
-@_compiled
+@compiled
 def _add(above: _Bytes, row: _Bytes) -> None:
     for x in range(len(row)):
         row[x] += above[x]
 
 
-@_compiled
+@compiled
 def _to_metres(low: _Bytes, high: _Bytes, metres: _Floats) -> None:
     for x in range(len(metres)):
         metres[x] = (np.float32(low[x]) + np.float32(256) * np.float32(high[x])) * np.float32(1e-3)
 
 
-@_compiled
+@compiled
 def _to_codes(normal: _Bytes, codes: _Words) -> None:
     """The three codes of a pixel side by side in one number, so that they are picked at once."""
     for x in range(len(codes)):
         codes[x] = normal[3 * x] | normal[3 * x + 1] << 8 | normal[3 * x + 2] << 16
 
 
-@_compiled
+@compiled
 def _pick(row: NDArray[_Number], columns: _Places, out: NDArray[_Number]) -> None:
     """The pixels of a row at these columns; runs as they are and mirrored ones are several times as fast."""
     size = len(out)
@@ -326,7 +319,7 @@ def _pick(row: NDArray[_Number], columns: _Places, out: NDArray[_Number]) -> Non
             out[j] = row[np.uintp(columns[j])]
 
 
-@_compiled
+@compiled
 def _coordinate(codes: np.uint32) -> np.float32:
     """255 times a coordinate of the normal, from the lowest byte.
 
@@ -335,7 +328,7 @@ def _coordinate(codes: np.uint32) -> np.float32:
     return np.float32(2) * np.float32(np.int32(codes & 255)) - np.float32(255)
 
 
-@_compiled
+@compiled
 def _to_scale(codes: _Words, scale: _Floats) -> None:
     for j in range(len(scale)):
         x, y, z = _coordinate(codes[j]), _coordinate(codes[j] >> 8), _coordinate(codes[j] >> 16)
@@ -343,25 +336,25 @@ def _to_scale(codes: _Words, scale: _Floats) -> None:
         scale[j] = np.float32(1) / length if codes[j] != 0 else np.float32(0)
 
 
-@_compiled
+@compiled
 def _to_units(codes: _Words, axis: int, scale: _Floats, units: _Floats) -> None:
     for j in range(len(units)):
         units[j] = _coordinate(codes[j] >> 8 * axis) * scale[j]
 
 
-@_compiled
+@compiled
 def _negate(row: _Floats) -> None:
     for j in range(len(row)):
         row[j] = -row[j]
 
 
-@_compiled
+@compiled
 def _to_valid(metres: _Floats, codes: _Words, valid: _Mask) -> None:
     for j in range(len(valid)):
         valid[j] = (metres[j] > 0) & (codes[j] != 0)
 
 
-@_compiled
+@compiled
 def _fill_edge(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge: _Floats) -> None:
     """Contours of one sample: a pixel is one if any stored pixel of its cell is.
 
@@ -385,7 +378,7 @@ def _fill_edge(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge
         _to_float(seen, edge[i])
 
 
-@_compiled
+@compiled
 def _fill_edge_area(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge: _Floats) -> None:
     """The share of contours in each cell; arguments as of `_fill_edge`."""
     rows, columns, ends, flip = cells
@@ -407,7 +400,7 @@ def _fill_edge_area(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool],
             edge[i, size - 1 - j if flip else j] = np.float32(marked) / np.float32(area)
 
 
-@_compiled
+@compiled
 def _cell_members(columns: _Places, end: int, flip: bool) -> _Places:
     """(largest cell, S) columns of each cell's pixels, counted from the window's left; small cells repeat their last.
 
@@ -424,7 +417,7 @@ def _cell_members(columns: _Places, end: int, flip: bool) -> _Places:
     return members
 
 
-@_compiled
+@compiled
 def _any_row(bits: _Bytes, start: int, stop: int, pixels: NDArray[np.uint64]) -> None:
     for x in range(len(pixels)):
         byte = bits[start, x]
@@ -433,19 +426,19 @@ def _any_row(bits: _Bytes, start: int, stop: int, pixels: NDArray[np.uint64]) ->
         pixels[x] = _PIXELS[byte]
 
 
-@_compiled
+@compiled
 def _or_picked(row: _Bytes, columns: _Places, out: _Bytes) -> None:
     for j in range(len(out)):
         out[j] |= row[np.uintp(columns[j])]
 
 
-@_compiled
+@compiled
 def _to_float(seen: _Bytes, edge: _Floats) -> None:
     for j in range(len(edge)):
         edge[j] = np.float32(seen[j])
 
 
-@_compiled
+@compiled
 def _count(bits: _Bytes) -> int:
     """Bits that are set."""
     total = 0

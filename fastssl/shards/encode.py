@@ -10,9 +10,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.batch import Record
-from fastssl.errors import DataError
+from fastssl.errors import DataError, ShardError
 from fastssl.geometry import contours, resized_camera
-from fastssl.shards.codec import StoredLabels, pack_labels, unpack_labels
+from fastssl.shards.codec import LabelLayout, StoredLabels, deflated, inflate, label_block
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings
 from fastssl.shards.resample import nearest, nearest_labels, stretched
 from fastssl.shards.statistics import (
@@ -100,7 +100,7 @@ def _proven_jpeg(image: NDArray[np.uint8], settings: Settings, reference: str) -
 
 
 def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
-    """The label block, and the values of its planes as they come out of it again."""
+    """The label member, and the values of its planes."""
     assert record.depth is not None
     assert record.normal is not None
     size = settings.size
@@ -111,16 +111,24 @@ def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[
         edge = _any_in_cells(record.edge, size)
     millimetres, normal = nearest_labels(record.depth, record.normal, size)
     planes = StoredLabels(millimetres=millimetres, normal=normal, edge=edge)
-    block = pack_labels(planes, settings.label_codec)
-    stored = unpack_labels(block, size, size, settings.label_codec)
-    for name in ("millimetres", "normal", "edge"):
-        if not np.array_equal(getattr(stored, name), getattr(planes, name)):
-            raise DataError("label planes were packed but come out changed", where=reference, seen=name)
-    return block, {
-        "depth": depth_values(stored.millimetres),
-        "normal": mask_values(stored.known),
-        "edge": mask_values(stored.edge),
+    block = label_block(planes, settings.label_codec)
+    member = deflated(block, settings.label_codec, settings.lz4_level)
+    _prove_labels(member, block, settings, reference)
+    return member, {
+        "depth": depth_values(planes.millimetres),
+        "normal": mask_values(planes.known),
+        "edge": mask_values(planes.edge),
     }
+
+
+def _prove_labels(member: bytes, block: NDArray[np.uint8], settings: Settings, reference: str) -> None:
+    out = np.empty_like(block)
+    try:
+        inflate(member, LabelLayout(settings.size, settings.size), out, settings.label_codec)
+    except ShardError as error:
+        raise DataError("labels were packed but cannot be decoded", where=reference, seen=error.seen) from error
+    if not np.array_equal(out, block):
+        raise DataError("labels were packed but come out changed", where=reference)
 
 
 def _any_in_cells(edge: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastssl.errors import DataError
-from fastssl.shards.codec import LabelCodec
+from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder
 from fastssl.shards.tar import BLOCK
 from fastssl.shards.writer import Source, packing_settings, selected
@@ -44,6 +44,7 @@ def estimate(
     samples_per_shard: int = 1000,
     jpeg_quality: int = 95,
     label_codec: LabelCodec = "lz4",
+    lz4_level: int = LZ4_LEVEL,
     part: tuple[float, float] = (0.0, 1.0),
     limit: int | None = None,
 ) -> Estimate:
@@ -53,7 +54,9 @@ def estimate(
         UsageError: an argument is out of range.
         DataError: the source has no samples, or not one of those tried can be used.
     """
-    settings = packing_settings(source, size, samples_per_shard, jpeg_quality, label_codec, part, limit)
+    settings = packing_settings(
+        source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level
+    )
     samples, chosen = _count_and_choose(selected(source, settings.selection))
     encoder = Encoder(settings, source.labelled)
     sizes, unusable = list[int](), list[tuple[str, str]]()

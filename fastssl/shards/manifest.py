@@ -80,7 +80,8 @@ class Settings(Part):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
     label_codec: LabelCodec = "lz4"
-    lz4_level: Annotated[int, Field(ge=3, le=12)]
+    lz4_level: Annotated[int, Field(ge=0, le=12)]
+    """0 = the fast mode, 1 to 12 = high compression."""
     samples_per_shard: Positive
     selection: Selection = Selection()
 

@@ -5,18 +5,22 @@ three to five times the speed: output rows are weighted sums of whole input rows
 transposed image. Between the two passes values keep 6 bits behind the point and are not cut off at black and white, so
 the result is within one level of the exact filter, and whole numbers make it the same on every machine.
 
+Numbers to index with have no sign, because one that may be negative is tested for counting from the end, which takes as
+long again.
+
 Label planes by the nearest pixel. Depth and normals become in the same pass what a shard holds; only pixels that are
 kept are converted, which is four times as fast as doing one after the other in NumPy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastssl.compiled import compiled
 
 _LOBES = 3
 _WEIGHT_BITS, _VALUE_BITS = 15, 6
@@ -34,7 +38,7 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     turned = np.empty((width, size, 3), np.int16)
     columns = np.empty((size, size, 3), np.uint8)
     out = np.empty((size, size, 3), np.uint8)
-    filter_rows, swap = _compiled(_filter_rows), _compiled(_swap)
+    filter_rows, swap = compiled(_filter_rows), compiled(_swap)
     filter_rows(_rows(image), *_weights(height, size), _WEIGHT_BITS - _VALUE_BITS, _rows(between))
     swap(between, turned)
     filter_rows(_rows(turned), *_weights(width, size), _WEIGHT_BITS + _VALUE_BITS, _rows(columns))
@@ -59,13 +63,14 @@ def nearest_labels(
     """
     rows, columns = (_nearest_pixels(side, size) for side in depth.shape)
     millimetres, codes = np.empty((size, size), np.uint16), np.empty((size, size, 3), np.uint8)
-    _compiled(_quantise)(depth, normal, rows, columns, millimetres, codes)
+    compiled(_quantise_depth)(depth, rows, columns, millimetres)
+    compiled(_quantise_normals)(normal, rows, columns, codes)
     return millimetres, codes
 
 
 @lru_cache(maxsize=64)
-def _nearest_pixels(side: int, size: int) -> NDArray[np.intp]:
-    return ((np.arange(size) + 0.5) * side / size).astype(np.intp)
+def _nearest_pixels(side: int, size: int) -> NDArray[np.uint64]:
+    return ((np.arange(size) + 0.5) * side / size).astype(np.uint64)
 
 
 class _Weights(NamedTuple):
@@ -97,15 +102,6 @@ def _rows(image: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(image).reshape(len(image), -1)
 
 
-@cache
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled at its first call on a machine, kept in a file from then on."""
-    from numba import njit  # takes a second, for which only those who pack should wait
-
-    compiled: Callable[..., None] = njit(nogil=True, cache=True)(function)
-    return compiled
-
-
 def _filter_rows(rows: Any, first: Any, number: Any, weights: Any, shift: int, out: Any) -> None:
     """Rows of `out`: sums of rows times weights, without their lowest bits, cut off where `out` cannot hold them."""
     width, half = rows.shape[1], 1 << (shift - 1)
@@ -123,21 +119,46 @@ def _filter_rows(rows: Any, first: Any, number: Any, weights: Any, shift: int, o
 
 def _swap(image: Any, out: Any) -> None:
     """Rows for columns: (H, W, 3) into (W, H, 3)."""
-    height, width, _ = image.shape
-    for top in range(0, height, _TILE):  # in tiles, whose columns stay in the cache
-        for x in range(width):
-            for y in range(top, min(top + _TILE, height)):
-                out[x, y, 0], out[x, y, 1], out[x, y, 2] = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+    height, width = np.uint64(image.shape[0]), np.uint64(image.shape[1])
+    for left in range(np.uint64(0), width, np.uint64(_TILE)):  # in tiles, whose columns stay in the cache
+        for y in range(height):
+            for x in range(left, min(left + np.uint64(_TILE), width)):
+                for axis in range(np.uint64(3)):
+                    out[x, y, axis] = image[y, x, axis]
 
 
-def _quantise(depth: Any, normal: Any, rows: Any, columns: Any, millimetres: Any, codes: Any) -> None:
-    for i in range(len(rows)):
-        for j in range(len(columns)):
-            row, column = rows[i], columns[j]
-            whole = np.rint(np.float64(depth[row, column]) * 1000)
-            millimetres[i, j] = np.uint16(whole) if 0 < whole <= 65535 else 0  # false for NaN
-            x, y, z = normal[row, column, 0], normal[row, column, 1], normal[row, column, 2]
-            known = 0 < x * x + y * y + z * z < np.inf
-            for axis in range(3):
-                code = np.rint((normal[row, column, axis] + np.float32(1)) * np.float32(127.5))
-                codes[i, j, axis] = np.uint8(min(max(code, 1), 255)) if known else 0
+def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
+    """Row by row: first the pixels that are kept, then a short loop over them, which vectorises."""
+    size = np.uint64(len(columns))
+    metres = np.empty(size, depth.dtype)
+    for i in range(np.uint64(len(rows))):
+        stored = depth[rows[i]]
+        for j in range(size):
+            metres[j] = stored[columns[j]]
+        for j in range(size):
+            whole = np.rint(np.float64(metres[j]) * 1000)
+            millimetres[i, j] = np.uint16(np.int32(whole)) if 0 < whole <= 65535 else np.uint16(0)  # false for NaN
+
+
+def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
+    """As depth, one coordinate after the other."""
+    size = np.uint64(len(columns))
+    vector, square = np.empty((3, size), normal.dtype), np.empty(size, normal.dtype)
+    code, known = np.empty((3, size), np.uint8), np.empty(size, np.uint8)
+    for i in range(np.uint64(len(rows))):
+        stored = normal[rows[i]]
+        square[:] = 0
+        for axis in range(np.uint64(3)):
+            for j in range(size):
+                vector[axis, j] = stored[columns[j], axis]
+            for j in range(size):
+                square[j] += vector[axis, j] * vector[axis, j]
+        for j in range(size):
+            known[j] = np.uint8(255) if (square[j] > 0) & (square[j] < np.float32(np.inf)) else np.uint8(0)
+        for axis in range(np.uint64(3)):
+            for j in range(size):
+                scaled = np.rint((vector[axis, j] + np.float32(1)) * np.float32(127.5))
+                code[axis, j] = np.uint8(np.int32(min(max(scaled, np.float32(1)), np.float32(255)))) & known[j]
+        for j in range(size):
+            for axis in range(np.uint64(3)):
+                codes[i, j, axis] = code[axis, j]

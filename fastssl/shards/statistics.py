@@ -6,11 +6,13 @@ Everything is kept as whole sums and extremes, so that the result does not depen
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from fastssl.compiled import compiled
 
 Count = Annotated[int, Field(ge=0)]
 Focal = Annotated[float, Field(gt=0)]
@@ -124,22 +126,35 @@ def member_bytes(content: bytes) -> MemberBytes:
 
 def image_values(image: NDArray[np.uint8]) -> PlaneValues:
     """Of (H, W, 3) RGB of at most 65535 rows, which no JPEG exceeds."""
-    rows = image.reshape(len(image), -1)
-    squares = np.square(rows, dtype=np.uint16)
+    height, width, _ = image.shape
+    total, squares = np.zeros(3 * width, np.uint32), np.zeros(3 * width, np.uint32)
+    low, high = compiled(_add_rows)(np.ascontiguousarray(image).reshape(height, -1), total, squares)
     return PlaneValues(
         unit="gray level",
-        pixels=len(image) * image.shape[1],
-        known=len(image) * image.shape[1],
-        total=_channel_sums(rows),
+        pixels=height * width,
+        known=height * width,
+        total=_channel_sums(total),
         squares=_channel_sums(squares),
-        min=int(image.min()),
-        max=int(image.max()),
+        min=int(low),
+        max=int(high),
     )
 
 
-def _channel_sums(rows: NDArray[np.unsignedinteger]) -> list[int]:
-    """Of (H, W * 3) values up to 255^2. Whole rows add as vectors, thirty times as fast as pixels; 32 bits suffice."""
-    columns = rows.sum(axis=0, dtype=np.uint32)
+def _add_rows(rows: Any, total: Any, squares: Any) -> Any:
+    """Add rows of bytes and of their squares to (W * 3) sums; smallest and largest byte."""
+    low, high = np.uint8(255), np.uint8(0)
+    for i in range(np.uint64(rows.shape[0])):
+        row = rows[i]
+        for j in range(np.uint64(rows.shape[1])):
+            value = np.uint32(row[j])
+            total[j] += value
+            squares[j] += value * value
+        for j in range(np.uint64(rows.shape[1])):
+            low, high = min(low, row[j]), max(high, row[j])
+    return low, high
+
+
+def _channel_sums(columns: NDArray[np.uint32]) -> list[int]:
     sums: list[int] = columns.reshape(-1, 3).sum(axis=0, dtype=np.uint64).tolist()
     return sums
 

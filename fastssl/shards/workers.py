@@ -5,6 +5,7 @@ Only a bounded number of tasks is under way, so memory does not grow with their 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import signal
@@ -18,6 +19,10 @@ from fastssl.errors import DeviceError, FastsslError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 28
 
 
 def in_order(
@@ -45,7 +50,7 @@ def in_order(
 def _by_processes(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
     pending: deque[Future[R]] = deque()
     # Spawned, because a fork would copy whatever threads and locks the caller holds.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         for task in tasks:
             pending.append(pool.submit(work, task))
@@ -63,9 +68,22 @@ def _by_processes(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> G
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_parent() -> None:
+def _begin_worker() -> None:
     # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their tasks and stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc give arrays of a megabyte from memory that it keeps, instead of new pages from the system each time.
+
+    The system clears every page, which took a tenth of a packing's time. Where the C library has no such setting,
+    nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(setting, _KEPT_BYTES)
 
 
 def _by_ray(work: Callable[[T], R], tasks: Iterable[T], address: str) -> Generator[R, None, None]:

@@ -16,7 +16,7 @@ from fastssl.batch import Record, Sample
 from fastssl.errors import DataError
 from fastssl.shards import Domain, Manifest, pack, read_samples
 from fastssl.shards import encode as encode_module
-from fastssl.shards.codec import StoredLabels, quantised
+from fastssl.shards.codec import quantised
 from fastssl.shards.encode import Encoder
 from fastssl.shards.resample import nearest_labels
 
@@ -149,18 +149,26 @@ def test_a_jpeg_that_does_not_decode_is_never_packed(tmp_path: Path, monkeypatch
         encode.members(room(0, 24, 40), "the one")
 
 
-@pytest.mark.parametrize("plane", ["millimetres", "normal", "edge"])
+@pytest.mark.parametrize("place", [0, 700, -1])
 def test_labels_that_come_out_changed_are_never_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plane: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     encode = encoder(tmp_path)
-    whole = encode_module.pack_labels
+    whole = encode_module.deflated
 
-    def changed(planes: StoredLabels, *given: Any) -> bytes:
-        pixels = getattr(planes, plane).copy()
-        pixels.flat[17] ^= 1
-        return whole(replace(planes, **{plane: pixels}), *given)
+    def changed(block: NDArray[np.uint8], *given: Any) -> bytes:
+        other = block.copy()
+        other[place] ^= 1
+        return whole(other, *given)
 
-    monkeypatch.setattr(encode_module, "pack_labels", changed)
-    with pytest.raises(DataError, match=plane):
+    monkeypatch.setattr(encode_module, "deflated", changed)
+    with pytest.raises(DataError, match="come out changed"):
+        encode.members(room(0, 24, 40), "the one")
+
+
+def test_labels_that_do_not_inflate_are_never_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = encoder(tmp_path)
+    whole = encode_module.deflated
+    monkeypatch.setattr(encode_module, "deflated", lambda *given: whole(*given)[:-3])
+    with pytest.raises(DataError, match="cannot be decoded"):
         encode.members(room(0, 24, 40), "the one")

@@ -224,11 +224,15 @@ def test_the_manifest_counts_what_was_packed(rooms: Path) -> None:
         assert getattr(manifest.statistics.camera.max, name) == pytest.approx(max(values))
 
 
-def test_label_blocks_are_packed_at_the_level_that_the_manifest_tells(rooms: Path) -> None:
+def test_label_blocks_are_packed_at_the_level_that_was_asked_for(rooms: Path, tmp_path: Path) -> None:
     block = ShardSet(rooms).member(0, LABELS).tobytes()
-    level = read_manifest(rooms).settings.lz4_level
+    assert read_manifest(rooms).settings.lz4_level == 0
     content = lz4.block.decompress(block, uncompressed_size=LabelLayout(32, 32).num_bytes)
-    assert block == lz4.block.compress(content, mode="high_compression", compression=level, store_size=False)
+    assert block == lz4.block.compress(content, store_size=False)
+    smaller = pack(RoomSource(tmp_path / "rooms", 2), tmp_path / "smaller", size=32, lz4_level=9)
+    assert smaller.settings.lz4_level == 9
+    block = ShardSet(tmp_path / "smaller").member(0, LABELS).tobytes()
+    assert block == lz4.block.compress(content, mode="high_compression", compression=9, store_size=False)
 
 
 def test_a_bad_image_stops_packing_and_is_named(photos: Path, tmp_path: Path) -> None:
