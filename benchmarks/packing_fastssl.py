@@ -12,14 +12,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.shards import Domain, pack
 from fastssl.sources.images import read_image, read_plane
+from fastssl.sources.normals import decoded_normals
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,10 @@ class FourPlanes:
             key=reference,
             image=read_image(Path(f"{name}_rgb.jpg")),
             depth=read_plane(Path(f"{name}_depth.png"), "I;16").astype(np.float32) * np.float32(0.001),
-            normal=_unit(read_plane(Path(f"{name}_normal.png"), "RGB")),
+            normal=decoded_normals(read_plane(Path(f"{name}_normal.png"), "RGB")),
             instance=read_plane(Path(f"{name}_instance.png"), "I;16"),
             camera=Intrinsics(**camera),
         )
-
-
-def _unit(codes: NDArray[Any]) -> NDArray[np.float32]:
-    """Normals of unit length; axis by axis, because NumPy is slow along an axis of three."""
-    vector = 2 * codes.astype(np.float32) - 255
-    x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
-    scale = (codes[..., 0] != 0) / np.sqrt(x * x + y * y + z * z)
-    for axis in (x, y, z):
-        axis *= scale
-    return vector
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ GROUPS = [
     ["files", "batch", "compiled", "config", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
-LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "compiled", "config", "errors"]
-LIGHT += ["report", "show", "cli"]
+LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors"]
+LIGHT += ["compiled", "report", "show", "cli"]
 
 
 def modules() -> list[Path]:

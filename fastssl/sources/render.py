@@ -27,6 +27,7 @@ from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Domain
 from fastssl.sources.images import read_plane
+from fastssl.sources.normals import decoded_normals
 from fastssl.sources.opening import checked_subset
 
 RUN = "render.json"
@@ -122,7 +123,7 @@ class RenderSource:
             key=reference,
             image=planes["rgb"],
             depth=planes["depth"].astype(np.float32) / np.float32(1000),
-            normal=_normals(planes["normal"]),
+            normal=decoded_normals(planes["normal"]),
             instance=planes["instance"].astype(np.int32),
             camera=Intrinsics(**room.camera.model_dump()),
         )
@@ -213,11 +214,3 @@ def _codes(normal: NDArray[np.float32]) -> NDArray[np.uint8]:
     codes = np.rint(127.5 * (normal.astype(np.float64) + 1)).clip(1, 255)
     known = (normal != 0).any(axis=2, keepdims=True)
     return np.where(known, codes, 0).astype(np.uint8)
-
-
-def _normals(codes: NDArray[Any]) -> NDArray[np.float32]:
-    # Axis by axis: NumPy is slow along an axis of three. Odd whole numbers, so the length is never zero.
-    vectors: NDArray[np.float32] = 2 * codes.astype(np.float32) - np.float32(255)
-    x, y, z = (vectors[..., axis] for axis in range(3))
-    vectors *= (codes.any(axis=2) / np.sqrt(x * x + y * y + z * z))[..., None]
-    return vectors
