@@ -29,6 +29,7 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssl.compiled import compiled
 from fastssl.errors import ShardError
 
 LabelCodec = Literal["lz4", "raw"]
@@ -118,14 +119,24 @@ def label_block(planes: StoredLabels, codec: LabelCodec = "lz4") -> NDArray[np.u
     """The bytes of a label block before they are compressed, (num_bytes,)."""
     layout = LabelLayout(*planes.millimetres.shape)
     block = np.empty(layout.num_bytes, np.uint8)
-    depth = layout.depth.view(block)
-    depth[0], depth[1] = planes.millimetres & 255, planes.millimetres >> 8
-    layout.normal.view(block)[:] = planes.normal
+    low, high = layout.depth.view(block)
+    codes, stored = planes.normal.reshape(layout.height, -1), layout.normal.view(block).reshape(layout.height, -1)
+    compiled(_fill_rows)(planes.millimetres, codes, codec == "lz4", low, high, stored)
     layout.edge.view(block)[:] = np.packbits(planes.edge, axis=1)
-    if codec == "lz4":
-        for plane in _differing(block, layout):
-            plane[..., 1:, :] -= plane[..., :-1, :].copy()
     return block
+
+
+def _fill_rows(millimetres: Any, codes: Any, differ: bool, low: Any, high: Any, stored: Any) -> None:
+    """Bytes of depth and normals, from the second row on without those of the row above where they are to differ."""
+    for i in range(np.uint64(millimetres.shape[0])):
+        above = i - np.uint64(1) if i > 0 else i
+        part = np.uint16(0xFF) if differ and i > 0 else np.uint16(0)
+        for j in range(np.uint64(millimetres.shape[1])):
+            low[i, j] = millimetres[i, j] - (millimetres[above, j] & part)
+        for j in range(np.uint64(millimetres.shape[1])):
+            high[i, j] = (millimetres[i, j] >> 8) - ((millimetres[above, j] >> 8) & part)
+        for j in range(np.uint64(codes.shape[1])):
+            stored[i, j] = codes[i, j] - (codes[above, j] & part)
 
 
 def deflated(block: NDArray[np.uint8], codec: LabelCodec = "lz4", level: int = LZ4_LEVEL) -> bytes:
@@ -204,15 +215,20 @@ def inflate(
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    inflated = member
+    out[:] = inflated(member, layout, codec)
+
+
+def inflated(member: bytes | NDArray[np.uint8], layout: LabelLayout, codec: LabelCodec = "lz4") -> NDArray[np.uint8]:
+    """As `inflate`, in memory of its own (or the member's), which cannot be written."""
+    content = member
     if codec == "lz4":
         try:
-            inflated = lz4.block.decompress(member, uncompressed_size=layout.num_bytes)
+            content = lz4.block.decompress(member, uncompressed_size=layout.num_bytes)
         except lz4.block.LZ4BlockError as error:
             raise damaged_labels(layout, str(error)) from error
-    if len(inflated) != layout.num_bytes:
-        raise misfitting_labels(layout, len(inflated))
-    out[:] = np.frombuffer(inflated, np.uint8)
+    if len(content) != layout.num_bytes:
+        raise misfitting_labels(layout, len(content))
+    return np.frombuffer(content, np.uint8)
 
 
 def damaged_labels(layout: LabelLayout, seen: str) -> ShardError:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
-from fastssl.geometry import contours, resized_camera
-from fastssl.shards.codec import LabelLayout, StoredLabels, deflated, inflate, label_block
+from fastssl.geometry import resized_camera
+from fastssl.shards.codec import LabelLayout, StoredLabels, deflated, inflated, label_block
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings
-from fastssl.shards.resample import nearest, nearest_labels, stretched
+from fastssl.shards.resample import nearest_contours, nearest_labels, stretched
 from fastssl.shards.statistics import (
     Camera,
     CameraRange,
@@ -105,7 +105,7 @@ def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[
     assert record.normal is not None
     size = settings.size
     if record.instance is not None:
-        edge = contours(nearest(record.instance, size))
+        edge = nearest_contours(record.instance, size)
     else:
         assert record.edge is not None
         edge = _any_in_cells(record.edge, size)
@@ -116,18 +116,17 @@ def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[
     _prove_labels(member, block, settings, reference)
     return member, {
         "depth": depth_values(planes.millimetres),
-        "normal": mask_values(planes.known),
+        "normal": mask_values(normal[..., 0] > 0),  # the codes of a known one are 1 or more
         "edge": mask_values(planes.edge),
     }
 
 
 def _prove_labels(member: bytes, block: NDArray[np.uint8], settings: Settings, reference: str) -> None:
-    out = np.empty_like(block)
     try:
-        inflate(member, LabelLayout(settings.size, settings.size), out, settings.label_codec)
+        content = inflated(member, LabelLayout(settings.size, settings.size), settings.label_codec)
     except ShardError as error:
         raise DataError("labels were packed but cannot be decoded", where=reference, seen=error.seen) from error
-    if not np.array_equal(out, block):
+    if not np.array_equal(content, block):
         raise DataError("labels were packed but come out changed", where=reference)
 
 

@@ -34,23 +34,19 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     height, width, _ = image.shape
     if height == width == size:
         return image
-    between = np.empty((size, width, 3), np.int16)
-    turned = np.empty((width, size, 3), np.int16)
-    columns = np.empty((size, size, 3), np.uint8)
-    out = np.empty((size, size, 3), np.uint8)
-    filter_rows, swap = compiled(_filter_rows), compiled(_swap)
-    filter_rows(_rows(image), *_weights(height, size), _WEIGHT_BITS - _VALUE_BITS, _rows(between))
-    swap(between, turned)
-    filter_rows(_rows(turned), *_weights(width, size), _WEIGHT_BITS + _VALUE_BITS, _rows(columns))
-    swap(columns, out)
+    between, out = np.empty((width, size, 3), np.int16), np.empty((size, size, 3), np.uint8)
+    filter_rows = compiled(_filter_rows)
+    filter_rows(_rows(image), *_weights(height, size), _WEIGHT_BITS - _VALUE_BITS, between)
+    filter_rows(_rows(between), *_weights(width, size), _WEIGHT_BITS + _VALUE_BITS, out)
     return out
 
 
-def nearest(plane: NDArray[Any], size: int) -> NDArray[Any]:
-    """An (H, W) plane as (size, size)."""
-    rows, columns = (_nearest_pixels(side, size) for side in plane.shape)
-    seen: NDArray[Any] = plane.take(rows, axis=0).take(columns, axis=1)
-    return seen
+def nearest_contours(instance: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
+    """`fastssl.geometry.contours` of an (H, W) plane that was stretched to (size, size)."""
+    rows, columns = (_nearest_pixels(side, size) for side in instance.shape)
+    edge = np.empty((size, size), np.bool_)
+    compiled(_mark_contours)(instance, rows, columns, edge)
+    return edge
 
 
 def nearest_labels(
@@ -103,28 +99,21 @@ def _rows(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _filter_rows(rows: Any, first: Any, number: Any, weights: Any, shift: int, out: Any) -> None:
-    """Rows of `out`: sums of rows times weights, without their lowest bits, cut off where `out` cannot hold them."""
-    width, half = rows.shape[1], 1 << (shift - 1)
-    low, high = np.iinfo(out.dtype).min, np.iinfo(out.dtype).max
-    total = np.empty(width, np.int32)
-    for i in range(len(out)):
+    """Columns of `out`, (W, N, 3): sums of N times a few rows (3 W) by their weights, without their lowest bits."""
+    length, half = np.uint64(rows.shape[1]), np.int32(1 << (shift - 1))
+    low, high = np.int32(np.iinfo(out.dtype).min), np.int32(np.iinfo(out.dtype).max)
+    total = np.empty(rows.shape[1], np.int32)
+    for i in range(np.uint64(len(first))):
         total[:] = half
-        for k in range(number[i]):
-            row, weight = rows[first[i] + k], weights[i, k]
-            for j in range(width):
+        for k in range(np.uint64(number[i])):
+            row, weight = rows[np.uint64(first[i]) + k], weights[i, k]
+            for j in range(length):
                 total[j] += np.int32(row[j]) * weight
-        for j in range(width):
-            out[i, j] = min(max(total[j] >> shift, low), high)
-
-
-def _swap(image: Any, out: Any) -> None:
-    """Rows for columns: (H, W, 3) into (W, H, 3)."""
-    height, width = np.uint64(image.shape[0]), np.uint64(image.shape[1])
-    for left in range(np.uint64(0), width, np.uint64(_TILE)):  # in tiles, whose columns stay in the cache
-        for y in range(height):
-            for x in range(left, min(left + np.uint64(_TILE), width)):
-                for axis in range(np.uint64(3)):
-                    out[x, y, axis] = image[y, x, axis]
+        for j in range(length):
+            total[j] = min(max(total[j] >> shift, low), high)
+        for x in range(np.uint64(out.shape[0])):
+            for axis in range(np.uint64(3)):
+                out[x, i, axis] = total[np.uint64(3) * x + axis]
 
 
 def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
@@ -162,3 +151,18 @@ def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
         for j in range(size):
             for axis in range(np.uint64(3)):
                 codes[i, j, axis] = code[axis, j]
+
+
+def _mark_contours(instance: Any, rows: Any, columns: Any, edge: Any) -> None:
+    size = np.uint64(len(columns))
+    here, below = np.empty(size, instance.dtype), np.empty(size, instance.dtype)
+    for i in range(np.uint64(len(rows))):
+        # The last row has none below it, and the last pixel none to its right.
+        for row, seen in ((rows[i], here), (rows[min(i + np.uint64(1), size - np.uint64(1))], below)):
+            stored = instance[row]
+            for j in range(size):
+                seen[j] = stored[columns[j]]
+        for j in range(size):
+            edge[i, j] = here[j] != below[j]
+        for j in range(size - np.uint64(1)):
+            edge[i, j] |= here[j] != here[j + np.uint64(1)]

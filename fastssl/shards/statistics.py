@@ -161,17 +161,32 @@ def _channel_sums(columns: NDArray[np.uint32]) -> list[int]:
 
 def depth_values(millimetres: NDArray[np.uint16]) -> PlaneValues:
     """Of (H, W) millimetres, 0 = not known."""
-    known = int(np.count_nonzero(millimetres))
+    known, total, squares, low, high = map(int, compiled(_depth_sums)(np.ascontiguousarray(millimetres).reshape(-1)))
     return PlaneValues(
         unit="mm",
         pixels=millimetres.size,
         known=known,
-        total=[int(millimetres.sum(dtype=np.uint64))],
-        squares=[int(np.square(millimetres, dtype=np.uint32).sum(dtype=np.uint64))],
-        # One less makes 0, which is not known, the largest number of 16 bits.
-        min=int((millimetres - np.uint16(1)).min()) + 1 if known else None,
-        max=int(millimetres.max()) if known else None,
+        total=[total],
+        squares=[squares],
+        min=low + 1 if known else None,
+        max=high if known else None,
     )
+
+
+def _depth_sums(millimetres: Any) -> Any:
+    """How many are known, their sum, the sum of their squares, the smallest less one, and the largest."""
+    known, total, squares = np.uint64(0), np.uint64(0), np.uint64(0)
+    low, high = np.uint16(65535), np.uint16(0)
+    for value in millimetres:
+        wide = np.uint64(value)
+        known += np.uint64(1) if value > 0 else np.uint64(0)
+        total += wide
+        squares += wide * wide
+    for value in millimetres:
+        # One less makes 0, which is not known, the largest number of 16 bits.
+        less = np.uint16(value - np.uint16(1))
+        low, high = less if less < low else low, value if value > high else high
+    return known, total, squares, low, high
 
 
 def mask_values(mask: NDArray[np.bool_]) -> PlaneValues:

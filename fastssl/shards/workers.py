@@ -8,13 +8,17 @@ from __future__ import annotations
 import ctypes
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
+from fastssl.compiled import load_compiler
 from fastssl.errors import DeviceError, FastsslError, UsageError
 
 T = TypeVar("T")
@@ -72,6 +76,15 @@ def _begin_worker() -> None:
     # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their tasks and stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _keep_freed_memory()
+    load_compiler()
+    # The last thing that a worker does. Python would go on to free one by one what Numba holds, and the parent wait.
+    Finalize(None, _end_worker, exitpriority=-100)
+
+
+def _end_worker() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _keep_freed_memory() -> None:

@@ -30,7 +30,8 @@ def undo_filters(filtered: _Bytes, pixel: int, rows: _Bytes) -> int:
         The number of rows that are done; less than H where the next one's filter does not exist.
     """
     above = np.zeros(rows.shape[1], np.uint8)
-    for i in range(len(rows)):
+    i = 0
+    while i < len(rows):
         kind, differences, row = filtered[i, 0], filtered[i, 1:], rows[i]
         if kind == 0:
             row[:] = differences
@@ -40,12 +41,16 @@ def undo_filters(filtered: _Bytes, pixel: int, rows: _Bytes) -> int:
             _undo_above(differences, above, row)
         elif kind == 3:
             _undo_average(differences, above, pixel, row)
+        elif kind == 4 and i + 1 < len(rows) and filtered[i + 1, 0] == 4:
+            _undo_paeth_twice(differences, filtered[i + 1, 1:], above, pixel, row, rows[i + 1])
+            i += 1
         elif kind == 4:
             _undo_paeth(differences, above, pixel, row)
         else:
             return i
-        above = row
-    return len(rows)
+        above = rows[i]
+        i += 1
+    return i
 
 
 @compiled
@@ -74,21 +79,47 @@ def _undo_average(differences: _Bytes, above: _Bytes, pixel: int, row: _Bytes) -
 
 @compiled
 def _undo_paeth(differences: _Bytes, above: _Bytes, pixel: int, row: _Bytes) -> None:
-    """Two channels at a time, which the processor works on together while each waits for its own byte before."""
-    for channel in range(0, pixel - 1, 2):
-        left, corner, left_2, corner_2 = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
-        for k in range(channel, len(row) - 1, pixel):
-            up, up_2 = np.int32(above[k]), np.int32(above[k + 1])
-            left = (np.int32(differences[k]) + _nearest(left, up, corner)) & _BYTE
-            left_2 = (np.int32(differences[k + 1]) + _nearest(left_2, up_2, corner_2)) & _BYTE
-            row[k], row[k + 1] = left, left_2
-            corner, corner_2 = up, up_2
-    if pixel % 2 == 1:
+    for channel in range(pixel):
         left, corner = np.int32(0), np.int32(0)
-        for k in range(pixel - 1, len(row), pixel):
+        for k in range(np.uint64(channel), np.uint64(len(row)), np.uint64(pixel)):
             up = np.int32(above[k])
             left = (np.int32(differences[k]) + _nearest(left, up, corner)) & _BYTE
             row[k], corner = left, up
+
+
+@compiled
+def _undo_paeth_twice(
+    differences: _Bytes, differences_below: _Bytes, above: _Bytes, pixel: int, row: _Bytes, below: _Bytes
+) -> None:
+    """Two rows, the lower one a pixel behind, and two channels at a time.
+
+    While one byte waits for the one before, the processor works on the other three. Of an odd number of channels the
+    last one is done twice.
+    """
+    step, end = np.uint64(pixel), np.uint64(len(row))
+    for channel in range(0, pixel, 2):
+        k, k_2 = np.uint64(channel), np.uint64(min(channel + 1, pixel - 1))
+        up, up_2 = np.int32(above[k]), np.int32(above[k_2])
+        # A row's first pixel has nothing to its left, and what is above it is the nearest.
+        left, left_2 = (np.int32(differences[k]) + up) & _BYTE, (np.int32(differences[k_2]) + up_2) & _BYTE
+        row[k], row[k_2] = left, left_2
+        corner, corner_2 = up, up_2
+        low_left, low_left_2 = np.int32(0), np.int32(0)
+        low_corner, low_corner_2 = np.int32(0), np.int32(0)
+        while k + step < end:
+            low_left = (np.int32(differences_below[k]) + _nearest(low_left, left, low_corner)) & _BYTE
+            low_left_2 = (np.int32(differences_below[k_2]) + _nearest(low_left_2, left_2, low_corner_2)) & _BYTE
+            below[k], below[k_2] = low_left, low_left_2
+            low_corner, low_corner_2 = left, left_2
+            k += step
+            k_2 += step
+            up, up_2 = np.int32(above[k]), np.int32(above[k_2])
+            left = (np.int32(differences[k]) + _nearest(left, up, corner)) & _BYTE
+            left_2 = (np.int32(differences[k_2]) + _nearest(left_2, up_2, corner_2)) & _BYTE
+            row[k], row[k_2] = left, left_2
+            corner, corner_2 = up, up_2
+        below[k] = (np.int32(differences_below[k]) + _nearest(low_left, left, low_corner)) & _BYTE
+        below[k_2] = (np.int32(differences_below[k_2]) + _nearest(low_left_2, left_2, low_corner_2)) & _BYTE
 
 
 @compiled
