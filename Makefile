@@ -4,11 +4,12 @@ BIN := .venv/bin
 RUN := runs/demo
 SAMPLE := shards/sample
 
-.PHONY: help demo test soak lint bench adaptation clean
+.PHONY: help demo test soak gpu lint bench adaptation clean
 help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
 	@echo "make soak   tests that take many minutes: kills, large folders, fifty epochs"
+	@echo "make gpu    what needs a CUDA GPU: its tests, and loading on it, into benchmarks/results/"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  what limits this machine, into benchmarks/results/"
 	@echo "make adaptation  train with and without adaptation, three seeds each, into benchmarks/results/"
@@ -44,6 +45,10 @@ test: lint
 
 soak: .venv/.installed
 	$(BIN)/python -m pytest -m soak -s
+
+gpu: .venv/.installed
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python benchmarks/loaders_gpu.py
 
 clean:
 	rm -rf .venv $(RUN)

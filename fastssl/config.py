@@ -30,6 +30,20 @@ def _one_dataset(given: Any) -> Any:
 
 Datasets = Annotated[dict[str, Positive], BeforeValidator(_one_dataset)]
 
+
+def _share_or_auto(given: Any) -> Any:
+    # A union of types would tell of each of them what is wrong with it.
+    try:
+        is_right = 0 <= float(given) <= 1
+    except (TypeError, ValueError):
+        is_right = given == "auto"
+    if not is_right:
+        raise ValueError(f"train.hw_decoder_load is {given!r}; expected a share from 0 to 1, or auto")
+    return given
+
+
+DecoderLoad = Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)]
+
 TASKS: tuple[Task, ...] = get_args(Task)
 ADAPTED_LAYERS: tuple[AdaptedLayer, ...] = get_args(AdaptedLayer)
 
@@ -198,8 +212,10 @@ class TrainConfig(_Section):
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2
     """Batches of each domain that are made ahead of need."""
-    hw_decoder_load: Share = 0.65
-    """Share of the images that a GPU's JPEG engine decodes; 0 leaves it out."""
+    hw_decoder_load: DecoderLoad = "auto"
+    """Share of the images that a GPU's JPEG engine decodes; 0 leaves it out. `auto` tries it for some seconds when the
+    run begins, and takes the fastest share, or 0 where images were found overwritten or the run is to be deterministic;
+    a number is taken as it is."""
 
 
 class Config(_Section):

@@ -111,13 +111,13 @@ def test_the_verdict_adds_up(report: LoadReport) -> None:
 
 
 def slow_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Mixture.member
+    whole = Mixture.read
 
-    def member(samples: Mixture, index: int, name: str) -> Any:
-        time.sleep(SLOW / 2)  # a sample has two members
-        return read(samples, index, name)
+    def read(samples: Mixture, *given: Any) -> Any:
+        time.sleep(SLOW)
+        return whole(samples, *given)
 
-    monkeypatch.setattr(Mixture, "member", member)
+    monkeypatch.setattr(Mixture, "read", read)
 
 
 def slow_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, mon
     def refuse(*arguments: object) -> None:
         raise AssertionError("a shard is read")
 
-    for name in ("member", "key", "label"):
+    for name in ("read", "member", "key", "label"):
         monkeypatch.setattr(ShardSet, name, refuse)
     for part in parts.parts_of("synthetic", options):
         with parts.PARTS[part](domain, options) as work:
@@ -477,7 +477,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, places: list[Any], name: str) -> Non
         ([simplejpeg], "encode_jpeg", "image"),
         ([encode, pack], "deflated", "labels"),
         ([simplejpeg], "decode_jpeg", "proof"),
-        ([encode], "contours", "rest"),
+        ([encode], "nearest_contours", "rest"),
         ([ShardFile], "add", "writing"),
     ],
 )

@@ -23,7 +23,7 @@ from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.loader import LoaderOptions, Mixture
 from fastssl.telemetry import Advance
-from fastssl.train import loader_options, run_device
+from fastssl.train import calibrated_options, run_device
 
 PREFETCH = (1, 2, 4)
 HW_DECODER_LOADS = (0.0, 0.12, 0.35, 0.65, 0.9, 1.0)
@@ -128,7 +128,7 @@ def measure_loading(
             "there is nothing to load", do="give --synthetic FOLDER, --real FOLDER or both: folders that `shard` packed"
         )
     load, _, _ = os.getloadavg()
-    options = loader_options(config, run_device())
+    options = calibrated_options(config, domains[0].samples, run_device())
     settings = _sweep_settings(options)
     parts = [(domain, part) for domain in domains for part in parts_of(domain.name, options)]
     meter = _Meter(options, seconds, len(parts) + (len(domains) == 2) + len(settings), progress)

@@ -37,7 +37,7 @@ from fastssl.loader.graph import build_decoder
 from fastssl.loader.iterator import label_filters
 from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.labels import ThreadedLabels
-from fastssl.shards import JPEG, LABEL, LabelLayout
+from fastssl.shards import JPEG, LABEL, LabelLayout, Room, StoredSample
 
 DomainName = Literal["synthetic", "real"]
 Part = Literal[
@@ -76,23 +76,21 @@ class InMemory(Mixture):
     def __init__(self, samples: Mixture, damage: Damage, wanted: Sequence[int]) -> None:
         super().__init__(samples.datasets, samples.weights)
         damage.examine(list(wanted))
-        self._members = dict(damage.read(index) for index in wanted)
-        self.numbers = tuple(self._members)
-        self._keys = {index: samples.key(index) for index in self.numbers}
-        self._labels = {index: samples.label(index) for index in self.numbers}
+        self._stored = dict(damage.read(wanted))
+        self.numbers = tuple(self._stored)
+
+    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+        return self._stored[index]
+
+    def most_bytes(self, names: Sequence[str]) -> int:
+        return 0
 
     def member(self, index: int, name: str) -> _Bytes:
-        return self._members[index][name]
-
-    def key(self, index: int) -> str:
-        return self._keys[index]
-
-    def label(self, index: int) -> int:
-        return self._labels[index]
+        return self._stored[index].members[name]
 
     def members(self, name: str) -> list[_Bytes]:
         """One member of every sample."""
-        return [self._members[index][name] for index in self.numbers]
+        return [self.member(index, name) for index in self.numbers]
 
     def steps(self, steps: Iterable[Step]) -> Iterator[Step]:
         """These steps, but with these samples instead of their own, over and over."""
@@ -166,8 +164,7 @@ def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
     numbers = domain.in_memory.numbers
 
     def work() -> int:
-        for index in numbers:
-            damage.read(index)
+        damage.read(numbers)
         return len(numbers)
 
     yield work

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
+from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, LABEL, LabelLayout, inflate
+from fastssl.shards import JPEG, LabelLayout, Room, StoredSample, inflate
 
 log = logging.getLogger(__name__)
-
-Members = dict[str, NDArray[np.uint8]]
 
 
 class Damage:
@@ -34,6 +34,7 @@ class Damage:
 
     def __init__(self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, paranoid: bool) -> None:
         self._samples, self._names, self._max_bad, self._paranoid = samples, members, max_bad, paranoid
+        self._memory = Memory()
         self.found: dict[int, str] = {}
         """Number and reason of each damaged sample."""
 
@@ -46,21 +47,27 @@ class Damage:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""
         return [f"{self._samples.place(index)}: {reason}" for index, reason in self.found.items()]
 
-    def read(self, index: int) -> tuple[int, Members]:
-        """The members of a sample, or of the next one that is sound as far as a glance can tell; and its number.
+    def read(self, indices: Sequence[int]) -> list[tuple[int, StoredSample]]:
+        """Samples with their numbers; in place of a damaged one the next that is sound, as far as a glance can tell.
+
+        They lie in one piece of memory, which is used again when the last of their members is gone.
 
         Raises:
             ShardError: too many samples are damaged.
         """
+        room = _room(self._memory.lend(len(indices) * self._samples.most_bytes(self._names)))
+        return [self._sound(index, room) for index in indices]
+
+    def _sound(self, index: int, room: Room) -> tuple[int, StoredSample]:
         while True:
             while index in self.found:
                 index = self._samples.next(index)
             try:
-                return index, self._glance(index)
+                return index, self._glance(index, room)
             except ShardError as error:
                 self._record(index, error)
 
-    def examine(self, indices: list[int]) -> bool:
+    def examine(self, indices: Sequence[int]) -> bool:
         """Decode samples of a batch that failed; whether any of them was found to be damaged.
 
         Raises:
@@ -69,37 +76,35 @@ class Damage:
         before = len(self.found)
         for index in dict.fromkeys(indices):
             try:
-                self._decode(self._glance(index))
+                self._decode(self._glance(index, _new_memory))
             except ShardError as error:
                 self._record(index, error)
         return len(self.found) > before
 
-    def _glance(self, index: int) -> Members:
-        if LABEL in self._names:
-            self._samples.label(index)
-        members = {name: self._samples.member(index, name) for name in self._names if name != LABEL}
-        stream = members[JPEG]
+    def _glance(self, index: int, room: Room) -> StoredSample:
+        sample = self._samples.read(index, self._names, room)
+        stream = sample.members[JPEG]
         # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
         if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
             raise ShardError("an image cannot be decoded", seen="the stream is cut short or not a JPEG")
         if self._paranoid:
-            for name, content in members.items():
+            for name, content in sample.members.items():
                 seen, expected = zlib.crc32(content.data), self._samples.checksum(index, name)
                 if seen != expected:
                     raise ShardError(f"{name} is not as it was packed", seen=f"{seen:08x}", expected=f"{expected:08x}")
-        return members
+        return sample
 
-    def _decode(self, members: Members) -> None:
+    def _decode(self, sample: StoredSample) -> None:
         try:
-            height, width = simplejpeg.decode_jpeg(members[JPEG], "RGB", strict=True).shape[:2]
+            height, width = simplejpeg.decode_jpeg(sample.members[JPEG], "RGB", strict=True).shape[:2]
         except ValueError as error:
             raise ShardError("an image cannot be decoded", seen=str(error)) from error
         if (height, width) != self._samples.image_size:
             raise ShardError("an image has the wrong size", seen=(height, width), expected=self._samples.image_size)
-        if self.label_member in members:
+        if self.label_member in sample.members:
             layout = LabelLayout(*self._samples.image_size)
             out = np.empty(layout.num_bytes, np.uint8)
-            inflate(members[self.label_member], layout, out, self._samples.label_codec)
+            inflate(sample.members[self.label_member], layout, out, self._samples.label_codec)
 
     def _record(self, index: int, error: ShardError) -> None:
         self.found[index] = error.what if error.seen is None else f"{error.what}: {error.seen}"
@@ -113,3 +118,19 @@ class Damage:
                 do="find all damage with `fastssl verify`, and copy or pack the dataset again",
             ) from error
         log.warning("a damaged sample is replaced by the next one: %s: %s", place, self.found[index])
+
+
+def _new_memory(num_bytes: int) -> NDArray[np.uint8]:
+    return np.empty(num_bytes, np.uint8)
+
+
+def _room(memory: NDArray[np.uint8]) -> Room:
+    """Pieces of the memory, one behind the other, and new memory when it is full."""
+    begun = 0
+
+    def room(num_bytes: int) -> NDArray[np.uint8]:
+        nonlocal begun
+        first, begun = begun, begun + num_bytes
+        return memory[first:begun] if begun <= len(memory) else _new_memory(num_bytes)
+
+    return room

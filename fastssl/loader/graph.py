@@ -73,7 +73,7 @@ def build_graph(
     batch_size: int,
     threads: int,
     device_id: int | None = None,
-    hw_decoder_load: float = 0.65,
+    hw_decoder_load: float = 0.0,
     prefetch: int = 2,
     blocks: tuple[int, LabelCodec] | None = None,
 ) -> Pipeline:
@@ -118,7 +118,7 @@ def build_decoder(
     batch_size: int,
     threads: int,
     device_id: int | None = None,
-    hw_decoder_load: float = 0.65,
+    hw_decoder_load: float = 0.0,
 ) -> Pipeline:
     """Build a pipeline that decodes as `build_graph` does, and does nothing else: what that takes by itself.
 

@@ -16,11 +16,12 @@ from torch.utils.dlpack import from_dlpack
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
+from fastssl.loader.ahead import labels_ahead
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Pixels, build_graph
 from fastssl.loader.images import PendingImages, ThreadedImages
 from fastssl.loader.label_kernel import Filters
-from fastssl.loader.labels import PendingLabels, ThreadedLabels, labels_on_device
+from fastssl.loader.labels import LabelFields, PendingLabels, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan, Step, Views
 from fastssl.shards import JPEG, LABEL, LabelLayout
@@ -43,8 +44,8 @@ class LoaderOptions:
     """Samples that may turn out damaged, and are replaced, before the batches end with an error."""
     paranoid: bool = False
     """Compare every member that is read with its checksum."""
-    hw_decoder_load: float = 0.65
-    """Share of the images that a GPU's JPEG engine decodes; this is DALI's default."""
+    hw_decoder_load: float = 0.0
+    """Share of the images that a GPU's JPEG engine decodes; `fastssl.loader.calibration` finds a good one."""
     prefetch: int = 2
     """Batches that are made ahead of need; each holds its memory."""
 
@@ -62,8 +63,8 @@ def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> B
         DataError: the dataset holds photos only.
         ShardError: more samples are damaged than the options allow; names shard and key.
 
-    Sync: none on a GPU; a batch is ordered on the stream that was current when it was asked for, and is to be used
-        on that stream.
+    Sync: none on a GPU; batches are ordered on the stream that was current when the first one was asked for. All are
+        to be asked for and used on that stream, and may be dropped as soon as their last use is enqueued.
     """
     if not samples.has_labels:
         raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
@@ -101,19 +102,31 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
     filters = label_filters(plan)
     threads = ThreadedLabels(layout, data.size, options.num_threads, codec, filters) if on_cpu else None
     feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
+
+    def made(labelled: tuple[_Pending, Tensor, LabelFields]) -> SyntheticBatch:
+        pending, image, labels = labelled
+        return SyntheticBatch(keys=pending.keys, image=_channels_last(image), **labels)
+
+    def on_device(pending: _Pending, blocks: Tensor) -> LabelFields:
+        return labels_on_device(blocks, layout, pending.views, data.size, codec, filters)
+
     with ExitStack() as stack:
         if threads is not None:
             stack.callback(threads.close)
         batches = stack.enter_context(
             closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)))
         )
-        for pending, image, *blocks in batches:
-            if pending.labels is not None:
-                labels = pending.labels.result()
-            else:
-                labels = labels_on_device(blocks[0], layout, pending.views, data.size, codec, filters)
-            keys = tuple(samples.key(i) for i in pending.samples)
-            yield SyntheticBatch(keys=keys, image=_channels_last(image), **labels)
+        labelled = _labels_of_threads(batches) if on_cpu else labels_ahead(batches, on_device, options.device)
+        # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
+        yield from map(made, stack.enter_context(closing(labelled)))
+
+
+def _labels_of_threads(
+    batches: Iterator[tuple[_Pending, Tensor]],
+) -> Generator[tuple[_Pending, Tensor, LabelFields], None, None]:
+    for pending, image in batches:
+        assert pending.labels is not None  # `_Feed` was given these threads
+        yield pending, image, pending.labels.result()
 
 
 def label_filters(plan: Plan) -> Filters:
@@ -126,19 +139,26 @@ def label_filters(plan: Plan) -> Filters:
 
 def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:
     feed = _Feed(plan.steps, damage, _pixels(plan, options))
+
+    def made(batch: tuple[_Pending, Tensor]) -> RealBatch:
+        pending, image = batch
+        # A copy from other memory than pinned would wait for the stream.
+        classes = torch.tensor(pending.classes, pin_memory=options.device.type == "cuda")
+        label = classes.to(options.device, non_blocking=True)
+        return RealBatch(keys=pending.keys, image=_channels_last(image), label=label)
+
     with closing(_images(feed, plan, options, None)) as batches:
-        for pending, image in batches:
-            keys = tuple(samples.key(i) for i in pending.samples)
-            label = torch.tensor([samples.label(i) for i in pending.samples])
-            yield RealBatch(keys=keys, image=_channels_last(image), label=label.to(options.device, non_blocking=True))
+        yield from map(made, batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
     """A batch whose bytes went into the graph and whose images have not come out yet."""
 
-    samples: list[int]
+    samples: tuple[int, ...]
     """Numbers of the samples, replacements included."""
+    keys: tuple[str, ...]
+    classes: tuple[int, ...]
     views: Views
     labels: PendingLabels | None
 
@@ -181,7 +201,8 @@ class _Feed:
         return _Feed(iter([step]), self._damage, self.pixels, labels=self._labels, sends_blocks=self._sends_blocks)
 
     def _inputs(self, samples: list[int], views: Views) -> tuple[Any, ...]:
-        sound, members = zip(*[self._damage.read(index) for index in samples], strict=True)
+        numbers, stored = zip(*self._damage.read(samples), strict=True)
+        keys, classes, members = zip(*stored, strict=True)
         inputs: list[Any] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
         labels = None
         if self._labels or self._sends_blocks:
@@ -190,7 +211,7 @@ class _Feed:
                 inputs.append(blocks)
             if self._labels:
                 labels = self._labels.submit(blocks, views)
-        self.pending.append(_Pending(samples=list(sound), views=views, labels=labels))
+        self.pending.append(_Pending(samples=numbers, keys=keys, classes=classes, views=views, labels=labels))
         return tuple(inputs)
 
 

@@ -9,13 +9,10 @@ from dataclasses import replace
 from itertools import accumulate, count
 from os import PathLike
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
-from fastssl.shards import ShardSet
+from fastssl.shards import Room, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
 
 _BATCHES_AHEAD = 8
@@ -113,19 +110,14 @@ class Mixture:
                     shards.prefetch(order.shards(int(mine[0]), len(mine)))
             yield step
 
-    def member(self, index: int, name: str) -> NDArray[np.uint8]:
-        """The bytes of one member of a sample; raises as `ShardSet.member`."""
+    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+        """Some members of a sample; raises as `ShardSet.read`."""
         dataset, local = self._find(index)
-        return dataset.member(local, name)
+        return dataset.read(local, names, room)
 
-    def key(self, index: int) -> str:
-        dataset, local = self._find(index)
-        return dataset.key(local)
-
-    def label(self, index: int) -> int:
-        """The sample's class in its own dataset; -1 if it has none."""
-        dataset, local = self._find(index)
-        return dataset.label(local)
+    def most_bytes(self, names: Sequence[str]) -> int:
+        """That `read` asks room for."""
+        return max(dataset.most_bytes(names) for dataset in self.datasets)
 
     def place(self, index: int) -> str:
         """Shard and key, for messages."""

@@ -3,7 +3,7 @@
 from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
 from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
-from fastssl.shards.reader import ShardSet, decode_sample, read_samples
+from fastssl.shards.reader import Room, ShardSet, StoredSample, decode_sample, read_samples
 from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES
 from fastssl.shards.writer import Source, pack
@@ -20,8 +20,10 @@ __all__ = [
     "LabelLayout",
     "Manifest",
     "Plane",
+    "Room",
     "ShardSet",
     "Source",
+    "StoredSample",
     "decode_labels",
     "decode_sample",
     "encode_labels",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,24 @@ from fastssl.shards.tar import BLOCK, CHECKSUMS
 
 _OPEN = 256
 """Shards held open at once; a process may have only 1024 file descriptors."""
+_NAME_BYTES = 100
+"""Of the name in a member's header."""
 _AHEAD = 3
 """Shards that `read_samples` announces, the one that is being read included."""
+
+
+Room = Callable[[int], NDArray[np.uint8]]
+"""Gives memory for so many bytes."""
+
+
+class StoredSample(NamedTuple):
+    """What a shard holds of a sample, as it is stored."""
+
+    key: str
+    label: int
+    """The class; -1 = none, or not asked for."""
+    members: dict[str, NDArray[np.uint8]]
+    """The bytes of each member by its name, (size,) each."""
 
 
 class ShardSet:
@@ -122,8 +138,41 @@ class ShardSet:
     def key(self, index: int) -> str:
         """The sample's key, read from its first member's header."""
         start = int(self._offsets[index, 0]) - BLOCK
-        name = self._open(self._shard(index)).read(start, 100).rstrip(b"\0")
-        return name.decode("ascii", "replace").partition(".")[0]
+        return _key(self._open(self._shard(index)).read(start, _NAME_BYTES))
+
+    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+        """Some members of a sample, read at once with its key: one call to the system instead of one for each.
+
+        Args:
+            names: of the members; a class is left out where the sample has none.
+            room: gives the memory in which they will lie.
+
+        Raises:
+            ShardError: as `member` and `label`.
+        """
+        shard = self._shard(index)
+        offsets, sizes = self._offsets[index].tolist(), self._sizes[index].tolist()
+        # From the header that names the key to the end of the last of these members.
+        start, stop, places = offsets[0] - BLOCK, offsets[0], list[tuple[str, int, int]]()
+        for name in names:
+            column = self._columns.get(name, -1)
+            if column >= 0 and offsets[column] >= 0:
+                end = offsets[column] + sizes[column]
+                places.append((name, offsets[column] - start, end - start))
+                stop = max(stop, end)
+            elif name != LABEL:
+                raise self._lacks(index, name)
+        content = room(stop - start)
+        self._open(shard).read_into(start, content)
+        members = {name: content[first:last] for name, first, last in places}
+        label = self._class(index, members[LABEL].tobytes()) if LABEL in members else -1
+        return StoredSample(_key(content[:_NAME_BYTES].tobytes()), label, members)
+
+    def most_bytes(self, names: Sequence[str]) -> int:
+        """That `read` asks room for, by the manifest."""
+        sizes = self.manifest.statistics.member_bytes
+        # The first header, and what fills up a block and heads the next member.
+        return sum(2 * BLOCK + sizes[name].max for name in names if name in sizes)
 
     def member(self, index: int, name: str) -> NDArray[np.uint8]:
         """The bytes of one member, ``jpg``, ``labels.lz4`` or ``cls``, read-only.
@@ -134,13 +183,13 @@ class ShardSet:
         column = self._columns.get(name)
         shard = self._shard(index)
         if column is None or self._offsets[index, column] < 0:
-            raise ShardError(
-                f"a sample has no {name}",
-                where=self.place(index),
-                seen=[other for other, i in self._columns.items() if self._offsets[index, i] >= 0],
-            )
+            raise self._lacks(index, name)
         offset, size = int(self._offsets[index, column]), int(self._sizes[index, column])
         return np.frombuffer(self._open(shard).read(offset, size), np.uint8)
+
+    def _lacks(self, index: int, name: str) -> ShardError:
+        present = [other for other, column in self._columns.items() if self._offsets[index, column] >= 0]
+        return ShardError(f"a sample has no {name}", where=self.place(index), seen=present)
 
     def checksum(self, index: int, name: str) -> int:
         """CRC-32 of a member of this sample as it was packed.
@@ -161,7 +210,9 @@ class ShardSet:
         column = self._columns.get(LABEL)
         if column is None or self._offsets[index, column] < 0:
             return -1
-        text = self.member(index, LABEL).tobytes()
+        return self._class(index, self.member(index, LABEL).tobytes())
+
+    def _class(self, index: int, text: bytes) -> int:
         if not text.isdigit():
             raise ShardError("a class is not a number", where=self.place(index), seen=repr(text))
         return int(text)
@@ -230,15 +281,17 @@ class ShardSet:
         offsets, sizes = self._offsets[rows], self._sizes[rows]
         present = offsets >= 0
         wrong = present & ((offsets < BLOCK) | (offsets % BLOCK != 0) | (sizes < 0) | (offsets + sizes > entry.bytes))
-        # Every sample has its first member; `key` reads that one's header.
+        # Every sample has its first member, whose header names the key, and the others follow in their order.
         wrong[:, 0] |= ~present[:, 0]
+        stops = np.maximum.accumulate(np.where(present, offsets + sizes, 0), axis=1)
+        wrong[:, 1:] |= present[:, 1:] & (offsets[:, 1:] < stops[:, :-1] + BLOCK)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise ShardError(
-                "a shard's index points outside of the shard",
+                "a shard's index does not describe samples one after the other",
                 where=f"{place}, line {row + 2}",
                 seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
-                expected=f"blocks of {BLOCK} within {entry.bytes} bytes",
+                expected=f"blocks of {BLOCK} within {entry.bytes} bytes, members in their order",
             )
 
 
@@ -288,14 +341,26 @@ class _OpenShard:
 
     def read(self, offset: int, size: int) -> bytes:
         content = os.pread(self._descriptor, size, offset)
-        if len(content) != size:
+        self._check(len(content), offset, size)
+        return content
+
+    def read_into(self, offset: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out`, which saves new memory for every read."""
+        self._check(os.preadv(self._descriptor, [out.data], offset), offset, len(out))
+
+    def _check(self, got: int, offset: int, size: int) -> None:
+        if got != size:
             raise ShardError(
                 "a shard was cut short while it was in use",
                 where=self._place,
-                seen=f"{len(content)} bytes at {offset}",
+                seen=f"{got} bytes at {offset}",
                 expected=f"{size}",
             )
-        return content
+
+
+def _key(name: bytes) -> str:
+    """From the name field of a member's header."""
+    return name.rstrip(b"\0").decode("ascii", "replace").partition(".")[0]
 
 
 def _beside(shard: ShardEntry, suffix: str) -> str:

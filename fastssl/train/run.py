@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastssl.loader import (
     real_batches,
     synthetic_batches,
 )
+from fastssl.loader.calibration import calibrated
 from fastssl.models import build_networks
 from fastssl.telemetry import Advance, merge_summary
 from fastssl.train.checkpoint import latest_checkpoint, read_checkpoint
@@ -66,11 +68,21 @@ def resume_run(run: Path, advance: Advance) -> None:
 
 
 def training_batches(
-    config: Config, synthetic: Mixture, real: Mixture | None, *, first_step: int, device: torch.device
+    config: Config,
+    synthetic: Mixture,
+    real: Mixture | None,
+    *,
+    first_step: int,
+    device: torch.device,
+    options: LoaderOptions | None = None,
 ) -> tuple[Batches[SyntheticBatch], Batches[RealBatch] | None]:
-    """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is."""
-    batches = synthetic_batches(synthetic, *_plan(config, synthetic, _SYNTHETIC, first_step, device))
-    photos = None if real is None else real_batches(real, *_plan(config, real, _REAL, first_step, device))
+    """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is.
+
+    Without options these are `calibrated_options`.
+    """
+    options = options or calibrated_options(config, synthetic, device)
+    batches = synthetic_batches(synthetic, _plan(config, synthetic, _SYNTHETIC, first_step), options)
+    photos = None if real is None else real_batches(real, _plan(config, real, _REAL, first_step), options)
     return batches, photos
 
 
@@ -135,10 +147,13 @@ def _train(
         raise CheckpointError(
             "the run is finished", where=run, seen=f"{first_step} steps", expected=f"fewer than {total_steps}"
         )
-    batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device)
+    options = calibrated_options(config, synthetic, device)
+    batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device, options=options)
     try:
         summary = Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance)
         merge_summary(run, {"steps": total_steps, **summary})
+        if device.type == "cuda":
+            merge_summary(run, {"throughput": {"hw_decoder_load": options.hw_decoder_load}})
     finally:
         damaged = {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
         merge_summary(run, {"damaged_samples": damaged})
@@ -154,22 +169,32 @@ def _check_data(before: dict[str, str], now: dict[str, str], config: Config) -> 
             )
 
 
-def _plan(
-    config: Config, shards: Mixture, stream: int, first_step: int, device: torch.device
-) -> tuple[Plan, LoaderOptions]:
-    """The random steps of one domain from `first_step` on, and how to load them."""
+def _plan(config: Config, shards: Mixture, stream: int, first_step: int) -> Plan:
+    """The random steps of one domain from `first_step` on."""
     data = config.data
     batch_size = data.batch_synthetic if stream == _SYNTHETIC else data.batch_real
     order = shards.order(seed=config.train.seed, stream=stream, buffer=data.shuffle_buffer)
     share = Share(order=order, batch_size=batch_size)
     whole = stream == _REAL and data.real_window == "whole"
     settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
-    plan = shards.training_plan(settings, share, position=first_step * share.global_batch)
-    return plan, loader_options(config, device)
+    return shards.training_plan(settings, share, position=first_step * share.global_batch)
+
+
+def calibrated_options(config: Config, synthetic: Mixture, device: torch.device) -> LoaderOptions:
+    """`loader_options`; on a GPU the share of its JPEG engine is found out, where the settings leave it open.
+
+    Not for a deterministic run: engine and kernels round differently, and the share found is not the same each time.
+    """
+    options = loader_options(config, device)
+    if config.train.hw_decoder_load != "auto" or config.train.deterministic:
+        return options
+    found = calibrated(synthetic, lambda: _plan(config, synthetic, _SYNTHETIC, 0), options)
+    return replace(options, hw_decoder_load=found.load)
 
 
 def loader_options(config: Config, device: torch.device) -> LoaderOptions:
-    """How a run with these settings loads its batches."""
+    """How a run with these settings loads its batches; without the JPEG engine, where its share is left open."""
+    share = config.train.hw_decoder_load
     return LoaderOptions(
         device=device,
         threads=config.train.threads,
@@ -177,7 +202,7 @@ def loader_options(config: Config, device: torch.device) -> LoaderOptions:
         max_bad=config.data.max_bad,
         paranoid=config.data.paranoid,
         prefetch=config.train.prefetch,
-        hw_decoder_load=config.train.hw_decoder_load,
+        hw_decoder_load=0.0 if share == "auto" else share,
     )
 
 

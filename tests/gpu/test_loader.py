@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from patterns import SIDE, CodedSource
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, synthetic_batches, training_plan
+from fastssl.shards import pack
 
 SIZE = 67
 # nvJPEG's inverse transform and chroma upsampling round differently from libjpeg's: a few of 255 levels at most pixels.
@@ -40,3 +42,20 @@ def test_batches_equal_those_of_the_cpu(coded_synthetic: Path, gpu: torch.device
             assert torch.equal(getattr(got, plane).cpu(), getattr(expected, plane))
         torch.testing.assert_close(got.normal.cpu(), expected.normal, rtol=0, atol=1e-6)
         torch.testing.assert_close(got.stored_edge_fraction.cpu(), expected.stored_edge_fraction)
+
+
+def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
+    """Blocks that were not compressed are not inflated."""
+    packing: dict[str, object] = {"size": SIDE, "samples_per_shard": 4, "jpeg_quality": 98}
+    pack(CodedSource(11, "synthetic"), tmp_path / "raw", label_codec="raw", **packing)
+    made = []
+    for path in (coded_synthetic, tmp_path / "raw"):
+        shards = open_mixture(path)
+        share = Share(order=shards.order(seed=5, stream=0), batch_size=4)
+        settings = ViewSettings(data=DataConfig(size=SIZE), augment=AugmentConfig(), stored=shards.image_size)
+        options = LoaderOptions(device=gpu, threads=2)
+        made.append(list(islice(synthetic_batches(shards, training_plan(settings, share), options), 6)))
+    for lz4, raw in zip(*made, strict=True):
+        assert lz4.keys == raw.keys
+        for plane in ("image", "depth", "normal", "edge", "valid", "stored_edge_fraction"):
+            assert torch.equal(getattr(lz4, plane), getattr(raw, plane))

@@ -6,90 +6,23 @@ is replaced by the next of its dataset.
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import lz4.block
 import numpy as np
 import pytest
 import torch
-from patterns import SIDE
-from PIL import Image
+from damaged import BATCH, CPU, DATA, KINDS, STEPS, assert_costs_those_samples, batches, garbled, overwritten
 
-from fastssl.batch import SyntheticBatch
-from fastssl.config import AugmentConfig, DataConfig
+from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, ShardError
-from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, open_mixture, real_batches, synthetic_batches
+from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches
 from fastssl.loader.plan import training_plan
 from fastssl.shards import ShardSet
 
 pytestmark = pytest.mark.timeout(120)
-
-STEPS, BATCH = 9, 4
-Made = tuple[list[SyntheticBatch], list[str]]
-DATA = DataConfig(size=67, window=(67 / SIDE, 67 / SIDE), gray="off")
-
-
-def batches(shards: Mixture, *, steps: int = STEPS, max_bad: int = 100, paranoid: bool = False) -> Made:
-    """The first batches of a plan, and what was found damaged meanwhile."""
-    share = Share(order=shards.order(seed=4, stream=0), batch_size=BATCH)
-    settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=shards.image_size)
-    options = LoaderOptions(device=torch.device("cpu"), threads=2, max_bad=max_bad, paranoid=paranoid)
-    made = synthetic_batches(shards, training_plan(settings, share), options)
-    got = list(islice(made, steps))
-    return got, made.damaged()
-
-
-def overwritten(folder: Path, index: int, member: str, content: Callable[[bytes], bytes]) -> None:
-    """Change a member in its archive; its size stays."""
-    shards = ShardSet(folder)
-    archive = folder / shards.shard_name(index)
-    before = shards.member(index, member).tobytes()
-    after = content(before)[: len(before)].ljust(len(before), b"\0")
-    packed = archive.read_bytes()
-    at = packed.index(before)
-    archive.write_bytes(packed[:at] + after + packed[at + len(before) :])
-
-
-def jpeg_of(side: int, length: int) -> bytes:
-    """A sound JPEG of another size, its comment as long as it takes."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side)).save(buffer, "JPEG")
-    stream = buffer.getvalue()
-    fill = length - len(stream) - 4
-    return stream[:2] + b"\xff\xfe" + (fill + 2).to_bytes(2, "big") + bytes(fill) + stream[2:]
-
-
-def garbled(stream: bytes) -> bytes:
-    """Damage in the entropy-coded data, which decodes to other pixels."""
-    middle = len(stream) // 2
-    return (
-        stream[:middle]
-        + bytes(byte ^ 0x55 if byte not in (0xFF, 0xAA) else byte for byte in stream[middle : middle + 40])
-        + stream[middle + 40 :]
-    )
-
-
-KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
-    "cut at a tenth": ("jpg", lambda stream: stream[: len(stream) // 10], False),
-    "cut at a half": ("jpg", lambda stream: stream[: len(stream) // 2], False),
-    "cut, an end put to it": (
-        "jpg",
-        lambda stream: stream[: len(stream) // 2].ljust(len(stream) - 2, b"\0") + b"\xff\xd9",
-        True,
-    ),
-    "zeros": ("jpg", lambda stream: b"", False),
-    "text": ("jpg", lambda stream: b"not an image " * 999, False),
-    "a damaged header": ("jpg", lambda stream: b"\xff\xd8\xff\xdb" + bytes(400) + stream[404:], False),
-    "another size": ("jpg", lambda stream: jpeg_of(SIDE // 2, len(stream)), False),
-    "damaged entropy data": ("jpg", garbled, True),
-    "a damaged block": ("labels.lz4", lambda block: b"\xf0" * 64 + block[64:], False),
-    "a block of another size": ("labels.lz4", lambda block: lz4.block.compress(bytes(99), store_size=False), False),
-    "one bit of a label": ("labels.lz4", lambda block: block[:-1] + bytes([block[-1] ^ 1]), True),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,32 +30,7 @@ KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
 def test_a_damaged_sample_costs_that_sample(
     coded_synthetic: Path, tmp_path: Path, kind: str, damaged: Sequence[int]
 ) -> None:
-    member, change, needs_paranoia = KINDS[kind]
-    shutil.copytree(coded_synthetic, tmp_path / "damaged")
-    for index in damaged:
-        overwritten(tmp_path / "damaged", index, member, change)
-    undamaged = open_mixture(coded_synthetic)
-    expected, _ = batches(undamaged)
-    got, found = batches(open_mixture(tmp_path / "damaged"), paranoid=needs_paranoia)
-    assert len(got) == STEPS
-    keys = [undamaged.key(i) for i in range(len(undamaged))]
-    for index in damaged:
-        assert sum(f"{keys[index]}: " in place for place in found) == 1
-    assert len(found) == len(damaged)
-    replaced = 0
-    for batch, sound in zip(got, expected, strict=True):
-        for i, key in enumerate(sound.keys):
-            index = keys.index(key)
-            if index not in damaged:
-                assert batch.keys[i] == key
-                for plane in ("image", "depth", "normal", "edge", "valid"):
-                    assert torch.equal(getattr(batch, plane)[i], getattr(sound, plane)[i])
-                continue
-            while index in damaged:
-                index = (index + 1) % len(keys)
-            assert batch.keys[i] == keys[index]
-            replaced += 1
-    assert replaced >= 3 * len(damaged) - 1
+    assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=KINDS[kind][2], device=CPU)
 
 
 def test_a_replacement_is_seen_through_the_view_of_the_one_it_replaces(coded_synthetic: Path, tmp_path: Path) -> None:

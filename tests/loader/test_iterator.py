@@ -62,7 +62,7 @@ def test_all_planes_stay_aligned_over_three_epochs(
     data = DataConfig.model_validate({"size": SIZE, "window": window, "gray": "off", "normal_filter": normal_filter})
     # Half a code of 1 / 127.5; a neighbouring pixel is 0.006 or more away. Blended normals lie up to half a pixel off.
     tolerance = 0.005 if normal_filter == "nearest" else 0.011
-    number = {shards.key(i): i for i in range(len(shards))}
+    number = {shards.datasets[0].key(i): i for i in range(len(shards))}
     normals = coded_normals()
     flips = 0
     for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 3 * 3):
@@ -100,7 +100,7 @@ def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) ->
     """Against Pillow: no resampling where the window has the size of the input."""
     shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=(SIZE / SIDE, SIZE / SIDE), gray="off")
-    number = {shards.key(i): i for i in range(len(shards))}
+    number = {shards.datasets[0].key(i): i for i in range(len(shards))}
     for batch in islice(synthetic_batches(shards, random_plan(shards, data, 3), OPTIONS), 4):
         for i, key in enumerate(batch.keys):
             rows, columns = stored_pixels(batch, i)
@@ -148,7 +148,7 @@ def test_normals_of_a_mirrored_plane_are_those_of_the_mirrored_scene(coded_synth
 def test_gray_images_are_one_channel_three_times(coded_synthetic: Path, gray: str) -> None:
     shards = open_mixture(coded_synthetic)
     data = DataConfig.model_validate({"size": SIZE, "window": (SIZE / SIDE, SIZE / SIDE), "gray": gray})
-    number = {shards.key(i): i for i in range(len(shards))}
+    number = {shards.datasets[0].key(i): i for i in range(len(shards))}
     chosen = []
     for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 12):
         assert (batch.image[:, :1] == batch.image).all()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analytic_rooms import RoomSource, room
+from numpy.typing import NDArray
 
 from fastssl.errors import DataError, ShardError
 from fastssl.shards import JPEG, LABEL, LABELS, ShardSet, decode_sample, pack, read_samples, reader
@@ -42,6 +43,41 @@ def test_members_are_those_of_the_archives(rooms: Path) -> None:
                 assert (shards.key(index), shards.shard_name(index)) == (key, archive.name)
     assert index == 6
     assert [shards.label(i) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def new_memory(num_bytes: int) -> NDArray[np.uint8]:
+    return np.empty(num_bytes, np.uint8)
+
+
+@pytest.mark.parametrize("names", [(JPEG, LABELS, LABEL), (JPEG, LABELS), (JPEG, LABEL), (LABELS,), ()])
+def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...]) -> None:
+    shards = ShardSet(rooms)
+    asked: list[int] = []
+
+    def room(num_bytes: int) -> NDArray[np.uint8]:
+        asked.append(num_bytes)
+        return np.full(num_bytes, 77, np.uint8)
+
+    for index in range(len(shards)):
+        stored = shards.read(index, names, room)
+        assert stored.key == shards.key(index)
+        assert stored.label == (shards.label(index) if LABEL in names else -1)
+        assert set(stored.members) == set(names)
+        for name, content in stored.members.items():
+            assert content.tobytes() == shards.member(index, name).tobytes()
+        assert len(asked) == index + 1
+        assert asked[-1] <= max(shards.most_bytes((JPEG, *names)), 512)
+
+
+def test_a_sample_read_at_once_without_a_member_is_named(photos: Path, tmp_path: Path) -> None:
+    pack(FolderSource(photos), tmp_path / "out", size=32)
+    shards = ShardSet(tmp_path / "out")
+    assert shards.read(0, (JPEG, LABEL), new_memory).label == -1
+    with pytest.raises(ShardError, match=r"no labels\.lz4") as caught:
+        shards.read(1, (JPEG, LABELS), new_memory)
+    assert shards.key(1) in str(caught.value.where)
+    with pytest.raises(IndexError):
+        shards.read(len(shards), (JPEG,), new_memory)
 
 
 def test_members_are_views_that_cannot_be_written(rooms: Path) -> None:

@@ -1,0 +1,309 @@
+"""Loading on one GPU: ours against a plain DALI graph, and against what training takes.
+
+    python benchmarks/loaders_gpu.py [--samples 1000] [--batch 224] [--seconds 2] [--data DIR] [--cpu]
+
+The four-plane samples of `loaders.py`, to the same float tensors on the GPU. Measured are
+
+- the synthetic loader of `fastssl` on its packed shards, and a plain DALI graph on the JPEG and PNG files, of 320 x 240
+  and resized beforehand, whose `mixed` decoders decode the JPEGs on the GPU and the PNGs in threads: each with every
+  share of the JPEG engine and every number of threads;
+- what a training loads: one rendered image and one photo a pair, float16, with the share that the calibration chose;
+- what a training takes: the AlexNet step in bfloat16 on one resident batch.
+
+First the tensors are compared with a reference by Pillow and NumPy. Every rate is the median of five stretches, and the
+best settings of all are measured once more in five turns, with power and use of the GPU. Results go to
+`results/loaders_gpu.json` after every part; with 16 cores it takes some ten minutes. Without a GPU, or with --cpu, the
+same is done small on the CPU, as a rehearsal of which nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conditions import write_result
+from loader_dali import file_graph
+from loader_data import CROP, STRETCHED, Files, View, Views, prepare, reference, resized_files, source_files
+from loader_peers import Batch, _batch_contours, _planes_of_batch
+from loaders import allow, compare
+from torch.utils.dlpack import from_dlpack
+
+from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.bench.gpu import gpu_use
+from fastssl.bench.rates import STRETCHES, num_cores
+from fastssl.config import AugmentConfig, Config, DataConfig, load_config
+from fastssl.loader import (
+    LoaderOptions,
+    Mixture,
+    Share,
+    ViewSettings,
+    centre_views,
+    open_mixture,
+    synthetic_batches,
+    training_plan,
+)
+from fastssl.loader.calibration import LOADS, calibrated
+from fastssl.models import build_networks
+from fastssl.train import run_device, training_batches
+from fastssl.train.step import TrainingStep
+
+CHECKED = 8
+FIXED = ((7, 20, False), (29, 29, True))
+"""Windows and flips of the comparison with the reference."""
+IMAGE_MEAN = 1.5
+"""Levels of 8 bits that a mean may differ: nvJPEG rounds otherwise than libjpeg."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Settings of a loader."""
+
+    threads: int
+    hw_decoder_load: float
+
+
+@dataclass(slots=True)
+class Contender:
+    """A loader, and the rates of its batches per setting."""
+
+    name: str
+    open: Callable[[Views, int, Point], Iterator[Sequence[Any]]]
+    """Begins endless batches of this many samples."""
+    files: Files
+    """What its tensors are compared with."""
+    rates: dict[Point, list[float]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Point:
+        return max(self.rates, key=lambda point: statistics.median(self.rates[point]))
+
+
+def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: int, point: Point) -> Iterator[Batch]:
+    """Ours, from packed shards."""
+    data = DataConfig(size=CROP, gray="off", window=(CROP / STRETCHED, CROP / STRETCHED))
+    settings = ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
+    plan = training_plan(settings, Share(order=shards.order(seed=0, stream=0), batch_size=batch))
+    if views.fixed:
+        top, left, flip = (np.full(batch, value) for value in views.fixed)
+        seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
+        plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
+    options = LoaderOptions(device=device, threads=point.threads, hw_decoder_load=point.hw_decoder_load)
+    for made in synthetic_batches(shards, plan, options):
+        yield made.image, made.depth, made.normal, made.edge, made.valid
+
+
+def dali_batches(files: Files, device: torch.device, views: Views, batch: int, point: Point) -> Iterator[Batch]:
+    """A plain DALI graph: file readers, image decoders, one window for all planes."""
+    on_gpu = device.type == "cuda"
+    index = (device.index or 0) if on_gpu else None
+    pipeline = file_graph(files, views, batch, point.threads, index, point.hw_decoder_load)
+    while True:
+        outputs = pipeline.run(torch.cuda.current_stream(device)) if on_gpu else pipeline.run()
+        image, depth, codes, last, flip = (from_dlpack(output.as_tensor()) for output in outputs)
+        edge = last if files.resized else _batch_contours(last[..., 0], flip)
+        yield [image.permute(0, 3, 1, 2), *_planes_of_batch(depth, codes, edge, flip)]
+
+
+def pair_batches(config: Config, shards: Mixture, options: LoaderOptions) -> Iterator[tuple[SyntheticBatch, RealBatch]]:
+    """Both domains, as a training loads them; the photos are the rendered images without their labels."""
+    batches, photos = training_batches(config, shards, shards, first_step=0, device=options.device, options=options)
+    assert photos is not None
+    return zip(batches, photos, strict=True)
+
+
+def check(contender: Contender, point: Point) -> dict[str, float]:
+    """Compare the tensors of a few samples with the reference.
+
+    Raises:
+        ValueError: they are further from it than allowed.
+    """
+    found = []
+    for fixed in FIXED:
+        views = Views(contender.files.samples, fixed)
+        batch = [part.cpu().numpy() for part in next(contender.open(views, CHECKED, point))]
+        expected = [reference(contender.files, View(sample, *fixed)) for sample in range(CHECKED)]
+        found.append(compare(batch, [np.stack(parts) for parts in zip(*expected, strict=True)]))
+        allow(found[-1], contender.name, image_mean=IMAGE_MEAN)
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+class Meter:
+    """Measures pieces of work that end on a GPU."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.device, self.seconds = device, seconds
+
+    def wait(self) -> None:
+        """For the batches that were taken, not for those that are made ahead."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def stretch(self, work: Callable[[], int], warm_up: int = 4) -> float:
+        """Samples per second; what was made ahead is taken before."""
+        for _ in range(warm_up):
+            work()
+        self.wait()
+        started, done = time.perf_counter(), 0
+        while not done or time.perf_counter() - started < self.seconds:
+            done += work()
+            self.wait()
+        return done / (time.perf_counter() - started)
+
+    def gpu(self, work: Callable[[], int]) -> dict[str, float] | None:
+        if self.device.type == "cpu":
+            return None
+        use = gpu_use(work, self.seconds, self.device.index or 0, wait=self.wait)
+        return None if use is None else asdict(use)
+
+
+def sweep(contender: Contender, meter: Meter, batch: int, points: Sequence[Point]) -> None:
+    for point in points:
+        say(f"{contender.name}: {point.threads} threads, {point.hw_decoder_load:.0%} by the engine")
+        work = counted(contender.open(Views(contender.files.samples), batch, point))
+        contender.rates[point] = [meter.stretch(work) for _ in range(STRETCHES)]
+
+
+def counted(batches: Iterator[Sequence[Any]]) -> Callable[[], int]:
+    return lambda: len(next(batches)[0])
+
+
+def turns(works: dict[str, Callable[[], int]], meter: Meter) -> dict[str, Any]:
+    """All of them in five turns, so that none has the quieter time; then each with an eye on the GPU."""
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
+    for turn in range(STRETCHES):
+        say(f"turn {turn + 1} of {STRETCHES}")
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            rates[name].append(meter.stretch(works[name]))
+    return {name: {**spread(rates[name]), "gpu": meter.gpu(works[name])} for name in names}
+
+
+def spread(rates: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "all": list(rates)}
+
+
+def training_config(shards: Path, batch: int, *, on_gpu: bool) -> Config:
+    paths = [f"data.synthetic={shards}", f"data.real={shards}"]
+    sizes = [f"data.batch_synthetic={batch}", f"data.batch_real={batch}", "train.amp=true"]
+    return load_config("paper" if on_gpu else "tiny", overrides=[*paths, *sizes])
+
+
+def step_work(config: Config, pair: tuple[SyntheticBatch, RealBatch], device: torch.device) -> Callable[[], int]:
+    """The training step on one pair of batches, over and over; tells how many pairs it was."""
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    networks = build_networks(config.model, 0).to(device).to(memory_format=torch.channels_last)
+    step = TrainingStep(networks, config, device)
+
+    def work() -> int:
+        step(*pair)
+        return config.data.batch_synthetic
+
+    return work
+
+
+def main() -> None:
+    arguments = parsed()
+    device = torch.device("cpu") if arguments.cpu else run_device()
+    on_gpu = device.type == "cuda"
+    if not on_gpu:
+        say("a rehearsal on the CPU: small, and nothing is kept")
+        arguments.samples, arguments.batch, arguments.seconds = min(arguments.samples, 16), 4, 0.02
+    data = arguments.data / str(arguments.samples)
+    prepare(data, arguments.samples, say)
+    shards = open_mixture(str(data / "shards"))
+    source, resized = source_files(data, arguments.samples), resized_files(data, arguments.samples)
+    everyone = [
+        Contender("fastssl", partial(fastssl_batches, shards, device), resized),
+        Contender("DALI, source files", partial(dali_batches, source, device), source),
+        Contender("DALI, resized files", partial(dali_batches, resized, device), resized),
+    ]
+    result: dict[str, Any] = {"samples": arguments.samples, "batch": arguments.batch, "device": str(device)}
+    write: Callable[[dict[str, Any]], object] = partial(write_result, "loaders_gpu") if on_gpu else json.dumps
+    meter = Meter(device, arguments.seconds)
+    measure_settings(everyone, meter, arguments.batch, result, write)
+    config = training_config(data / "shards", arguments.batch, on_gpu=on_gpu)
+    measure_training(everyone, config, shards, meter, result)
+    write(result)
+    print_table(result)
+
+
+def measure_settings(
+    everyone: Sequence[Contender],
+    meter: Meter,
+    batch: int,
+    result: dict[str, Any],
+    write: Callable[[dict[str, Any]], object],
+) -> None:
+    """Tensors compared, then every setting of every loader."""
+    on_gpu, cores = meter.device.type == "cuda", num_cores()
+    threads = sorted({cores, *(count for count in (4, 8, 16) if count <= cores)} if on_gpu else {cores})
+    points = [Point(count, load) for count in threads for load in (LOADS if on_gpu else LOADS[:1])]
+    result["largest_differences"] = {one.name: check(one, points[-1]) for one in everyone}
+    for contender in everyone:
+        sweep(contender, meter, batch, points)
+        found = [{**asdict(point), "samples_per_s": spread(rates)} for point, rates in contender.rates.items()]
+        result.setdefault("settings", {})[contender.name] = found
+        write(result)
+
+
+def measure_training(
+    everyone: Sequence[Contender], config: Config, shards: Mixture, meter: Meter, result: dict[str, Any]
+) -> None:
+    """The best settings, the loading of pairs and the step in turns, and how they compare."""
+    device, batch = meter.device, config.data.batch_synthetic
+    works = {one.name: counted(one.open(Views(one.files.samples), batch, one.best)) for one in everyone}
+    options = LoaderOptions(device=device, threads=everyone[0].best.threads, half=device.type == "cuda")
+    order = Share(order=shards.order(seed=0, stream=0), batch_size=batch)
+    settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
+    found = calibrated(shards, lambda: training_plan(settings, order), options)
+    options = replace(options, hw_decoder_load=found.load)
+    pairs = pair_batches(config, shards, options)
+    works["step, pairs"] = step_work(config, next(pairs), device)
+    works["fastssl, pairs"] = lambda: len(next(pairs)[0].keys)
+    rates = turns(works, meter)
+    ours = rates["fastssl"]["median"]
+    result["best_settings"] = {one.name: asdict(one.best) for one in everyone}
+    result["calibrated"] = {**asdict(found), "seconds": {f"{load:g}": took for load, took in found.seconds.items()}}
+    result["per_s"] = rates
+    result["fastssl_over"] = {one.name: ours / rates[one.name]["median"] for one in everyone[1:]}
+    result["pairs_over_step"] = rates["fastssl, pairs"]["median"] / rates["step, pairs"]["median"]
+
+
+def print_table(result: dict[str, Any]) -> None:
+    print(f"{'':24}{'per second':>12}  (least to greatest)")
+    for name, rate in result["per_s"].items():
+        print(f"{name:24}{rate['median']:12,.0f}  ({rate['min']:,.0f} to {rate['max']:,.0f})")
+    for name, ratio in result["fastssl_over"].items():
+        print(f"fastssl is {ratio:.2f} times as fast as {name}")
+    print(f"pairs are loaded {result['pairs_over_step']:.2f} times as fast as the step takes them")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=224)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each of the five stretches")
+    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "fastssl-loaders")
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
+    return parser.parse_args()
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

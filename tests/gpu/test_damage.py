@@ -1,0 +1,24 @@
+"""Damaged images cost themselves and nothing else, where a GPU decodes; with the cases of the CPU's test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from damaged import KINDS, assert_costs_those_samples
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (member, _, _) in KINDS.items() if member == "jpg"])
+@pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
+def test_a_damaged_image_costs_that_sample(
+    coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str, damaged: Sequence[int]
+) -> None:
+    assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=KINDS[kind][2], device=gpu)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (member, _, _) in KINDS.items() if member != "jpg"])
+def test_checksums_find_damaged_labels(coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
+    """A GPU inflates blocks without a word about damage; `--paranoid` finds it before."""
+    assert_costs_those_samples(coded_synthetic, tmp_path, kind, [6], paranoid=True, device=gpu)

@@ -1,0 +1,59 @@
+"""No batch is overwritten before it is used: batches read late and without a wait equal those that are waited for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from late_reading import KEPT, STEPS, begin, calm, late, slow_kernels
+
+from fastssl.errors import UsageError
+from fastssl.loader import LoaderOptions
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_late_batches_equal_calm_ones(
+    coded_synthetic: Path, gpu: torch.device, kept: int, labels: bool, half: bool
+) -> None:
+    options = LoaderOptions(device=gpu, threads=4, half=half)
+    expected = calm(begin(coded_synthetic, options, labels=labels), gpu)
+    assert len({tuple(digest.tolist()) for digest in expected}) == STEPS
+    for _ in range(3):
+        assert torch.equal(late(begin(coded_synthetic, options, labels=labels), gpu, kept), expected)
+
+
+def test_late_batches_equal_calm_ones_on_a_stream_of_the_consumers_own(
+    coded_synthetic: Path, gpu: torch.device
+) -> None:
+    options = LoaderOptions(device=gpu, threads=4)
+    expected = calm(begin(coded_synthetic, options, labels=True), gpu)
+    own = torch.cuda.Stream(gpu)
+    with torch.cuda.stream(own):
+        found = late(begin(coded_synthetic, options, labels=True), gpu, kept=0)
+    own.synchronize()
+    assert torch.equal(found, expected)
+
+
+def test_another_stream_is_refused(coded_synthetic: Path, gpu: torch.device) -> None:
+    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), labels=True)
+    next(batches)
+    with torch.cuda.stream(torch.cuda.Stream(gpu)), pytest.raises(UsageError, match="another CUDA stream"):
+        next(batches)
+
+
+def test_asking_for_a_batch_does_not_wait_for_the_network(coded_synthetic: Path, gpu: torch.device) -> None:
+    """While the steps before are still to run, the host already has the next batch."""
+    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), labels=True)
+    slow = slow_kernels(gpu)
+    for _ in range(4):
+        next(batches)
+    torch.cuda.synchronize(gpu)
+    done = torch.cuda.Event()
+    for _ in range(100):
+        slow()
+    done.record()
+    next(batches)
+    assert not done.query()

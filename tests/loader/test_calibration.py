@@ -1,0 +1,156 @@
+"""How much of the decoding the JPEG engine gets: the choice on made-up times, the comparison on images that change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastssl.config import AugmentConfig, DataConfig, load_config
+from fastssl.errors import ConfigError
+from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, open_mixture, real_batches, training_plan
+from fastssl.loader.calibration import (
+    LOADS,
+    Calibration,
+    calibrated,
+    changed_images,
+    chosen,
+    fastest,
+    seconds_per_batch,
+)
+from fastssl.loader.plan import Plan
+from fastssl.train import calibrated_options, run
+
+CPU = torch.device("cpu")
+BATCH, SIZE = 4, 67
+
+
+@pytest.mark.parametrize(
+    ("times", "load"),
+    [
+        ((5.0, 4.0, 3.0, 2.0, 1.0), 1.0),
+        ((1.0, 2.0, 3.0, 4.0, 5.0), 0.0),
+        ((5.0, 4.0, 1.0, 4.0, 5.0), 0.65),
+        ((1.02, 1.0, 1.0, 1.0, 1.0), 0.0),
+        ((1.04, 1.02, 1.0, 1.1, 1.1), 0.35),
+        ((2.0, 1.04, 1.01, 1.0, 1.2), 0.65),
+    ],
+)
+def test_the_fastest_share_is_taken_and_of_equals_the_smallest(times: tuple[float, ...], load: float) -> None:
+    assert fastest(dict(zip(LOADS, times, strict=True))) == load
+
+
+@pytest.mark.parametrize(("unsafe", "word"), [(1.0, "by the engine"), (0.0, "without the engine")])
+def test_an_engine_that_overwrites_images_is_left_out_and_not_timed(unsafe: float, word: str) -> None:
+    timed = []
+    found = chosen(lambda load: 3 if load == unsafe else 0, lambda load: timed.append(load) or 1.0)
+    assert (found.load, found.is_safe, timed) == (0.0, False, [])
+    assert "3 images" in found.reason
+    assert word in found.reason
+
+
+def test_a_safe_engine_is_timed_with_every_share() -> None:
+    found = chosen(lambda load: 0, lambda load: 0.010 - 0.004 * load)
+    assert (found.load, found.is_safe) == (1.0, True)
+    assert dict(found.seconds) == {load: 0.010 - 0.004 * load for load in LOADS}
+    assert "10.0 with 0%" in found.reason
+    assert "6.0 with 100%" in found.reason
+
+
+def test_the_time_of_a_batch_is_the_median_stretch_after_the_warm_up() -> None:
+    """On a clock that goes on by what each batch takes: 9 s in the warm-up, then 1, 5 and 2 s a batch."""
+    now = 0.0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal now
+        for seconds in [9.0] * 3 + [1.0] * 4 + [5.0] * 4 + [2.0] * 4:
+            now += seconds
+            yield torch.zeros(1)
+
+    assert seconds_per_batch(images(), CPU, warm_up=3, clock=lambda: now) == 2.0
+
+
+def plan(samples: Mixture) -> Plan:
+    data = DataConfig(size=SIZE, window=(0.6, 1.0))
+    share = Share(order=samples.order(seed=5, stream=0), batch_size=BATCH)
+    return training_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
+
+
+def test_images_that_stay_as_they_are_pass(coded_synthetic: Path) -> None:
+    """A real pipeline, whose batches begin anew each time."""
+    samples = open_mixture(coded_synthetic)
+    options = LoaderOptions(device=CPU, threads=2)
+    begun = []
+
+    def images() -> Iterator[Tensor]:
+        begun.append(True)
+        return (batch.image for batch in real_batches(samples, plan(samples), options))
+
+    assert changed_images(images, CPU) == 0
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("overwritten", [[], [(0, 0)], [(7, 3)], [(2, 1), (2, 2), (5, 0)]])
+def test_images_that_change_while_they_wait_are_counted(dtype: torch.dtype, overwritten: list[tuple[int, int]]) -> None:
+    """The second reading finds a few pixels of another image in some; the smallest change is one bit of one pixel."""
+    readings = count()
+
+    def images() -> Iterator[Tensor]:
+        reading = next(readings)
+        generator = torch.Generator().manual_seed(0)
+        for batch in count():
+            image = torch.rand(BATCH, SIZE, SIZE, 3, generator=generator).to(dtype).permute(0, 3, 1, 2)
+            for where, number in overwritten:
+                if reading == 1 and where == batch:
+                    pixel = image[number, 1, 40, 5:6].clone()
+                    image[number, 1, 40, 5:6] = torch.nextafter(pixel, torch.ones_like(pixel))
+            yield image
+
+    assert changed_images(images, CPU) == len(overwritten)
+
+
+def test_on_the_cpu_nothing_is_read(coded_synthetic: Path) -> None:
+    samples = open_mixture(coded_synthetic)
+    found = calibrated(samples, lambda: pytest.fail("a plan is made"), LoaderOptions(device=CPU))
+    assert (found.load, found.is_safe, dict(found.seconds)) == (0.0, True, {})
+
+
+@pytest.mark.parametrize(("given", "load"), [("auto", 0.0), ("0", 0.0), ("0.9", 0.9)])
+def test_the_share_may_be_given_instead(coded_synthetic: Path, given: str, load: float) -> None:
+    config = load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])
+    options = calibrated_options(config, open_mixture(coded_synthetic), CPU)
+    assert options.hw_decoder_load == load
+    assert replace(options, hw_decoder_load=0.0) == LoaderOptions(device=CPU, max_bad=config.data.max_bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "load"),
+    [(["auto"], 0.65), (["0.9"], 0.9), (["0"], 0.0), (["auto", "train.deterministic=true"], 0.0)],
+)
+def test_only_a_share_that_is_left_open_is_found_out(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], load: float
+) -> None:
+    planned = []
+
+    def found(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
+        planned.extend(islice(plan().steps, 3))
+        return Calibration(load=0.65, is_safe=True, reason="", seconds={})
+
+    monkeypatch.setattr(run, "calibrated", found)
+    share, *more = settings
+    overrides = [f"train.hw_decoder_load={share}", "data.size=67", "data.batch_synthetic=4", *more]
+    options = calibrated_options(load_config("tiny", overrides=overrides), open_mixture(coded_synthetic), CPU)
+    assert options.hw_decoder_load == load
+    assert [len(samples) for samples, _ in planned] == ([4] * 3 if load == 0.65 else [])
+
+
+@pytest.mark.parametrize("given", ["1.5", "often", "[0.5]"])
+def test_a_share_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw_decoder_load is .*; expected a share from 0 to 1, or auto"):
+        load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])
