@@ -125,7 +125,7 @@ class Domain:
         self._order = samples.order(seed=config.train.seed, stream=_STREAMS[name], buffer=data.shuffle_buffer)
         whole = name == "real" and data.real_window == "whole"
         self._settings = ViewSettings(data=data, augment=config.augment, stored=samples.image_size, whole=whole)
-        damage = Damage(samples, self.members, max_bad=data.max_bad, paranoid=data.paranoid)
+        damage = Damage(samples, self.members, max_bad=data.max_bad)
         wanted = self._order.samples(0, min(_IN_MEMORY, len(samples)))
         self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
 
@@ -160,7 +160,8 @@ Measured = Callable[[Domain, LoaderOptions], AbstractContextManager[Work]]
 @contextmanager
 def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
     """By the one thread that reads, and again and again, so that the system has the files in memory."""
-    damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, paranoid=options.paranoid)
+    checked = domain.members if options.paranoid else ()
+    damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, checked=checked)
     numbers = domain.in_memory.numbers
 
     def work() -> int:

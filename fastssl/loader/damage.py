@@ -7,9 +7,9 @@ ones.
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Sequence
 
+import deflate
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ class Damage:
         samples: of the domain.
         members: those that are read: `jpg`, `labels.lz4` where labels are wanted, `cls` where classes are.
         max_bad: samples that may be damaged before reading gives up.
-        paranoid: compare every member that is read with its checksum, which also finds damage that decodes.
+        checked: members that are compared with their checksums, which also finds damage that decodes.
     """
 
-    def __init__(self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, paranoid: bool) -> None:
-        self._samples, self._names, self._max_bad, self._paranoid = samples, members, max_bad, paranoid
+    def __init__(
+        self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, checked: tuple[str, ...] = ()
+    ) -> None:
+        self._samples, self._names, self._max_bad, self._checked = samples, members, max_bad, checked
         self._memory = Memory()
         self.found: dict[int, str] = {}
         """Number and reason of each damaged sample."""
@@ -87,9 +89,9 @@ class Damage:
         # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
         if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
             raise ShardError("an image cannot be decoded", seen="the stream is cut short or not a JPEG")
-        if self._paranoid:
-            for name, content in sample.members.items():
-                seen, expected = zlib.crc32(content.data), self._samples.checksum(index, name)
+        for name, content in sample.members.items():
+            if name in self._checked:
+                seen, expected = deflate.crc32(content.data), self._samples.checksum(index, name)
                 if seen != expected:
                     raise ShardError(f"{name} is not as it was packed", seen=f"{seen:08x}", expected=f"{expected:08x}")
         return sample

@@ -68,13 +68,17 @@ def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> B
     """
     if not samples.has_labels:
         raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
-    damage = Damage(samples, (JPEG, samples.label_member), max_bad=options.max_bad, paranoid=options.paranoid)
+    members = (JPEG, samples.label_member)
+    # A GPU inflates a damaged block without a word.
+    checked = members if options.paranoid else (samples.label_member,) if options.device.type == "cuda" else ()
+    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked)
     return Batches(_synthetic(samples, plan, options, damage), damage)
 
 
 def real_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[RealBatch]:
     """Images alone, with their classes where there are any; as `synthetic_batches` otherwise."""
-    damage = Damage(samples, (JPEG, LABEL), max_bad=options.max_bad, paranoid=options.paranoid)
+    members = (JPEG, LABEL)
+    damage = Damage(samples, members, max_bad=options.max_bad, checked=members if options.paranoid else ())
     return Batches(_real(samples, plan, options, damage), damage)
 
 

