@@ -189,10 +189,7 @@ def key_of(number: int) -> str:
 
 
 class FourPlanesSource:
-    """Such a folder, to be packed so that the codes of the normals stay the very same ones.
-
-    That is why the normals are left as their codes give them, within half a step of unit length.
-    """
+    """Such a folder, to be packed; the numbers of its planes are those of a shard."""
 
     layout: str = "four_planes"
     domain: Domain = "synthetic"
@@ -215,12 +212,11 @@ class FourPlanesSource:
     def read(self, reference: str) -> Record:
         described = json.loads((self.path / f"{reference}.json").read_text(encoding="utf-8"))
         image, depth, codes, instance = (np.array(Image.open(self.path / f"{reference}_{name}")) for name in PLANES)
-        normal = codes.astype(np.float32) / np.float32(127.5) - 1
         return Record(
             key=reference,
             image=image,
-            depth=depth.astype(np.float32) / np.float32(1000),
-            normal=np.where(codes.any(-1, keepdims=True), normal, 0),
+            depth=depth,
+            normal=codes,
             instance=instance.astype(np.int32),
             camera=Intrinsics(**described["camera"]),
         )

@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastssl.batch import Intrinsics, Record
 from fastssl.shards import Domain, pack
 from fastssl.sources.images import read_image, read_plane
-from fastssl.sources.normals import decoded_normals
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class FourPlanes:
         return Record(
             key=reference,
             image=read_image(Path(f"{name}_rgb.jpg")),
-            depth=read_plane(Path(f"{name}_depth.png"), "I;16").astype(np.float32) * np.float32(0.001),
-            normal=decoded_normals(read_plane(Path(f"{name}_normal.png"), "RGB")),
+            depth=read_plane(Path(f"{name}_depth.png"), "I;16"),
+            normal=read_plane(Path(f"{name}_normal.png"), "RGB"),
             instance=read_plane(Path(f"{name}_instance.png"), "I;16"),
             camera=Intrinsics(**camera),
         )

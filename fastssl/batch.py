@@ -46,10 +46,12 @@ class Record:
     """Unique in its dataset: characters of ``[0-9a-z_-]``, at most 89 of them."""
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
-    depth: NDArray[np.float32] | None = None
-    """(H, W) metres, 0 = not known."""
-    normal: NDArray[np.float32] | None = None
-    """(H, W, 3) unit vectors, zero vector = not known."""
+    depth: NDArray[np.float32] | NDArray[np.uint16] | None = None
+    """(H, W) metres, 0 = not known. A dataset that stores what a shard does gives its numbers as they are, so that they
+    are not rounded twice: whole millimetres in uint16."""
+    normal: NDArray[np.float32] | NDArray[np.uint8] | None = None
+    """(H, W, 3) unit vectors, zero vector = not known; or in uint8 the codes of a shard, round(127.5 (n + 1)) in
+    1..255, (0, 0, 0) = not known."""
     instance: NDArray[np.int32] | None = None
     """(H, W) object identities; only equality has a meaning."""
     edge: NDArray[np.bool_] | None = None

@@ -109,7 +109,10 @@ def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[
     else:
         assert record.edge is not None
         edge = _any_in_cells(record.edge, size)
-    millimetres, normal = nearest_labels(record.depth, record.normal, size)
+    try:
+        millimetres, normal = nearest_labels(record.depth, record.normal, size)
+    except ValueError as error:
+        raise DataError("a labelled sample has no usable normal", where=reference, seen=str(error)) from error
     planes = StoredLabels(millimetres=millimetres, normal=normal, edge=edge)
     block = label_block(planes, settings.label_codec)
     member = deflated(block, settings.label_codec, settings.lz4_level)

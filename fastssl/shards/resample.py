@@ -50,17 +50,27 @@ def nearest_contours(instance: NDArray[np.integer], size: int) -> NDArray[np.boo
 
 
 def nearest_labels(
-    depth: NDArray[np.floating], normal: NDArray[np.floating], size: int
+    depth: NDArray[np.floating] | NDArray[np.uint16], normal: NDArray[np.floating] | NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """Depth and normals of one view, (H, W) and (H, W, 3), as `fastssl.shards.codec.quantised` makes them.
 
+    Args:
+        depth: metres, or millimetres in uint16.
+        normal: unit vectors, or their codes in uint8.
+
     Returns:
         (size, size) millimetres and (size, size, 3) codes.
+
+    Raises:
+        ValueError: codes of normals that are none.
     """
     rows, columns = (_nearest_pixels(side, size) for side in depth.shape)
     millimetres, codes = np.empty((size, size), np.uint16), np.empty((size, size, 3), np.uint8)
-    compiled(_quantise_depth)(depth, rows, columns, millimetres)
-    compiled(_quantise_normals)(normal, rows, columns, codes)
+    compiled(_take_depth if depth.dtype == np.uint16 else _quantise_depth)(depth, rows, columns, millimetres)
+    if normal.dtype != np.uint8:
+        compiled(_quantise_normals)(normal, rows, columns, codes)
+    elif compiled(_take_normals)(normal, rows, columns, codes):
+        raise ValueError("a code that is 0 in some coordinates and not in others")
     return millimetres, codes
 
 
@@ -114,6 +124,26 @@ def _filter_rows(rows: Any, first: Any, number: Any, weights: Any, shift: int, o
         for x in range(np.uint64(out.shape[0])):
             for axis in range(np.uint64(3)):
                 out[x, i, axis] = total[np.uint64(3) * x + axis]
+
+
+def _take_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
+    for i in range(np.uint64(len(rows))):
+        stored = depth[rows[i]]
+        for j in range(np.uint64(len(columns))):
+            millimetres[i, j] = stored[columns[j]]
+
+
+def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
+    """Returns whether any is 0 in some coordinates and not in others."""
+    x, y, z = np.uint64(0), np.uint64(1), np.uint64(2)
+    is_wrong = False
+    for i in range(np.uint64(len(rows))):
+        stored = normal[rows[i]]
+        for j in range(np.uint64(len(columns))):
+            a, b, c = stored[columns[j], x], stored[columns[j], y], stored[columns[j], z]
+            codes[i, j, x], codes[i, j, y], codes[i, j, z] = a, b, c
+            is_wrong |= ((a > 0) != (b > 0)) | ((a > 0) != (c > 0))
+    return is_wrong
 
 
 def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics
-from fastssl.compiled import compiled
 from fastssl.geometry import normals_from_depth, resized_camera
 
 # Of a squared length; the tolerance of the tools of SUNCG's renderings.
 _TOLERANCE = 0.1
 # Steps of the depth tilt a slope by the less, the wider the grid is; a few thousand pixels are enough for a mean.
 _GRID = 128
-# The code of a component of zero, if there were one.
-_ZERO = np.float32(127.5)
-
-
-def decoded_normals(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit vectors (H, W, 3) from codes (H, W, 3), round(127.5 (n + 1)) in 1..255; zero where all three are 0.
-
-    No code stands for a component of exactly zero, so that a length is never zero.
-    """
-    height, width, axes = codes.shape
-    rows = np.ascontiguousarray(codes).reshape(height, width * axes)
-    unit = np.empty(rows.shape, np.float32)
-    compiled(_fill_unit)(rows, unit)
-    return unit.reshape(codes.shape)
-
-
-def _fill_unit(codes: Any, unit: Any) -> None:
-    """Rows of `unit` from rows of codes, both (H, 3 W); written so that both loops become vector instructions."""
-    height, width = codes.shape
-    scale = np.empty(width, np.float32)
-    for i in range(height):
-        row = codes[i]
-        for pixel in range(width // 3):
-            k = 3 * pixel
-            x, y, z = np.float32(row[k]) - _ZERO, np.float32(row[k + 1]) - _ZERO, np.float32(row[k + 2]) - _ZERO
-            known = np.float32((row[k] | row[k + 1] | row[k + 2]) != 0)
-            scale[k] = scale[k + 1] = scale[k + 2] = known / np.sqrt(x * x + y * y + z * z)
-        for k in range(width):
-            unit[i, k] = (np.float32(row[k]) - _ZERO) * scale[k]
 
 
 def unit_normals(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -27,7 +27,6 @@ from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Domain
 from fastssl.sources.images import read_plane
-from fastssl.sources.normals import decoded_normals
 from fastssl.sources.opening import checked_subset
 
 RUN = "render.json"
@@ -122,8 +121,8 @@ class RenderSource:
         return Record(
             key=reference,
             image=planes["rgb"],
-            depth=planes["depth"].astype(np.float32) / np.float32(1000),
-            normal=decoded_normals(planes["normal"]),
+            depth=planes["depth"],
+            normal=planes["normal"],
             instance=planes["instance"].astype(np.int32),
             camera=Intrinsics(**room.camera.model_dump()),
         )
@@ -210,7 +209,7 @@ def _sixteen_bits(values: NDArray[Any], what: str) -> NDArray[np.uint16]:
     return numbers.astype(np.uint16)
 
 
-def _codes(normal: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _codes(normal: NDArray[Any]) -> NDArray[np.uint8]:
     codes = np.rint(127.5 * (normal.astype(np.float64) + 1)).clip(1, 255)
     known = (normal != 0).any(axis=2, keepdims=True)
     return np.where(known, codes, 0).astype(np.uint8)

@@ -53,7 +53,7 @@ def test_a_folder_holds_what_render_room_gives(rendered: Path) -> None:
     stored, record = source.read("room_s00004_000002"), render_room(4, 2, size=SIZE, spp=SPP)
     assert np.array_equal(stored.image, record.image)
     assert np.array_equal(stored.instance, record.instance)
-    assert np.abs(stored.depth - record.depth).max() <= 0.00051
+    assert np.abs(stored.depth / 1000 - record.depth).max() <= 0.00051
     assert stored.camera == record.camera
 
 

@@ -85,6 +85,21 @@ def test_label_planes_are_quantised_as_the_codec_does_it(side: int) -> None:
     millimetres, codes = nearest_labels(depth, normal, size)
     np.testing.assert_array_equal(millimetres, expected.millimetres)
     np.testing.assert_array_equal(codes, expected.normal)
+    # A dataset that holds these very numbers gives them as they are.
+    stored = quantised(depth, normal, np.zeros(depth.shape, bool))
+    again = nearest_labels(stored.millimetres, stored.normal, size)
+    np.testing.assert_array_equal(again[0], millimetres)
+    np.testing.assert_array_equal(again[1], codes)
+
+
+@pytest.mark.parametrize("code", [(0, 1, 1), (1, 0, 255), (9, 9, 0), (0, 0, 1)])
+def test_codes_that_are_no_normals_are_refused(tmp_path: Path, code: tuple[int, int, int]) -> None:
+    record, encode = room(0, 16, 16), encoder(tmp_path)
+    codes = quantised(record.depth, record.normal, np.zeros((16, 16), bool)).normal
+    assert encode.members(replace(record, normal=codes), "the one")
+    codes[5, 3] = code
+    with pytest.raises(DataError, match="no usable normal"):
+        encode.members(replace(record, normal=codes), "the one")
 
 
 def values_of(plane: NDArray[Any], known: NDArray[np.bool_]) -> dict[str, Any]:

@@ -106,8 +106,10 @@ def test_records_have_all_labels_or_none_and_are_the_same_in_other_processes(
     objects = [record.instance, record.edge]
     if source.labelled:
         assert record.camera is not None
-        assert (record.depth.shape, record.depth.dtype) == ((height, width), np.float32)
-        assert (record.normal.shape, record.normal.dtype) == ((height, width, 3), np.float32)
+        # What a shard stores is given as it is.
+        depth, normal = (np.uint16, np.uint8) if layout == "render" else (np.float32, np.float32)
+        assert (record.depth.shape, record.depth.dtype) == ((height, width), depth)
+        assert (record.normal.shape, record.normal.dtype) == ((height, width, 3), normal)
         assert sorted(plane is None for plane in objects) == [False, True]
     else:
         assert record.depth is record.normal is record.camera is None

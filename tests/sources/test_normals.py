@@ -6,25 +6,7 @@ from sources.planes import angles, scene
 
 from fastssl.batch import Intrinsics
 from fastssl.geometry import pixel_rays
-from fastssl.sources.normals import decoded_normals, facing_normals, stored_and_computed, unit_normals
-
-
-def test_codes_become_the_nearest_unit_vectors() -> None:
-    """By the formula in NumPy's float32, bit for bit: 2 code - 255 is proportional to the normal, and exact."""
-    codes = np.random.default_rng(0).integers(1, 256, (37, 41, 3), np.uint8)
-    codes[3, 5:20] = 0
-    codes[4, :6] = [[255, 1, 1], [128, 128, 128], [127, 127, 127], [1, 128, 255], [0, 1, 1], [128, 128, 0]]
-    odd = 2 * codes.astype(np.float32) - np.float32(255)
-    x, y, z = (odd[..., axis] for axis in range(3))
-    expected = odd * (codes.any(axis=2) / np.sqrt(x * x + y * y + z * z))[..., None]
-    for seen in (np.s_[:], np.s_[:0], np.s_[:, :0], np.s_[:1, :1], np.s_[::2, ::3], np.s_[::-1]):
-        unit = decoded_normals(codes[seen])
-        assert unit.dtype == np.float32
-        assert unit.shape == codes[seen].shape
-        np.testing.assert_array_equal(unit, expected[seen])
-    lengths = np.linalg.norm(decoded_normals(codes).astype(float), axis=2)
-    assert np.abs(lengths[codes.any(axis=2)] - 1).max() < 2e-7
-    assert lengths[3, 5:20].max() == 0
+from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
 
 
 def test_vectors_of_about_unit_length_are_brought_to_it() -> None:
