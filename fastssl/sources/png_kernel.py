@@ -42,7 +42,10 @@ def undo_filters(filtered: _Bytes, pixel: int, rows: _Bytes) -> int:
         elif kind == 3:
             _undo_average(differences, above, pixel, row)
         elif kind == 4 and i + 1 < len(rows) and filtered[i + 1, 0] == 4:
-            _undo_paeth_twice(differences, filtered[i + 1, 1:], above, pixel, row, rows[i + 1])
+            if pixel % 3 == 0:
+                _undo_paeth_of_three(differences, filtered[i + 1, 1:], above, pixel, row, rows[i + 1])
+            else:
+                _undo_paeth_of_two(differences, filtered[i + 1, 1:], above, pixel, row, rows[i + 1])
             i += 1
         elif kind == 4:
             _undo_paeth(differences, above, pixel, row)
@@ -83,43 +86,72 @@ def _undo_paeth(differences: _Bytes, above: _Bytes, pixel: int, row: _Bytes) -> 
         left, corner = np.int32(0), np.int32(0)
         for k in range(np.uint64(channel), np.uint64(len(row)), np.uint64(pixel)):
             up = np.int32(above[k])
-            left = (np.int32(differences[k]) + _nearest(left, up, corner)) & _BYTE
+            left = _byte(differences[k], left, up, corner)
             row[k], corner = left, up
 
 
 @compiled
-def _undo_paeth_twice(
+def _undo_paeth_of_two(
     differences: _Bytes, differences_below: _Bytes, above: _Bytes, pixel: int, row: _Bytes, below: _Bytes
 ) -> None:
-    """Two rows, the lower one a pixel behind, and two channels at a time.
+    """Two rows, the lower one a pixel behind, of pixels of one or two bytes; a single one is done twice.
 
-    While one byte waits for the one before, the processor works on the other three. Of an odd number of channels the
-    last one is done twice.
+    While one byte waits for the one before, the processor works on the others.
     """
     step, end = np.uint64(pixel), np.uint64(len(row))
-    for channel in range(0, pixel, 2):
-        k, k_2 = np.uint64(channel), np.uint64(min(channel + 1, pixel - 1))
-        up, up_2 = np.int32(above[k]), np.int32(above[k_2])
-        # A row's first pixel has nothing to its left, and what is above it is the nearest.
-        left, left_2 = (np.int32(differences[k]) + up) & _BYTE, (np.int32(differences[k_2]) + up_2) & _BYTE
-        row[k], row[k_2] = left, left_2
-        corner, corner_2 = up, up_2
-        low_left, low_left_2 = np.int32(0), np.int32(0)
-        low_corner, low_corner_2 = np.int32(0), np.int32(0)
-        while k + step < end:
-            low_left = (np.int32(differences_below[k]) + _nearest(low_left, left, low_corner)) & _BYTE
-            low_left_2 = (np.int32(differences_below[k_2]) + _nearest(low_left_2, left_2, low_corner_2)) & _BYTE
-            below[k], below[k_2] = low_left, low_left_2
-            low_corner, low_corner_2 = left, left_2
-            k += step
-            k_2 += step
-            up, up_2 = np.int32(above[k]), np.int32(above[k_2])
-            left = (np.int32(differences[k]) + _nearest(left, up, corner)) & _BYTE
-            left_2 = (np.int32(differences[k_2]) + _nearest(left_2, up_2, corner_2)) & _BYTE
-            row[k], row[k_2] = left, left_2
-            corner, corner_2 = up, up_2
-        below[k] = (np.int32(differences_below[k]) + _nearest(low_left, left, low_corner)) & _BYTE
-        below[k_2] = (np.int32(differences_below[k_2]) + _nearest(low_left_2, left_2, low_corner_2)) & _BYTE
+    k, m = np.uint64(0), np.uint64(pixel - 1)
+    up_k, up_m = np.int32(above[k]), np.int32(above[m])
+    # A row's first pixel has nothing to its left, and what is above it is the nearest.
+    left_k, left_m = (np.int32(differences[k]) + up_k) & _BYTE, (np.int32(differences[m]) + up_m) & _BYTE
+    low_k = low_m = corner_k = corner_m = np.int32(0)
+    while m + step < end:
+        row[k], row[m] = left_k, left_m
+        low_k = _byte(differences_below[k], low_k, left_k, corner_k)
+        low_m = _byte(differences_below[m], low_m, left_m, corner_m)
+        below[k], below[m] = low_k, low_m
+        corner_k, corner_m = left_k, left_m
+        k, m = k + step, m + step
+        next_k, next_m = np.int32(above[k]), np.int32(above[m])
+        left_k, left_m = _byte(differences[k], left_k, next_k, up_k), _byte(differences[m], left_m, next_m, up_m)
+        up_k, up_m = next_k, next_m
+    row[k], row[m] = left_k, left_m
+    below[k] = _byte(differences_below[k], low_k, left_k, corner_k)
+    below[m] = _byte(differences_below[m], low_m, left_m, corner_m)
+
+
+@compiled
+def _undo_paeth_of_three(
+    differences: _Bytes, differences_below: _Bytes, above: _Bytes, pixel: int, row: _Bytes, below: _Bytes
+) -> None:
+    """As `_undo_paeth_of_two`, of pixels of three bytes or six."""
+    step, end = np.uint64(pixel), np.uint64(len(row))
+    for first in range(0, pixel, 3):
+        k, m, n = np.uint64(first), np.uint64(first + 1), np.uint64(first + 2)
+        up_k, up_m, up_n = np.int32(above[k]), np.int32(above[m]), np.int32(above[n])
+        left_k, left_m = (np.int32(differences[k]) + up_k) & _BYTE, (np.int32(differences[m]) + up_m) & _BYTE
+        left_n = (np.int32(differences[n]) + up_n) & _BYTE
+        low_k = low_m = low_n = corner_k = corner_m = corner_n = np.int32(0)
+        while n + step < end:
+            row[k], row[m], row[n] = left_k, left_m, left_n
+            low_k = _byte(differences_below[k], low_k, left_k, corner_k)
+            low_m = _byte(differences_below[m], low_m, left_m, corner_m)
+            low_n = _byte(differences_below[n], low_n, left_n, corner_n)
+            below[k], below[m], below[n] = low_k, low_m, low_n
+            corner_k, corner_m, corner_n = left_k, left_m, left_n
+            k, m, n = k + step, m + step, n + step
+            next_k, next_m, next_n = np.int32(above[k]), np.int32(above[m]), np.int32(above[n])
+            left_k, left_m = _byte(differences[k], left_k, next_k, up_k), _byte(differences[m], left_m, next_m, up_m)
+            left_n = _byte(differences[n], left_n, next_n, up_n)
+            up_k, up_m, up_n = next_k, next_m, next_n
+        row[k], row[m], row[n] = left_k, left_m, left_n
+        below[k] = _byte(differences_below[k], low_k, left_k, corner_k)
+        below[m] = _byte(differences_below[m], low_m, left_m, corner_m)
+        below[n] = _byte(differences_below[n], low_n, left_n, corner_n)
+
+
+@compiled
+def _byte(difference: np.uint8, left: np.int32, up: np.int32, corner: np.int32) -> np.int32:
+    return (np.int32(difference) + _nearest(left, up, corner)) & _BYTE
 
 
 @compiled
