@@ -223,11 +223,11 @@ def dali_batches(files: Files, views: Views, batch: int, workers: int) -> Iterat
     pipeline = file_graph(files, views, batch, workers)
     while True:
         image, depth, codes, last, flip = (from_dlpack(output.as_tensor()) for output in pipeline.run())
-        edge = last if files.resized else _batch_contours(last[..., 0], flip)
-        yield [image.permute(0, 3, 1, 2), *_planes_of_batch(depth, codes, edge, flip)]
+        edge = last if files.resized else batch_contours(last[..., 0], flip)
+        yield [image.permute(0, 3, 1, 2), *planes_of_batch(depth, codes, edge, flip)]
 
 
-def _batch_contours(instance: Tensor, flip: Tensor) -> Tensor:
+def batch_contours(instance: Tensor, flip: Tensor) -> Tensor:
     """Contours (N, 227, 227) bool, flipped, of instances (N, 228, 228) uint16, not flipped."""
     names = instance.view(torch.int16)
     here = names[:, :CROP, :CROP]
@@ -235,7 +235,7 @@ def _batch_contours(instance: Tensor, flip: Tensor) -> Tensor:
     return torch.where(flip[:, None, None] > 0, edge.flip(2), edge)
 
 
-def _planes_of_batch(depth: Tensor, codes: Tensor, edge: Tensor, flip: Tensor) -> Batch:
+def planes_of_batch(depth: Tensor, codes: Tensor, edge: Tensor, flip: Tensor) -> Batch:
     """Depth (N, S, S, 1) uint16 mm, codes (N, S, S, 3) uint8, edge (N, S, S[, 1]) and flip (N,), in units."""
     normal = codes.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     normal.mul_(1 / 127.5).sub_(1)

@@ -136,14 +136,20 @@ def _take_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
 def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
     """Returns whether any is 0 in some coordinates and not in others."""
     x, y, z = np.uint64(0), np.uint64(1), np.uint64(2)
-    is_wrong = False
+    size, wrong = np.uint64(len(columns)), np.uint8(0)
+    flat = codes.reshape(len(codes), -1)
+    # Of the coordinates of a row: whether the next one is of the same vector.
+    followed = np.empty(flat.shape[1], np.uint8)
+    for k in range(np.uint64(flat.shape[1])):
+        followed[k] = k % np.uint64(3) < np.uint64(2)
     for i in range(np.uint64(len(rows))):
-        stored = normal[rows[i]]
-        for j in range(np.uint64(len(columns))):
-            a, b, c = stored[columns[j], x], stored[columns[j], y], stored[columns[j], z]
-            codes[i, j, x], codes[i, j, y], codes[i, j, z] = a, b, c
-            is_wrong |= ((a > 0) != (b > 0)) | ((a > 0) != (c > 0))
-    return is_wrong
+        stored, row = normal[rows[i]], flat[i]
+        for j in range(size):
+            column, at = columns[j], np.uint64(3) * j
+            row[at], row[at + y], row[at + z] = stored[column, x], stored[column, y], stored[column, z]
+        for k in range(np.uint64(len(row) - 1)):
+            wrong |= ((row[k] > 0) != (row[k + y] > 0)) & followed[k]
+    return wrong > 0
 
 
 def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:

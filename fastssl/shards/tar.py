@@ -29,6 +29,18 @@ def checksum_line(contents: Iterable[bytes]) -> str:
     return " ".join(f"{deflate.crc32(content):08x}" for content in contents)
 
 
+_MODEL = tarfile.TarInfo("-").tobuf(tarfile.USTAR_FORMAT)
+"""A header whose mtime, uid and gid are 0, and the mode 0644, as those of all members."""
+
+
+def _header(name: str, size: int) -> bytes:
+    """What `tarfile` writes in front of a member, in a third of its time."""
+    start = name.encode("ascii").ljust(100, b"\0") + _MODEL[100:124] + b"%011o" % size + _MODEL[135:148]
+    end = _MODEL[156:]
+    # The checksum counts its own eight bytes as spaces.
+    return start + b"%06o\0 " % (sum(start) + 8 * 0x20 + sum(end)) + end
+
+
 class ShardFile:
     """Appends samples to an open archive and keeps what its index and the manifest need."""
 
@@ -60,10 +72,9 @@ class ShardFile:
             raise DataError("two samples have the same key", seen=key, expected="a key of its own for each sample")
         entries = []
         for extension, content in members:
-            header = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0, and the mode is 0644
-            header.size = len(content)
-            self._write(header.tobuf(tarfile.USTAR_FORMAT))
-            entries.append(f"{extension} {self.num_bytes} {len(content)} {header.name}")
+            name = f"{key}.{extension}"
+            self._write(_header(name, len(content)))
+            entries.append(f"{extension} {self.num_bytes} {len(content)} {name}")
             self._write(content + bytes(-len(content) % BLOCK))
         self._keys.add(key)
         self._lines.append(" ".join(entries))

@@ -55,6 +55,8 @@ from fastssl.shards.workers import in_order, numbered_chunks
 
 log = logging.getLogger(__name__)
 
+_MERGED_AT_ONCE = 256
+"""Statistics of samples; so many are kept."""
 _STATE = ".packing"
 _PLAN = f"{_STATE}/plan.json"
 
@@ -284,7 +286,7 @@ class _Packing:
                     raise
                 packed.quarantined.append((reference, _reason(error)))
                 continue
-            packed.statistics = packed.statistics.merged(statistics)
+            packed.add(statistics)
             yield record.key, content
 
 
@@ -292,8 +294,18 @@ class _Shard:
     """What gathers while a shard is written."""
 
     def __init__(self) -> None:
-        self.statistics = Statistics()
+        self._statistics: list[Statistics] = []
         self.quarantined: list[tuple[str, str]] = []
+
+    def add(self, statistics: Statistics) -> None:
+        """Of one more sample."""
+        self._statistics.append(statistics)
+        if len(self._statistics) == _MERGED_AT_ONCE:
+            self._statistics = [self.statistics]
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics().merged(*self._statistics)
 
 
 def selected(source: Source, selection: Selection) -> Iterator[str]:
