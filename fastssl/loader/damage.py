@@ -89,6 +89,8 @@ class Damage:
         # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
         if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
             raise ShardError("an image cannot be decoded", seen="the stream is cut short or not a JPEG")
+        # Where only a window is decoded, a larger image would give one that nobody meant.
+        self._check_size(_jpeg_size(stream))
         for name, content in sample.members.items():
             if name in self._checked:
                 seen, expected = deflate.crc32(content.data), self._samples.checksum(index, name)
@@ -101,12 +103,15 @@ class Damage:
             height, width = simplejpeg.decode_jpeg(sample.members[JPEG], "RGB", strict=True).shape[:2]
         except ValueError as error:
             raise ShardError("an image cannot be decoded", seen=str(error)) from error
-        if (height, width) != self._samples.image_size:
-            raise ShardError("an image has the wrong size", seen=(height, width), expected=self._samples.image_size)
+        self._check_size((height, width))
         if self.label_member in sample.members:
             layout = LabelLayout(*self._samples.image_size)
             out = np.empty(layout.num_bytes, np.uint8)
             inflate(sample.members[self.label_member], layout, out, self._samples.label_codec)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if size != self._samples.image_size:
+            raise ShardError("an image has the wrong size", seen=size, expected=self._samples.image_size)
 
     def _record(self, index: int, error: ShardError) -> None:
         self.found[index] = error.what if error.seen is None else f"{error.what}: {error.seen}"
@@ -120,6 +125,15 @@ class Damage:
                 do="find all damage with `fastssl verify`, and copy or pack the dataset again",
             ) from error
         log.warning("a damaged sample is replaced by the next one: %s: %s", place, self.found[index])
+
+
+def _jpeg_size(stream: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width by a JPEG's header."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(stream)
+    except ValueError as error:
+        raise ShardError("an image cannot be decoded", seen=str(error)) from error
+    return height, width
 
 
 def _new_memory(num_bytes: int) -> NDArray[np.uint8]:

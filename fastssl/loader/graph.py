@@ -39,15 +39,15 @@ class Pixels:
     half: bool
     """float16 instead of float32."""
     decoded: bool = False
-    """Nothing at all: compiled code goes on from the decoded images (`fastssl.loader.images`)."""
+    """Nothing but cutting: compiled code goes on from the decoded windows (`fastssl.loader.images`)."""
 
     def inputs(self, views: Views) -> list[Any]:
         """The graph's inputs besides the encoded images, in their order."""
-        if self.decoded:
-            return []
         arrays: list[Any] = list(views.roi())
         if self.cuts:
             arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
+        if self.decoded:
+            return arrays[:1]
         if self.colour:
             arrays += list(np.ascontiguousarray(views.colour.T))
         if self.blur:
@@ -60,7 +60,7 @@ class Pixels:
     @property
     def num_inputs(self) -> int:
         """Of `inputs`."""
-        return 0 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
+        return 1 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
 
 
 _NO_BLUR = np.float32(0.01)
@@ -91,8 +91,8 @@ def build_graph(
         blocks: size of an inflated label block, and how it was packed; None where there are none or the CPU does it.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3), or (N, H, W, 3) uint8 where they are only decoded,
-        and on a GPU with labels the inflated blocks, (N, bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and on a
+        GPU with labels the inflated blocks, (N, bytes) uint8.
     """
     on_gpu = device_id is not None
     sent = blocks if on_gpu else None
@@ -100,8 +100,11 @@ def build_graph(
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
         jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (sent is not None), batch=True)
-        image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
-        outputs = [image if pixels.decoded else _image(image, pixels, views)]
+        if pixels.cuts and not on_gpu:
+            image = _decoded_window(jpeg, views[0], pixels.size)
+        else:
+            image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
+        outputs = [image if pixels.decoded else _image(image, pixels, views, is_cut=not on_gpu)]
         if sent is not None:
             outputs.append(_inflated(views[-1].gpu(), *sent))
         pipeline.set_outputs(*outputs)
@@ -146,12 +149,23 @@ def _decoded(jpeg: DataNode, *, on_gpu: bool, hw_decoder_load: float) -> DataNod
     )
 
 
-def _image(image: DataNode, pixels: Pixels, views: list[DataNode]) -> DataNode:
-    """Window, colours and normalisation of decoded images."""
+def _decoded_window(jpeg: DataNode, start: DataNode, size: int) -> DataNode:
+    """What `_decoded` and a cut give, for a tenth less: pixels outside of the window are left out.
+
+    On the CPU alone; on GPUs it has been seen to end the process (nvImageCodec #55).
+    """
+    return fn.decoders.image_slice(
+        jpeg, start=start, shape=[size, size], axes=[0, 1], output_type=types.RGB, jpeg_fancy_upsampling=True
+    )
+
+
+def _image(image: DataNode, pixels: Pixels, views: list[DataNode], *, is_cut: bool) -> DataNode:
+    """Window, colours and normalisation of decoded images, or of windows that are cut out already."""
     start, second, *more = views
     normalise: dict[str, Any] = {"dtype": types.FLOAT16 if pixels.half else types.FLOAT, "output_layout": "HWC"}
     if pixels.cuts:
-        image = fn.slice(image, start=start, shape=[pixels.size, pixels.size], axes=[0, 1])
+        if not is_cut:
+            image = fn.slice(image, start=start, shape=[pixels.size, pixels.size], axes=[0, 1])
         normalise["mirror"] = second
     else:
         size = [pixels.size, pixels.size]

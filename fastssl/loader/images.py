@@ -1,7 +1,8 @@
-"""Images cut, mirrored and normalised on the CPU by compiled code.
+"""Images mirrored and normalised on the CPU by compiled code.
 
-For windows that are cut out as they are, this does in one pass over a batch what the graph's operators do in three, and
-takes a fifth of their time; the graph only decodes. Colours, blur and windows of other sizes are the graph's work.
+For windows that are cut out as they are, this does in one pass over a batch what the graph's operators do in two, and
+takes a fifth of their time; the graph decodes the windows alone. Colours, blur and windows of other sizes are the
+graph's work.
 """
 
 from __future__ import annotations
@@ -48,15 +49,14 @@ class ThreadedImages:
         """Start on a batch.
 
         Args:
-            decoded: (N, H, W, 3) uint8, left alone until the result is there.
-            views: windows of the output's size.
+            decoded: (N, S, S, 3) uint8, the windows as they are stored, left alone until the result is there.
+            views: of these windows.
         """
         shape = (len(decoded), self._size, self._size, 3)
         images = self._memory.lend(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
         pixels = decoded.numpy()
-        seen = (views.top, views.left, views.flip, views.channel)
         jobs = [
-            self._pool.submit(_fill_images, first, self._threads, pixels, *seen, IMAGE_MEAN, images)
+            self._pool.submit(_fill_images, first, self._threads, pixels, views.flip, views.channel, IMAGE_MEAN, images)
             for first in range(min(self._threads, len(decoded)))
         ]
         return PendingImages(images, jobs)
@@ -70,8 +70,6 @@ def _fill_images(
     first: int,
     step: int,
     decoded: _Pixels,
-    top: _Places,
-    left: _Places,
     flip: NDArray[np.bool_],
     channel: _Places,
     mean: _Floats,
@@ -84,7 +82,7 @@ def _fill_images(
         for j in range(3 * size):
             means[j] = mean[channel[i]] if channel[i] >= 0 else mean[j % 3]
         for y in range(size):
-            stored = decoded[i, top[i] + y, left[i] : left[i] + size].reshape(-1)
+            stored = decoded[i, y].reshape(-1)
             if channel[i] >= 0:
                 _repeat_channel(stored, channel[i], row)
                 stored = row
