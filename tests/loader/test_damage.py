@@ -10,14 +10,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from damaged import BATCH, CPU, DATA, KINDS, STEPS, assert_costs_those_samples, batches, garbled, overwritten
+from nvidia.dali.pipeline import Pipeline
 
 from fastssl.config import AugmentConfig
-from fastssl.errors import DataError, ShardError
+from fastssl.errors import DataError, DeviceError, ShardError
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import training_plan
@@ -152,3 +154,14 @@ def test_memory_is_lent_again_only_when_no_member_is_left(coded_synthetic: Path)
     assert member.tobytes() == shards.member(3, LABELS).tobytes()
     del member
     assert any(stored.members[LABELS].ctypes.data == place for _ in range(3) for _, stored in damage.read([3]))
+
+
+def test_a_batch_that_fails_without_damage_is_nobody_s_sample(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(pipeline: Pipeline, stream: Any = None) -> None:
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(Pipeline, "outputs", fails)
+    with pytest.raises(DeviceError, match=r"DALI could not make a batch(.|\n)*no memory is left"):
+        batches(open_mixture(coded_synthetic))

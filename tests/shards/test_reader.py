@@ -49,7 +49,9 @@ def new_memory(num_bytes: int) -> NDArray[np.uint8]:
     return np.empty(num_bytes, np.uint8)
 
 
-@pytest.mark.parametrize("names", [(JPEG, LABELS, LABEL), (JPEG, LABELS), (JPEG, LABEL), (LABELS,), ()])
+@pytest.mark.parametrize(
+    "names", [(JPEG, LABELS, LABEL), (JPEG, LABELS), (LABEL, LABELS, JPEG), (JPEG, LABEL), (LABELS,), ()]
+)
 def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...]) -> None:
     shards = ShardSet(rooms)
     asked: list[int] = []
@@ -195,6 +197,7 @@ def test_a_missing_index_is_refused(copy: Path) -> None:
         ("jpg 512 ", "jpg "),
         ("jpg 512 ", ""),
         (r"jpg 512 \d+ room_000.jpg ", ""),
+        (r"labels.lz4 \d+ ", "labels.lz4 512 "),
     ],
 )
 def test_an_index_that_does_not_fit_its_shard_is_refused(copy: Path, old: str, new: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, DeviceError, UsageError
-from fastssl.shards import LABELS, Domain, LabelLayout, ShardSet, pack, read_manifest, read_samples
+from fastssl.shards import LABELS, Domain, LabelLayout, ShardSet, pack, read_manifest, read_samples, writer
 from fastssl.shards.writer import Progress
 from fastssl.sources.folder import FolderSource
 
@@ -222,6 +222,15 @@ def test_the_manifest_counts_what_was_packed(rooms: Path) -> None:
         values = [getattr(camera, name) * scale for camera in cameras]
         assert getattr(manifest.statistics.camera.min, name) == pytest.approx(min(values))
         assert getattr(manifest.statistics.camera.max, name) == pytest.approx(max(values))
+
+
+def test_statistics_do_not_depend_on_how_many_are_merged_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RoomSource(tmp_path / "rooms", 7)
+    whole = pack(source, tmp_path / "whole", size=16)
+    monkeypatch.setattr(writer, "_MERGED_AT_ONCE", 3)
+    assert pack(source, tmp_path / "few", size=16).statistics == whole.statistics
 
 
 def test_label_blocks_are_packed_at_the_level_that_was_asked_for(rooms: Path, tmp_path: Path) -> None:
