@@ -35,12 +35,12 @@ from fastssl.geometry import contours
 from fastssl.loader.labels import ThreadedLabels
 from fastssl.loader.plan import Views
 from fastssl.shards import LabelLayout, ShardSet
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec, StoredLabels, pack_labels, quantised, unpack_labels
+from fastssl.shards.codec import LZ4_LEVEL, LabelCodec, StoredLabels, deflated, pack_labels, quantised, unpack_labels
 
 SIDE, INPUT = 256, 227
 SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
 REPEATS, BATCH = 9, 32
-LEVELS = (3, 4, 6, 8, 9, 12)
+LEVELS = (0, 3, 4, 6, 8, 9, 12)
 Array = NDArray[Any]
 Packed = Sequence[bytes | bytearray]
 
@@ -239,8 +239,7 @@ def joined(depth: Array) -> Array:
 
 
 def compressed(content: bytes | Array, level: int = LZ4_LEVEL) -> bytes:
-    block: bytes = lz4.block.compress(content, mode="high_compression", compression=level, store_size=False)
-    return block
+    return deflated(np.frombuffer(content, np.uint8), "lz4", level)
 
 
 def contour_bits(scene: Scene) -> Array:
