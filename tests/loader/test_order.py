@@ -105,3 +105,11 @@ def test_the_shards_that_are_announced_are_those_that_are_needed(
     assert len(announced) == len(set(announced))
     if buffer == 1:
         assert set(needed) == set(announced)
+
+
+def test_a_dataset_begins_in_the_middle_of_its_turns() -> None:
+    """Sample j of a share w is due at (j + 1/2) / w: at 2/3, 2, 10/3 ... and at 2, 6 ... for three quarters and one."""
+    order = mixed_order([[100], [100]], [3, 1], seed=0, stream=0)
+    datasets, positions = order.turns(0, 8)
+    assert datasets.tolist() == [0, 0, 1, 0, 0, 0, 1, 0]
+    assert positions.tolist() == [0, 1, 0, 2, 3, 4, 1, 5]
