@@ -140,8 +140,8 @@ def pack(
         workers: processes; the bytes do not depend on their number.
         ray: address of a Ray cluster that does the work instead (``auto`` for the one this machine belongs to).
         label_codec: `lz4`, or `raw` for label planes that need no decoding and take six times the bytes.
-        lz4_level: 0 packs fastest; from 1 to 12 label planes take fewer bytes and longer to pack (at 3 a sixth fewer,
-            for half as long again in all), and inflate no slower.
+        lz4_level: 0 packs fastest; from 1 to 12 label planes take fewer bytes and longer to pack (at 3 an eighth fewer
+            in all, for a third more time), and inflate no slower.
         licence: of the images; the source's own if None.
         max_bad: unusable samples that are left out and listed in `quarantine.jsonl`, before packing stops.
         part: only samples whose `key_place` is from the first number to below the second.
