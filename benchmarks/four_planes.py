@@ -21,6 +21,7 @@ from PIL import Image
 from fastssl.batch import Intrinsics, Record
 from fastssl.geometry import pixel_rays
 from fastssl.shards import Domain
+from fastssl.sources.images import read_image, read_plane
 
 JPEG_QUALITY = 95
 CLUTTER = 300
@@ -189,7 +190,11 @@ def key_of(number: int) -> str:
 
 
 class FourPlanesSource:
-    """Such a folder, to be packed; the numbers of its planes are those of a shard."""
+    """Such a folder, to be packed; the numbers of its planes are those of a shard.
+
+    Args:
+        samples: so many, of files that are used over and over; None = as many as there are.
+    """
 
     layout: str = "four_planes"
     domain: Domain = "synthetic"
@@ -197,28 +202,27 @@ class FourPlanesSource:
     subset: str | None = None
     licence: str = "CC0-1.0"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, samples: int | None = None) -> None:
         self.path = path
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.references())
+        self._files = sum(1 for _ in path.glob("*.json"))
+        self._samples = self._files if samples is None else samples
 
     def references(self) -> Iterator[str]:
-        return iter(sorted(path.stem for path in self.path.glob("*.json")))
+        return map(key_of, range(self._samples))
 
     def key(self, reference: str) -> str:
         return reference
 
     def read(self, reference: str) -> Record:
-        described = json.loads((self.path / f"{reference}.json").read_text(encoding="utf-8"))
-        image, depth, codes, instance = (np.array(Image.open(self.path / f"{reference}_{name}")) for name in PLANES)
+        name = f"{self.path}/{key_of(int(reference) % self._files)}"
+        image, depth, normal, instance = (Path(f"{name}_{plane}") for plane in PLANES)
         return Record(
             key=reference,
-            image=image,
-            depth=depth,
-            normal=codes,
-            instance=instance.astype(np.int32),
-            camera=Intrinsics(**described["camera"]),
+            image=read_image(image),
+            depth=read_plane(depth, "I;16"),
+            normal=read_plane(normal, "RGB"),
+            instance=read_plane(instance, "I;16"),
+            camera=Intrinsics(**json.loads(Path(f"{name}.json").read_bytes())["camera"]),
         )
 
 

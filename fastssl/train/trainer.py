@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
 from fastssl.train.checkpoint import write_checkpoint
 from fastssl.train.pictures import prediction_sheet
 from fastssl.train.step import TrainingStep
+
+log = logging.getLogger(__name__)
 
 # Waiting for data more than this share of the time makes data the limit.
 _DATA_LIMIT = 0.1
@@ -89,18 +92,25 @@ def _words(values: dict[str, float]) -> str:
 
 
 class _Meter:
-    """Adds up losses on the device and times on the host; `read` is the only place that waits for the device."""
+    """Adds up losses on the device and times on the host; `read` is the only place that waits for the device.
+
+    Time begins with the first batch. What comes before is the loader's start, which on a new machine compiles code.
+    """
 
     def __init__(self, device: torch.device, first_step: int) -> None:
         self._device = device
-        self._started = self._since = time.perf_counter()
+        self._started = self._since = 0.0
         self._totals: dict[str, Tensor] = {}
         self._first_bad: dict[str, Tensor] = {}
         self._steps = self._pairs = self._all_pairs = 0
         self._waited = self._all_waited = 0.0
 
     def waited(self, seconds: float) -> None:
-        self._waited += seconds
+        if self._since:
+            self._waited += seconds
+        else:
+            log.info("the first batch took %.1f s", seconds)
+            self._started = self._since = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor], step: int, pairs: int) -> None:
         for name, loss in losses.items():

@@ -40,9 +40,9 @@ def test_the_source_reads_the_planes_as_they_are(tmp_path: Path, monkeypatch: py
         Image.fromarray(plane).save(tmp_path / f"00000_{name}")
     camera = {"fx": 2.0, "fy": 3.0, "cx": 1.0, "cy": 1.0}
     (tmp_path / "00000.json").write_text(json.dumps({"width": 2, "height": 2, "camera": camera}), encoding="utf-8")
-    source = load("packing_fastssl", monkeypatch).FourPlanes(tmp_path, samples=3, files=1)
-    assert list(source.references()) == ["000000", "000001", "000002"]
-    record = source.read("000002")  # the files are used again
+    source = load("four_planes", monkeypatch).FourPlanesSource(tmp_path, samples=3)
+    assert list(source.references()) == ["00000", "00001", "00002"]
+    record = source.read("00002")  # the files are used again
     np.testing.assert_array_equal(record.depth, depth)
     np.testing.assert_array_equal(record.normal, normal)
     np.testing.assert_array_equal(record.instance, instance)
