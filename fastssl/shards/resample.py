@@ -1,8 +1,8 @@
 """Images and label planes stretched to squares, compiled, on one core.
 
 Images by a Lanczos filter in whole numbers. It is Pillow's (three lobes, as wide as the coarser of the two grids), at
-three to five times the speed: output rows are weighted sums of whole input rows, and so are the columns, of the
-transposed image. Between the two passes values keep 6 bits behind the point and are not cut off at black and white, so
+five times the speed: output rows are weighted sums of whole input rows, written as columns, so that a second pass makes the
+columns and turns the image back. Between the two passes values keep 6 bits behind the point and are not cut off at black and white, so
 the result is within one level of the exact filter, and whole numbers make it the same on every machine.
 
 Numbers to index with have no sign, because one that may be negative is tested for counting from the end, which takes as
@@ -26,7 +26,6 @@ _LOBES = 3
 _WEIGHT_BITS, _VALUE_BITS = 15, 6
 """Behind the point, of weights and of values between the passes. Their sums stay below 2^31, because the absolute
 weights of a pixel add up to less than 1.6."""
-_TILE = 16
 
 
 def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
