@@ -1,9 +1,9 @@
 """Images and label planes stretched to squares, compiled, on one core.
 
 Images by a Lanczos filter in whole numbers. It is Pillow's (three lobes, as wide as the coarser of the two grids), at
-five times the speed: output rows are weighted sums of whole input rows, written as columns, so that a second pass makes the
-columns and turns the image back. Between the two passes values keep 6 bits behind the point and are not cut off at black and white, so
-the result is within one level of the exact filter, and whole numbers make it the same on every machine.
+five times the speed: output rows are weighted sums of whole input rows, written as columns, so that a second pass makes
+the columns and turns the image back. Between the two passes values keep 6 bits behind the point and are not cut off at
+black and white, so the result is within one level of the exact filter, and whole numbers make it the same everywhere.
 
 Numbers to index with have no sign, because one that may be negative is tested for counting from the end, which takes as
 long again.
