@@ -8,6 +8,7 @@
     ├── DataError                3   a folder, an image or a dataset that cannot be used
     │   └── ShardError           3   a shard that is missing, cut short or damaged
     └── DeviceError              4   a missing or failing accelerator, or a process group that broke
+        └── MachineError         4   a disk, a file system or a limit of the machine that failed us (`fastssl.faults`)
 
 Every message says what happened, where, the value seen, what was expected, and what to do.
 """
@@ -94,3 +95,7 @@ class DeviceError(FastsslError):
     """A missing or failing accelerator, or a process group that broke."""
 
     exit_code = 4
+
+
+class MachineError(DeviceError):
+    """A disk, a file system, a limit or a lack of memory: no fault of any file, and none of the user's words."""

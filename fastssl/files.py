@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,19 @@ PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
 
 
+def escaped(text: str) -> str:
+    """A file's name as text that any file and terminal takes: a byte that is not UTF-8 becomes ``\\xe9``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when all of it is on the disk, and not at all after an exception.
 
-    A file of that name is replaced in one step. What a killed process leaves behind ends in ``.partial``.
+    A file of that name is replaced in one step. Each writer has a temporary name of its own; what a killed one leaves
+    behind ends in ``.partial``.
     """
-    temporary = path.with_name(path.name + PARTIAL)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -3,6 +3,7 @@
 from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
 from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
+from fastssl.shards.passed import PassedOver, Tally
 from fastssl.shards.reader import Room, ShardSet, StoredSample, decode_sample, read_samples
 from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES
@@ -19,11 +20,13 @@ __all__ = [
     "Estimate",
     "LabelLayout",
     "Manifest",
+    "PassedOver",
     "Plane",
     "Room",
     "ShardSet",
     "Source",
     "StoredSample",
+    "Tally",
     "decode_labels",
     "decode_sample",
     "encode_labels",

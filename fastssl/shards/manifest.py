@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fastssl.errors import DataError
 from fastssl.shards.codec import LabelCodec, LabelLayout
+from fastssl.shards.passed import PassedOver
 from fastssl.shards.statistics import Count, Part, Statistics
 
 MANIFEST = "manifest.json"
@@ -111,6 +112,10 @@ class Manifest(Part):
     width: Positive
     quarantined: Count
     """Images left out because they could not be used; `quarantine.jsonl` lists them."""
+    passed_over: dict[str, PassedOver] | None = None
+    """What of the source is no sample at all, by reason; left out where the source does not tell."""
+    classes: dict[str, Count] | None = None
+    """The number of each class by its name; left out where the source has no names for them."""
     members: dict[str, MemberFormat]
     """What a sample is made of, in order; the file name is the sample's key, a dot and this name."""
     statistics: Statistics

@@ -33,8 +33,8 @@ class Layout(Protocol):
     @property
     def layout(self) -> str: ...
 
-    def recognise(self, path: Path) -> bool:
-        """The tree has this layout, as far as a few looks into its folders tell.
+    def recognise(self, path: Path) -> bool | str | None:
+        """What speaks for this layout, in a few words, as far as a few looks into its folders tell; None if nothing.
 
         Raises:
             DataError, OSError: one of them may not be looked into.
@@ -95,6 +95,6 @@ def open_source(path: str | PathLike[str], layout: str | None = None, *, subset:
 
 def _is_recognised(path: Path, source: Layout) -> bool:
     try:
-        return source.recognise(path)
+        return bool(source.recognise(path))
     except (DataError, OSError):
         return False  # and if the folder that cannot be listed is needed, the layout that is found says so

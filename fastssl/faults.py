@@ -1,0 +1,165 @@
+"""Faults of the machine, told apart from faults of a file.
+
+A network file system that hangs, a full disk, too many open files or a lack of memory says nothing about the file that
+was being read. So only what the bytes of a file say may count against it. Whoever reads raises its own error `from`
+what it met, and this module alone judges, by the chain of causes, whose fault it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import TypeVar
+
+from fastssl.errors import FastsslError, MachineError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+RESUME = "see to the machine, then continue with --resume"
+
+_PAUSES_S = (0.1, 0.5, 2.5)
+"""Waits between two tries; one try more than there are waits."""
+
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EEXIST}
+"""Answers about a path that are as true tomorrow: it is not there, or is of another kind."""
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOSYS, errno.EFBIG, errno.EPIPE}
+"""Faults of the machine that another try would meet again."""
+
+_WORDS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "access is denied",
+    errno.EPERM: "access is denied",
+    errno.EMFILE: "this process has too many files open",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENOMEM: "out of memory",
+    errno.EIO: "the file system reports an input/output error",
+    errno.ESTALE: "the network file system lost a file (stale handle)",
+    errno.EPIPE: "nobody reads the output any more",
+}
+_DO = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written to, or mount it for writing",
+    errno.EACCES: "give this user the right to use it, or take it out",
+    errno.EPERM: "give this user the right to use it, or take it out",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOMEM: "use fewer workers, smaller batches, or a machine with more memory",
+    errno.EIO: "see what the kernel's log says of the disk",
+    errno.ESTALE: "see whether the file server answers, and mount it again",
+}
+
+_HDF5 = re.compile(r"errno = (\d+)")
+_MEMORY = re.compile(
+    r"out of memory|insufficient memory|can't allocate memory|cannot allocate memory|bad.?alloc|can't start new thread"
+    r"|Error -4 while|failed to map segment|not enough memory",
+    re.IGNORECASE,
+)
+"""Ways in which libraries say that they got no memory: Pillow, libjpeg, torch, C++, Python's threads, zlib, ld.so."""
+
+
+def machine_fault(error: BaseException) -> OSError | MemoryError | None:
+    """The fault of the machine that led to an error; None if the error is about a file's content, or ours."""
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        fault = _own_fault(link)
+        if fault is not None:
+            return fault
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
+
+
+def _own_fault(error: BaseException) -> OSError | MemoryError | None:
+    if isinstance(error, MemoryError):
+        return error
+    if isinstance(error, FastsslError):
+        return None  # its words may quote anything
+    if isinstance(error, OSError) and error.errno is not None:
+        return None if error.errno in _OF_THE_FILE else error
+    words = str(error)
+    hdf5 = _HDF5.search(words) if isinstance(error, OSError) else None
+    if hdf5 is not None and int(hdf5[1]) not in {0, *_OF_THE_FILE}:
+        return OSError(int(hdf5[1]), os.strerror(int(hdf5[1])))
+    if _MEMORY.search(words):
+        return OSError(errno.ENOMEM, words.splitlines()[0])
+    if isinstance(error, ImportError):  # of the loader of shared libraries, which has only words
+        ending = next((number for number in _WORDS if words.endswith(os.strerror(number))), None)
+        return None if ending is None else OSError(ending, os.strerror(ending))
+    return None
+
+
+def machine_error(
+    fault: BaseException, *, where: str | PathLike[str] | None = None, do: str | None = None
+) -> MachineError:
+    """The error that tells of a machine's fault.
+
+    Args:
+        fault: what `machine_fault` found.
+        where: what was being read or written; by default the file that the system names.
+        do: what to do besides mending the machine, such as continuing.
+    """
+    number = fault.errno if isinstance(fault, OSError) and fault.errno is not None else errno.ENOMEM
+    named = getattr(fault, "filename", None)
+    advice = [words for words in (_DO.get(number), do) if words]
+    return MachineError(
+        _WORDS.get(number, "the system refuses a call"),
+        where=where if where is not None else (os.fsdecode(named) if isinstance(named, str | bytes) else None),
+        seen=(fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault) or type(fault).__name__,
+        do=", ".join(advice) or None,
+    )
+
+
+@contextmanager
+def machine_faults_named(where: str | PathLike[str] | None = None, *, do: str | None = None) -> Iterator[None]:
+    """Turn faults of the machine in the block into a `MachineError`; other errors pass.
+
+    Raises:
+        MachineError: see above.
+    """
+    try:
+        yield
+    except MachineError:
+        raise
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        raise machine_error(fault, where=where, do=do) from error
+
+
+def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | None = None) -> T:
+    """The result of an action; after a fault of the machine it is tried again, four times in all within 3 s.
+
+    Raises:
+        MachineError: the fault stays, or is of a kind that stays (no right, no room).
+        Exception: whatever else the action raises, at once.
+    """
+    pauses = iter(_PAUSES_S)
+    while True:
+        try:
+            return action()
+        except MachineError:
+            raise
+        except Exception as error:
+            fault, pause = machine_fault(error), next(pauses, None)
+            if fault is None:
+                raise
+            if pause is None or getattr(fault, "errno", None) in _LASTING:
+                raise machine_error(fault, where=where, do=do) from error
+            log.warning("%s: %s; it is tried again", where, getattr(fault, "strerror", None) or fault)
+        gc.collect()  # after the handler, which keeps the frames of the failed try alive
+        time.sleep(pause)

@@ -1,0 +1,104 @@
+"""What lies below a source's folder and is no part of any sample, so that nothing is left out without a word."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fastssl.errors import DataError
+from fastssl.shards import MANIFEST, PassedOver, Tally
+
+HIDDEN = "hidden files and folders"
+SPECIAL = "special files (pipes, sockets, devices)"
+DANGLING = "links that lead nowhere"
+PACKED = "folders of packed shards"
+LOOPS = "links that lead back to a folder above them"
+
+_STATE = ".packing"
+_ENDING = re.compile(r"\.[0-9a-z_+-]{1,12}")
+
+
+def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None = None) -> dict[str, PassedOver]:
+    """The entries below a folder that are no part of a sample, counted by reason.
+
+    Folders are walked and not counted, but for hidden ones and packed datasets, which count as one entry each and are
+    not looked into. A folder that a packing is being written into does not count at all.
+
+    Args:
+        is_used: whether a file, by its path below the folder, is part of a sample; asked of regular files only.
+        tally: counts that go into the result as well.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    tally = tally or Tally()
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        below, above = waiting.pop()
+        folder = top / below
+        try:
+            status = folder.stat()
+            own = (status.st_dev, status.st_ino)
+            if own in above:
+                tally.add(LOOPS, below.rstrip("/"))
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = below + entry.name
+                    if (reason := reason_against(entry)) is not None:
+                        tally.add(reason, path)
+                    elif is_folder(entry):
+                        if not is_being_packed(entry.path):
+                            waiting.append((f"{path}/", above | {own}))
+                    elif not is_used(path):
+                        tally.add(ending_reason(entry.name), path)
+        except OSError as error:
+            raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
+    return tally.result()
+
+
+def reason_against(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry is passed over whatever it holds; None for folders and regular files to be looked at."""
+    if entry.name.startswith("."):
+        return HIDDEN
+    if is_folder(entry):
+        return PACKED if is_packed(entry.path) else None
+    if entry.is_file():
+        return None
+    return DANGLING if entry.is_symlink() and not Path(entry.path).exists() else SPECIAL
+
+
+def ending_reason(name: str) -> str:
+    """The reason for a regular file that no layout reads, from its name."""
+    ending = Path(name).suffix.lower()
+    if not ending:
+        return "files without an ending"
+    return f"files ending in {ending}" if _ENDING.fullmatch(ending) else "files with other endings"
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """The entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that cannot be followed
+
+
+def is_packed(path: str) -> bool:
+    """The folder is a dataset that `fastssl shard` finished.
+
+    Raises:
+        OSError: its manifest is there and cannot be read.
+    """
+    try:
+        with Path(path, MANIFEST).open("rb") as file:
+            return b'"fastssl-shards"' in file.read(256)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def is_being_packed(path: str) -> bool:
+    """A packing is being written into the folder, or was interrupted there."""
+    return Path(path, _STATE).is_dir()
