@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None =
                     path = below + entry.name
                     if (reason := reason_against(entry)) is not None:
                         tally.add(reason, path)
-                    elif is_folder(entry):
+                    elif entry.is_dir():
                         if not is_being_packed(entry.path):
                             waiting.append((f"{path}/", above | {own}))
                     elif not is_used(path):
@@ -60,14 +61,28 @@ def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None =
 
 
 def reason_against(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry is passed over whatever it holds; None for folders and regular files to be looked at."""
+    """Why an entry is passed over whatever it holds; None for folders and regular files to be looked at.
+
+    Raises:
+        OSError: the system does not tell what it is.
+    """
     if entry.name.startswith("."):
         return HIDDEN
-    if is_folder(entry):
-        return PACKED if is_packed(entry.path) else None
-    if entry.is_file():
-        return None
-    return DANGLING if entry.is_symlink() and not Path(entry.path).exists() else SPECIAL
+    if (reason := kind_against(entry)) is not None:
+        return reason
+    return PACKED if entry.is_dir() and is_packed(entry.path) else None
+
+
+def kind_against(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry is passed over if it is neither a folder nor a regular file, nor a link to one; else None."""
+    try:
+        if entry.is_file() or entry.is_dir():
+            return None
+        return DANGLING if entry.is_symlink() and not Path(entry.path).exists() else SPECIAL
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return DANGLING
+        raise
 
 
 def ending_reason(name: str) -> str:
@@ -76,14 +91,6 @@ def ending_reason(name: str) -> str:
     if not ending:
         return "files without an ending"
     return f"files ending in {ending}" if _ENDING.fullmatch(ending) else "files with other endings"
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """The entry is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link that cannot be followed
 
 
 def is_packed(path: str) -> bool:

@@ -1,7 +1,9 @@
 """Names in folders, sorted; where a folder may hold any number of them, streamed in bounded memory.
 
 Order is that of the bytes of whole paths, whatever the locale and the file system: a folder's name sorts as if it ended
-in a slash. Hidden files and folders, whose names start with a dot, are passed over; links are followed.
+in a slash. Links are followed. Hidden files and folders, whose names start with a dot, are passed over, and so are
+folders that `fastssl shard` writes into or has written, and whatever is no regular file: opening a pipe would wait for
+ever. `fastssl.sources.census` counts all that is passed over.
 """
 
 from __future__ import annotations
@@ -16,14 +18,13 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from fastssl.errors import DataError, UsageError
+from fastssl.sources.census import is_being_packed, kind_against, reason_against
 from fastssl.sources.images import EXTENSIONS
 
 RUN = 65536
 """Names of one folder in memory at once."""
 _BLOCK = 65536
 """Bytes of a spilled run in memory at once."""
-
-_EXTENSIONS = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 
 
 def sorted_names(folder: Path) -> Iterator[str]:
@@ -116,7 +117,7 @@ def top_names(folder: Path, count: int) -> list[str]:
 
 
 def matching_names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """All names in a folder that match the whole pattern, sorted; none if there is no such folder.
+    """Names of files and folders in a folder that match the whole pattern, sorted; none if there is no such folder.
 
     For folders whose size the dataset bounds.
 
@@ -125,7 +126,9 @@ def matching_names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name))
+            return sorted(
+                entry.name for entry in entries if pattern.fullmatch(entry.name) and kind_against(entry) is None
+            )
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -134,23 +137,19 @@ def matching_names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
 
 def _names(folder: Path) -> Iterator[bytes]:
     try:
-        with os.scandir(os.fsencode(folder)) as entries:
+        with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if _is_folder(entry):
-                    yield entry.name + b"/"
-                elif entry.name.lower().endswith(_EXTENSIONS):
-                    yield entry.name
+                is_image = entry.name.lower().endswith(EXTENSIONS)
+                # An image needs no second look where the folder itself says that it is a regular file.
+                if is_image and entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                    yield os.fsencode(entry.name)
+                elif reason_against(entry) is None:
+                    if is_image and entry.is_file():
+                        yield os.fsencode(entry.name)
+                    elif entry.is_dir() and not is_being_packed(entry.path):
+                        yield os.fsencode(entry.name) + b"/"
     except OSError as error:
         raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link that cannot be followed; if its name is that of an image, reading it will say so
 
 
 def _spilled(file: int, start: int, stop: int) -> Iterator[bytes]:

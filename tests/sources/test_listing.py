@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
@@ -23,11 +24,14 @@ class Entry:
     """What `os.scandir` gives for a file or, with a slash behind its name, a folder."""
 
     def __init__(self, name: bytes) -> None:
-        self.name = name.rstrip(b"/")
+        self.name = self.path = os.fsdecode(name.rstrip(b"/"))
         self._is_folder = name.endswith(b"/")
 
     def is_dir(self) -> bool:
         return self._is_folder
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return not self._is_folder
 
 
 class Listing:
@@ -172,11 +176,28 @@ def test_linked_folders_are_followed_and_loops_refused(tmp_path: Path) -> None:
         list(sorted_images(tmp_path / "photos"))
 
 
-def test_a_link_that_leads_nowhere_counts_as_what_its_name_says(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a pipe would wait for ever, and a link that leads nowhere says nothing about an image."""
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
-    assert list(sorted_images(tmp_path)) == ["gone.jpg", "self.jpg"]
+    (tmp_path / "there.png").touch()
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / "there.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path may be no longer than 108 bytes
+        server.bind("socket.jpg")
+        assert list(sorted_images(tmp_path)) == ["linked.jpg", "there.png"]
+        assert matching_names(tmp_path, re.compile(r".*\.jpg")) == ["linked.jpg"]
+
+
+def test_shards_below_a_folder_are_no_part_of_it(tmp_path: Path) -> None:
+    for name in ("photos/1.jpg", "being/.packing/plan.json", "being/2.jpg", "packed/3.jpg", "other/4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "packed" / "manifest.json").write_text('{\n  "format": "fastssl-shards",\n')
+    (tmp_path / "other" / "manifest.json").write_text('{"format": "app"}')
+    assert list(sorted_images(tmp_path)) == ["other/4.jpg", "photos/1.jpg"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
