@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
 from fastssl.errors import DataError, UsageError
+from fastssl.files import escaped
 from fastssl.shards import Source
 from fastssl.sources.classes import ClassesSource
+from fastssl.sources.doubt import layout_doubt, one_file
 from fastssl.sources.folder import FolderSource
 from fastssl.sources.hypersim import HypersimSource
 from fastssl.sources.movi import MoviSource
@@ -24,7 +27,9 @@ from fastssl.sources.vkitti2 import Vkitti2Source
 from fastssl.sources.voc import VocSource
 from fastssl.sources.webdataset import WebDatasetSource
 
-__all__ = ["LAYOUTS", "ClassesSource", "FolderSource", "RenderSource", "open_source"]
+__all__ = ["LAYOUTS", "ClassesSource", "FolderSource", "RenderSource", "find_layout", "open_source"]
+
+log = logging.getLogger(__name__)
 
 
 class Layout(Protocol):
@@ -34,7 +39,7 @@ class Layout(Protocol):
     def layout(self) -> str: ...
 
     def recognise(self, path: Path) -> bool | str | None:
-        """What speaks for this layout, in a few words, as far as a few looks into its folders tell; None if nothing.
+        """The evidence for this layout in a few words, as far as a few looks into folders tell; None if there is none.
 
         Raises:
             DataError, OSError: one of them may not be looked into.
@@ -64,17 +69,23 @@ _LAYOUTS: tuple[Layout, ...] = (
 LAYOUTS = {source.layout: source for source in _LAYOUTS}
 """By name, in the order in which they are tried."""
 
+_STRUCTURED = tuple(
+    source.layout for source in _LAYOUTS if source not in (WebDatasetSource, ClassesSource, FolderSource)
+)
+"""Layouts of known datasets."""
+_LEVELS_ABOVE = 3
+
 
 def open_source(path: str | PathLike[str], layout: str | None = None, *, subset: str | None = None) -> Source:
     """Open a dataset on disk.
 
     Args:
-        path: the dataset's folder.
-        layout: a name of `LAYOUTS`; None finds it out from the tree.
+        path: the dataset's folder, or for some layouts a file.
+        layout: a name of `LAYOUTS`; None finds it out from the tree, and logs what it found.
         subset: a split that the layout knows; None = all there is.
 
     Raises:
-        UsageError: there is no such layout, or it has no such subset; the nearest name is offered.
+        UsageError: there is no such layout, it has no such subset, or the tree leaves the layout in doubt.
         DataError: there is no such folder, or it does not hold a dataset of this layout.
     """
     path = Path(path)
@@ -89,12 +100,51 @@ def open_source(path: str | PathLike[str], layout: str | None = None, *, subset:
     if not path.exists():
         raise DataError("there is no such folder", where=path, expected="the folder of a dataset")
     if layout is None:
-        layout = next(name for name, source in LAYOUTS.items() if _is_recognised(path, source))
+        layout, evidence = find_layout(path)
+        log.info("%s has the layout %s: %s", escaped(str(path)), layout, escaped(evidence))
+    elif not path.is_dir() and not _evidence(path, LAYOUTS[layout]):
+        raise one_file(path)
     return LAYOUTS[layout](path, subset=subset)
 
 
-def _is_recognised(path: Path, source: Layout) -> bool:
+def find_layout(path: Path) -> tuple[str, str]:
+    """The layout of a tree, and what speaks for it.
+
+    Raises:
+        UsageError: the tree leaves it in doubt, and a wrong guess would lose classes or label planes.
+        DataError: the path is a file that no layout reads.
+    """
+    for name, source in LAYOUTS.items():
+        if source is not FolderSource and (evidence := _evidence(path, source)):
+            return name, evidence
+    if not path.is_dir():
+        raise one_file(path)
+    inside = next(
+        (
+            (name, above)
+            for above in path.absolute().parents[:_LEVELS_ABOVE]
+            for name in _STRUCTURED
+            if _evidence(above, LAYOUTS[name])
+        ),
+        None,
+    )
+    if inside is not None:
+        name, above = inside
+        raise UsageError(
+            "the folder is a part of a dataset",
+            where=path,
+            seen=f"a dataset of the layout {name} in {above}",
+            expected="a whole dataset, or a folder that has nothing to do with one",
+            do=f"give {above} as SRC, or say --layout folder to pack the images without labels and classes",
+        )
+    if (doubt := layout_doubt(path)) is not None:
+        raise doubt
+    return FolderSource.layout, FolderSource.recognise(path) or ""
+
+
+def _evidence(path: Path, source: Layout) -> str | None:
     try:
-        return bool(source.recognise(path))
+        found = source.recognise(path)
+        return found if isinstance(found, str) else "its tree" if found else None
     except (DataError, OSError):
-        return False  # and if the folder that cannot be listed is needed, the layout that is found says so
+        return None  # and if the folder that cannot be listed is needed, the layout that is found says so

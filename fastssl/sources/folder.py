@@ -1,6 +1,6 @@
 """Layout `folder`: any tree of images, such as a collection of photos.
 
-    **/image        JPEG, PNG, WebP, BMP or TIFF
+    **/image        in any format that `fastssl.sources.images` reads
 
 No image has a class: the layout `classes` gives them.
 """
@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain
+from fastssl.shards import Domain, PassedOver
+from fastssl.sources.census import passed_over
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import holds_image, sorted_images
@@ -24,8 +25,8 @@ from fastssl.sources.opening import checked_subset
 class FolderSource:
     """Real photos in a folder and its subfolders; a reference is the path below the folder.
 
-    Hidden files and folders are passed over, linked ones are followed. Every other file with the extension of an image
-    counts as one, and one that turns out not to be is an error.
+    Hidden files and folders are passed over, linked ones are followed. Every other regular file with the ending of an
+    image counts as one, and one that turns out not to be is an error.
 
     Args:
         path: the folder.
@@ -42,9 +43,9 @@ class FolderSource:
     labelled: ClassVar[bool] = False
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
-        """Whatever no other layout claims."""
-        return True
+    def recognise(cls, path: Path) -> str | None:
+        """Whatever no other layout claims; `fastssl.sources.open_source` asks where that could lose something."""
+        return "no other layout fits"
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None, licence: str = "unknown") -> None:
         self.path = Path(path)
@@ -70,3 +71,7 @@ class FolderSource:
             DataError: it is empty, cut short, damaged, or not an image.
         """
         return Record(key=self.key(reference), image=read_image(self.path / reference))
+
+    def passed_over(self) -> dict[str, PassedOver]:
+        """What is no image."""
+        return passed_over(self.path, lambda name: name.lower().endswith(EXTENSIONS))

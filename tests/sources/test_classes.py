@@ -8,7 +8,8 @@ import pytest
 from sources.trees.photos import write_photos
 
 from fastssl.errors import DataError, UsageError
-from fastssl.shards import pack, read_samples
+from fastssl.shards import PassedOver, pack, read_samples
+from fastssl.sources import open_source
 from fastssl.sources.classes import ClassesSource
 
 
@@ -79,35 +80,107 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         ClassesSource(tmp_path / "missing")
 
 
-def test_opening_looks_at_the_top_and_for_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_photos(tmp_path, *(f"class{number}/1.jpg" for number in range(20)))
+def test_opening_looks_once_into_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path, *(f"n{number:08d}/{other}.jpg" for number in range(20) for other in range(3)))
     listed: list[object] = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
     ClassesSource(tmp_path)
-    assert len(listed) == 3
+    assert len(listed) <= 20 + 3
     listed.clear()
     assert ClassesSource.recognise(tmp_path)
     assert len(listed) <= 6
 
 
 @pytest.mark.parametrize(
-    ("names", "recognised"),
+    ("names", "evidence"),
     [
-        (["cat/1.jpg", "dog/1.jpg"], True),
-        (["000/000_0.png", "007/007_1.png", "README.txt"], True),
-        (["train/cat/1.jpg", "train/dog/1.jpg", "val/1.jpg"], True),
-        (["cat/1.jpg", "dog/1.jpg", "loose.jpg"], False),
-        (["cat/1.jpg"], False),
-        (["cat/1.jpg", "dog/puppy/1.jpg"], False),
-        (["train/1.jpg", "val/1.jpg"], False),
-        (["1.jpg", "2.jpg"], False),
-        (["VOC2007/JPEGImages/1.jpg", "VOC2007/Annotations/1.png"], False),
-        ([], False),
+        (["train/cat/1.jpg", "train/dog/1.jpg", "val/dog/1.jpg"], "train and val hold the same folders, such as dog"),
+        (["Test/b/1.jpg", "Train/a/1.jpg", "Train/b/1.jpg"], "Test and Train hold the same folders, such as b"),
+        (["n01440764/1.JPEG", "n01443537/1.JPEG"], "folders named by WordNet, such as n01440764"),
+        (["train/n01440764/1.JPEG", "train/n01443537/1.JPEG", "val/1.JPEG"], "folders named by WordNet"),
+        (["cat/1.jpg", "dog/1.jpg"], None),
+        (["000/000_0.png", "007/007_1.png"], None),
+        (["100CANON/1.jpg", "101CANON/1.jpg"], None),
+        (["cat/1.jpg", "dog/1.jpg", "loose.jpg"], None),
+        (["cat/1.jpg"], None),
+        (["train/1.jpg", "val/1.jpg"], None),
+        (["1.jpg", "2.jpg"], None),
+        ([], None),
     ],
 )
-def test_the_layout_is_found_out_from_the_tree(tmp_path: Path, names: list[str], recognised: bool) -> None:
-    assert ClassesSource.recognise(write_photos(tmp_path, *names)) == recognised
+def test_only_what_can_be_nothing_else_is_found_out(tmp_path: Path, names: list[str], evidence: str | None) -> None:
+    found = ClassesSource.recognise(write_photos(tmp_path, *names))
+    assert (found or "").startswith(evidence or "")
+    assert (found is None) == (evidence is None)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["100CANON/IMG_1.JPG", "101CANON/IMG_1.JPG"], r"100CANON, 101CANON(.|\n)*--layout classes"),
+        (["2019/a.jpg", "2020/b/c.jpg"], r"2019, 2020/b(.|\n)*--layout folder"),
+        (["train/cat/1.jpg", "val/1.jpg"], r"may be classes or may not"),
+        (["scans/left/1.png", "scans/depth/1.png"], r"label planes(.|\n)*scans/depth"),
+    ],
+)
+def test_trees_in_doubt_are_asked_about(tmp_path: Path, names: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_source(write_photos(tmp_path, *names))
+    assert len(list(open_source(tmp_path, "folder").references())) == len(names)
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "cat/1.jpg", "dog/1.jpg"], ["DCIM/100CANON/1.jpg", "DCIM/101CANON/2.jpg"]])
+def test_photos_that_can_be_nothing_else_are_photos(tmp_path: Path, names: list[str]) -> None:
+    assert open_source(write_photos(tmp_path, *names)).layout == "folder"
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "validation"), ("Train", "Val"), ("training", "testing")])
+def test_folders_of_splits_are_never_classes(tmp_path: Path, one: str, other: str) -> None:
+    write_photos(tmp_path, *(f"{split}/{name}/1.jpg" for split in (one, other) for name in ("cat", "dog")))
+    for source in (ClassesSource(tmp_path), ClassesSource(tmp_path, subset=other)):
+        assert source.classes == {"cat": 0, "dog": 1}
+        assert labels(source) == {
+            f"{split}/{name}/1.jpg": number
+            for split in ([other] if source.subset else [one, other])
+            for number, name in enumerate(("cat", "dog"))
+        }
+
+
+def test_a_folder_without_images_has_no_number_and_is_counted(tmp_path: Path) -> None:
+    write_photos(tmp_path, "alpha/1.jpg", "zeta/1.jpg")
+    (tmp_path / "@eaDir" / "deep").mkdir(parents=True)
+    source = ClassesSource(tmp_path)
+    assert source.classes == {"alpha": 0, "zeta": 1}
+    (passed,) = source.passed_over().items()
+    assert passed == ("folders of no class, for they hold no image", PassedOver(count=1, first=["@eaDir"]))
+
+
+def test_a_split_of_another_form_is_refused_and_does_not_number(tmp_path: Path) -> None:
+    """Tiny ImageNet has a folder `images` in each class, and another one, without classes, in val."""
+    write_photos(tmp_path, "train/n01/images/n01_0.JPEG", "train/n02/images/n02_0.JPEG", "val/images/val_0.JPEG")
+    source = ClassesSource(tmp_path, subset="train")
+    assert source.classes == {"n01": 0, "n02": 1}
+    assert source.passed_over() == {"folders of other splits": PassedOver(count=1, first=["val"])}
+    for subset in (None, "val"):
+        with pytest.raises(DataError, match=r"outside of the folders of classes(.|\n)*val/images"):
+            ClassesSource(tmp_path, subset=subset)
+
+
+def test_splits_that_share_no_class_are_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path, "train/n01/1.jpg", "train/n02/1.jpg", "val/0/1.jpg", "val/1/1.jpg")
+    for subset in (None, "train", "val"):
+        with pytest.raises(DataError, match=r"share no class(.|\n)*n01, n02; val: 0, 1"):
+            ClassesSource(tmp_path, subset=subset)
+
+
+def test_folders_beside_splits_are_refused_if_they_hold_images(tmp_path: Path) -> None:
+    write_photos(tmp_path, "train/cat/1.jpg", "val/cat/1.jpg")
+    (tmp_path / "docs").mkdir()
+    assert ClassesSource(tmp_path).classes == {"cat": 0}
+    write_photos(tmp_path, "docs/scan.png")
+    with pytest.raises(DataError, match="others: docs"):
+        ClassesSource(tmp_path)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

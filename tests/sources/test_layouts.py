@@ -50,7 +50,7 @@ def test_nothing_is_claimed_where_there_is_nothing(tmp_path: Path, layout: str) 
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for name in ("missing", "file", "empty", "file/below"):
-        assert LAYOUTS[layout].recognise(tmp_path / name) == (layout == "folder")
+        assert bool(LAYOUTS[layout].recognise(tmp_path / name)) == (layout == "folder")
         with pytest.raises(DataError):
             LAYOUTS[layout](tmp_path / name)
 
