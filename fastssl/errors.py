@@ -15,8 +15,14 @@ Every message says what happened, where, the value seen, what was expected, and 
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from typing import ClassVar
+
+
+def escaped(text: str) -> str:
+    """A file's name as text that any file and terminal takes: a byte that is not UTF-8 becomes ``\\xe9``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 class FastsslError(Exception):
@@ -43,13 +49,21 @@ class FastsslError(Exception):
     ) -> None:
         self.what, self.where, self.seen, self.expected, self.do = what, where, seen, expected, do
         facts = {"where": where, "seen": seen, "expected": expected, "do": do}
-        lines = [f"  {name}: {value}" for name, value in facts.items() if value is not None]
-        super().__init__("\n".join([what, *lines]))
+        lines = [f"  {name}: {_shown(value)}" for name, value in facts.items() if value is not None]
+        super().__init__("\n".join([_shown(what), *lines]))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (packing workers, rendering workers); the default reduction
         # would drop the keyword arguments.
         return (_rebuild, (type(self), self.what, self.where, self.seen, self.expected, self.do))
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    try:
+        return escaped(text)
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _rebuild(

@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-RESUME = "see to the machine, then continue with --resume"
-
 _PAUSES_S = (0.1, 0.5, 2.5)
 """Waits between two tries; one try more than there are waits."""
 
@@ -103,23 +101,32 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
 
 
 def machine_error(
-    fault: BaseException, *, where: str | PathLike[str] | None = None, do: str | None = None
+    error: BaseException,
+    what: str | None = None,
+    *,
+    where: str | PathLike[str] | None = None,
+    do: str | None = None,
 ) -> MachineError:
     """The error that tells of a machine's fault.
 
     Args:
-        fault: what `machine_fault` found.
-        where: what was being read or written; by default the file that the system names.
+        error: one in which `machine_fault` finds a fault; an error of ours says what failed, and where.
+        what: what failed because of it, such as "a file cannot be written".
+        where: what was being read or written, if the error does not say it.
         do: what to do besides mending the machine, such as continuing.
     """
+    fault = machine_fault(error) or error
     number = fault.errno if isinstance(fault, OSError) and fault.errno is not None else errno.ENOMEM
+    words = _WORDS.get(number, "the system refuses a call")
+    if isinstance(error, FastsslError):
+        what, where = error.what, error.where or where
     named = getattr(fault, "filename", None)
-    advice = [words for words in (_DO.get(number), do) if words]
+    advice = [_DO.get(number, "see to what the system says"), *([do] if do else [])]
     return MachineError(
-        _WORDS.get(number, "the system refuses a call"),
-        where=where if where is not None else (os.fsdecode(named) if isinstance(named, str | bytes) else None),
-        seen=(fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault) or type(fault).__name__,
-        do=", ".join(advice) or None,
+        f"{what}: {words}" if what else words,
+        where=where if where is not None else os.fsdecode(named) if isinstance(named, str | bytes) else None,
+        seen=(fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__,
+        do=", ".join(advice),
     )
 
 
@@ -135,10 +142,9 @@ def machine_faults_named(where: str | PathLike[str] | None = None, *, do: str | 
     except MachineError:
         raise
     except Exception as error:
-        fault = machine_fault(error)
-        if fault is None:
+        if machine_fault(error) is None:
             raise
-        raise machine_error(fault, where=where, do=do) from error
+        raise machine_error(error, where=where, do=do) from error
 
 
 def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | None = None) -> T:
@@ -159,7 +165,7 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
             if fault is None:
                 raise
             if pause is None or getattr(fault, "errno", None) in _LASTING:
-                raise machine_error(fault, where=where, do=do) from error
+                raise machine_error(error, where=where, do=do) from error
             log.warning("%s: %s; it is tried again", where, getattr(fault, "strerror", None) or fault)
         gc.collect()  # after the handler, which keeps the frames of the failed try alive
         time.sleep(pause)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fastssl.errors import UsageError
+from fastssl.errors import escaped as escaped
+
 PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
-
-
-def escaped(text: str) -> str:
-    """A file's name as text that any file and terminal takes: a byte that is not UTF-8 becomes ``\\xe9``."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -40,3 +40,36 @@ def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """The only process that works on a folder, as long as the block lasts; the folder is made if it is not there.
+
+    The kernel's lock ends with its holder, so a killed process blocks nobody. File systems without locks (some network
+    ones) protect nothing.
+
+    Args:
+        what: the work, for the message: "packing".
+
+    Raises:
+        UsageError: another process is at it.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another {what} works on the folder right now",
+                where=folder,
+                do="wait until it has ended, or choose another folder",
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
+    finally:
+        os.close(descriptor)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from fastssl.errors import DeviceError, UsageError
-from fastssl.files import PARTIAL, complete_or_absent
+from fastssl.errors import UsageError
+from fastssl.faults import machine_error, machine_faults_named
+from fastssl.files import PARTIAL, alone_in, complete_or_absent
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,30 @@ class Output:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UsageError("the output folder cannot be used", where=self.target, seen=_reason(error)) from error
+            raise UsageError(
+                "the output folder cannot be used", where=self.target, seen=error.strerror or str(error)
+            ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The only packing that writes here, as far as the store has locks; a local folder is made.
+
+        Raises:
+            UsageError: another packing does.
+            MachineError: the folder cannot be made.
+        """
+        if self._local is None:
+            yield
+            return
+        with ExitStack() as stack:
+            with machine_faults_named(self.target):
+                try:
+                    stack.enter_context(alone_in(self._local, "packing"))
+                except (FileExistsError, NotADirectoryError) as error:
+                    raise UsageError(
+                        "the output cannot be a folder", where=self.target, seen=error.strerror, do="choose another one"
+                    ) from error
+            yield
 
     def read(self, name: str) -> bytes | None:
         """All of a file; None if there is none."""
@@ -97,7 +120,7 @@ class Output:
         """A file that appears under its name when all of it is there, and not at all after an exception.
 
         Raises:
-            DeviceError: the store is full, or does not take it.
+            MachineError: the store is full, or does not take it.
         """
         try:
             if self._local is not None:
@@ -112,12 +135,8 @@ class Output:
                 spooled.flush()
                 filesystem.put_file(spooled.name, f"{root}/{name}")
         except OSError as error:
-            raise DeviceError(
-                "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a file cannot be written",
-                where=f"{self}/{name}",
-                seen=_reason(error),
-                do="make room or mend the store, then continue with --resume",
-            ) from error
+            where, do = f"{self}/{name}", "then continue with --resume"
+            raise machine_error(error, "a file cannot be written", where=where, do=do) from error
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder."""
@@ -133,7 +152,3 @@ class Output:
         if self._local is not None:
             for path in self._local.rglob(f"*{PARTIAL}"):
                 path.unlink()
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -16,12 +16,14 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import lz4
 import numpy as np
@@ -31,7 +33,9 @@ from pydantic import ValidationError
 
 import fastssl
 from fastssl.batch import Record
-from fastssl.errors import DataError, UsageError
+from fastssl.errors import DataError, FastsslError, UsageError
+from fastssl.faults import machine_faults_named, patiently
+from fastssl.files import escaped
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import (
@@ -48,6 +52,7 @@ from fastssl.shards.manifest import (
     parse_manifest,
 )
 from fastssl.shards.output import Output
+from fastssl.shards.passed import PassedOver
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Count, Part, Statistics
 from fastssl.shards.tar import ShardFile
@@ -59,6 +64,8 @@ _MERGED_AT_ONCE = 256
 """Statistics of samples; so many are kept."""
 _STATE = ".packing"
 _PLAN = f"{_STATE}/plan.json"
+_CONTINUE = "then continue with --resume"
+_LISTED_CLASSES = 5
 
 
 class Source(Protocol):
@@ -97,6 +104,23 @@ class Source(Protocol):
         Raises:
             DataError: it cannot be used; the message is its line in the quarantine list.
         """
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A source that tells what of its folder is no part of any sample."""
+
+    def passed_over(self) -> Mapping[str, PassedOver]:
+        """The entries that are passed over, by reason; takes a walk through the folder."""
+
+
+@runtime_checkable
+class Numbering(Protocol):
+    """A source that numbers classes by their names."""
+
+    @property
+    def classes(self) -> Mapping[str, int]:
+        """The number of each class by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,27 +178,33 @@ def pack(
             with other settings than before.
         DataError: the source has no samples, more than `max_bad` of them cannot be used, or it changed since the
             packing was interrupted.
-        DeviceError: a worker died, or the disk is full. What is finished can be continued.
+        DeviceError: a worker died, the disk is full, or a file system failed for longer than a few tries. What is
+            finished can be continued.
     """
     _check(workers=(workers, 1), max_bad=(max_bad, 0))
     settings = packing_settings(
         source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level
     )
     plan = _Plan(
-        source=_identity(source, licence), settings=settings, labelled=source.labelled, versions=software_versions()
+        source=_identity(source, licence),
+        settings=settings,
+        labelled=source.labelled,
+        versions=software_versions(),
+        classes=_class_numbers(source),
     )
     output = Output(str(out))
-    complete = _claim(output, plan, resume=resume)
-    if complete is not None:
-        return complete
-    packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
-    if next(packing.references(), None) is None:
-        raise DataError("the dataset holds no samples", where=source.path)
-    if not resume or output.read(_PLAN) is None:
-        with output.write(_PLAN) as file:
-            file.write(_json(plan))
-    with closing(_pack_all(packing, workers, ray, progress)) as records:
-        return _finish(packing, plan, records)
+    with machine_faults_named(do=_CONTINUE):
+        complete = _claim(output, plan, resume=resume)
+        if complete is not None:
+            return complete
+        packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
+        if next(packing.references(), None) is None:
+            raise DataError("the dataset holds no samples", where=source.path)
+        with output.alone():
+            _begin(output, plan, resume=resume)
+            passed_over = _in_background(source.passed_over) if isinstance(source, Counting) else None
+            with closing(_pack_all(packing, workers, ray, progress)) as records:
+                return _finish(packing, plan, records, passed_over)
 
 
 class _Identity(Part):
@@ -194,6 +224,7 @@ class _Plan(Part):
     settings: Settings
     labelled: bool
     versions: dict[str, str]
+    classes: dict[str, Count] | None = None
 
 
 class _ShardRecord(Part):
@@ -251,7 +282,11 @@ class _Packing:
         content = self.output.read(_record_name(number))
         if content is None:
             return None
-        record = _ShardRecord.model_validate_json(content)
+        try:
+            record = _ShardRecord.model_validate_json(content)
+        except ValidationError:
+            log.warning("%s/%s is damaged; its shard is packed again", self.output, _record_name(number))
+            return None
         if record.listing != _listing_digest(references):
             raise DataError(
                 "the dataset has changed since its packing was interrupted",
@@ -279,15 +314,28 @@ class _Packing:
     def _samples(self, references: list[str], packed: _Shard) -> Iterator[tuple[str, Members]]:
         for reference in references:
             try:
-                record = self.source.read(reference)
-                content, statistics = self.encoder.members(record, reference)
+                key, content, statistics = self._encoded(reference)
             except DataError as error:
                 if self.max_bad == 0:
                     raise
-                packed.quarantined.append((reference, _reason(error)))
+                packed.quarantined.append((escaped(reference), _reason(error, self.source.path)))
                 continue
             packed.add(statistics)
-            yield record.key, content
+            yield key, content
+
+    def _encoded(self, reference: str) -> tuple[str, Members, Statistics]:
+        """One sample.
+
+        Raises:
+            DataError: what its files hold cannot be used.
+            MachineError: the machine failed, and after a few tries still does; that says nothing about the sample.
+        """
+
+        def encoded() -> tuple[str, Members, Statistics]:
+            record = self.source.read(reference)
+            return record.key, *self.encoder.members(record, reference)
+
+        return patiently(encoded, where=f"{self.source.path}/{reference}", do=_CONTINUE)
 
 
 class _Shard:
@@ -357,18 +405,25 @@ def _check(**values: tuple[int, int]) -> None:
             raise UsageError("a packing setting is out of range", where=name, seen=value, expected=f"{low} or more")
 
 
+def _class_numbers(source: Source) -> dict[str, int] | None:
+    return {escaped(name): number for name, number in source.classes.items()} if isinstance(source, Numbering) else None
+
+
 def _identity(source: Source, licence: str | None) -> _Identity:
     return _Identity(
         domain=source.domain,
         layout=source.layout,
-        source=source.path.resolve().name,
+        source=escaped(source.path.resolve().name),
         licence=source.licence if licence is None else licence,
     )
 
 
 def software_versions() -> dict[str, str]:
-    """Of what the bytes depend on."""
-    return {
+    """Versions of the packages that the bytes depend on; of plug-ins only where they are installed."""
+    plugins = {}
+    with suppress(PackageNotFoundError):
+        plugins["pillow-heif"] = version("pillow-heif")
+    return plugins | {
         "fastssl": fastssl.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
@@ -409,21 +464,69 @@ def _claim_again(output: Output, plan: _Plan, *, complete: bool) -> Manifest | N
             settings=manifest.settings,
             labelled=manifest.statistics.camera is not None,
             versions=manifest.versions,
+            classes=manifest.classes,
         )
     else:
         manifest = None
-        content = output.read(_PLAN)
-        # Killed between making the folder and writing the plan: nothing was packed yet.
-        before = plan if content is None else _Plan.model_validate_json(content)
+        # Without a plan it was killed between making the folder and writing the plan: nothing was packed yet.
+        before = _read_plan(output) or plan
     _check_same(plan, before, output)
-    output.remove_partial()
+    _check_classes(plan, before, output)
     if manifest is not None and _STATE in output.names():
-        output.remove(_STATE)
+        with output.alone():
+            output.remove_partial()
+            output.remove(_STATE)
     return manifest
 
 
+def _begin(output: Output, plan: _Plan, *, resume: bool) -> None:
+    """Leave the plan in the output, which nobody else writes to now."""
+    if resume:
+        output.remove_partial()
+    elif output.names():
+        raise UsageError("another packing began to write into the output folder", where=str(output))
+    if not resume or output.read(_PLAN) is None:
+        with output.write(_PLAN) as file:
+            file.write(_json(plan))
+
+
+def _read_plan(output: Output) -> _Plan | None:
+    content = output.read(_PLAN)
+    if content is None:
+        return None
+    try:
+        return _Plan.model_validate_json(content)
+    except ValidationError as error:
+        raise UsageError(
+            "the plan of the packing that was interrupted is damaged, or of another version",
+            where=f"{output}/{_PLAN}",
+            seen=error.errors(include_url=False)[0]["msg"],
+            do="remove the output folder, and pack again from the beginning",
+        ) from error
+
+
+def _check_classes(plan: _Plan, before: _Plan, output: Output) -> None:
+    """Refuse other numbers of classes; a dataset that was packed before they were noted is not doubted."""
+    if before.classes is None or plan.classes == before.classes:
+        return
+    now = plan.classes or {}
+    names = sorted(name for name in now.keys() | before.classes.keys() if now.get(name) != before.classes.get(name))
+    raise DataError(
+        "the classes are not those that the packing was begun with",
+        where=str(output),
+        seen=_table(now, names),
+        expected=_table(before.classes, names),
+        do="bring the folders of classes back to what they were, or pack into another folder from the beginning",
+    )
+
+
+def _table(classes: Mapping[str, int], names: list[str]) -> str:
+    shown = ", ".join(f"{name} {classes.get(name, 'not there')}" for name in names[:_LISTED_CLASSES])
+    return shown + (f" and {len(names) - _LISTED_CLASSES} more" if len(names) > _LISTED_CLASSES else "")
+
+
 def _check_same(plan: _Plan, before: _Plan, output: Output) -> None:
-    wanted, there = _flat(plan.model_dump()), _flat(before.model_dump())
+    wanted, there = (_flat(values.model_dump(exclude={"classes"})) for values in (plan, before))
     for name in wanted.keys() | there.keys():
         if wanted.get(name) != there.get(name):
             raise UsageError(
@@ -482,11 +585,30 @@ class _Total:
     def _run(self) -> None:
         try:
             self.count = sum(1 for _ in self._references())
-        except DataError:
+        except (FastsslError, OSError, MemoryError):
             return  # the packing itself meets and reports it
 
 
-def _finish(packing: _Packing, plan: _Plan, records: Iterable[_ShardRecord]) -> Manifest:
+def _in_background(count: Callable[[], Mapping[str, PassedOver]]) -> Future[Mapping[str, PassedOver]]:
+    """The walk through the source's folder, beside the packing."""
+    result = Future[Mapping[str, PassedOver]]()
+
+    def walk() -> None:
+        try:
+            result.set_result(count())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=walk, name="fastssl-passed-over", daemon=True).start()
+    return result
+
+
+def _finish(
+    packing: _Packing,
+    plan: _Plan,
+    records: Iterable[_ShardRecord],
+    passed_over: Future[Mapping[str, PassedOver]] | None,
+) -> Manifest:
     """Gather the records into quarantine list and manifest."""
     statistics, entries, num_quarantined = Statistics(), list[ShardEntry](), 0
     first_reason = ""
@@ -508,11 +630,24 @@ def _finish(packing: _Packing, plan: _Plan, records: Iterable[_ShardRecord]) -> 
             quarantine.seek(0)
             with packing.output.write(QUARANTINE) as file:
                 shutil.copyfileobj(quarantine, file)
-    manifest = _manifest(plan, statistics, entries, num_quarantined)
+    _warn_of_unknown(statistics)
+    passed = None if passed_over is None else dict(passed_over.result())
+    manifest = _manifest(plan, statistics, entries, num_quarantined, passed)
     with packing.output.write(MANIFEST) as file:
         file.write(manifest_bytes(manifest))
     packing.output.remove(_STATE)
     return manifest
+
+
+def _warn_of_unknown(statistics: Statistics) -> None:
+    """Tell of planes without a single known pixel: what is packed so teaches nothing."""
+    for name, words in (
+        ("depth", "no depth is known"),
+        ("normal", "no normal is known"),
+        ("edge", "no contour is there"),
+    ):
+        if name in statistics.planes and statistics.planes[name].known == 0:
+            log.warning("%s in any sample: look whether the dataset's files are what its layout says", words)
 
 
 def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
@@ -525,7 +660,13 @@ def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
     )
 
 
-def _manifest(plan: _Plan, statistics: Statistics, shards: list[ShardEntry], quarantined: int) -> Manifest:
+def _manifest(
+    plan: _Plan,
+    statistics: Statistics,
+    shards: list[ShardEntry],
+    quarantined: int,
+    passed_over: dict[str, PassedOver] | None,
+) -> Manifest:
     size = plan.settings.size
     formats = members(
         size,
@@ -541,6 +682,8 @@ def _manifest(plan: _Plan, statistics: Statistics, shards: list[ShardEntry], qua
         height=size,
         width=size,
         quarantined=quarantined,
+        passed_over=passed_over,
+        classes=plan.classes,
         members=formats,
         statistics=statistics.model_copy(update={"member_bytes": in_order_of_members}),
         settings=plan.settings,
@@ -564,8 +707,12 @@ def _listing_digest(references: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _reason(error: DataError) -> str:
-    return error.what if error.seen is None else f"{error.what}: {error.seen}"
+def _reason(error: DataError, top: Path) -> str:
+    """The line's reason: what happened, in which file below the source, and what was seen there."""
+    where = "" if error.where is None else f" ({error.where})"
+    seen = "" if error.seen is None else f": {error.seen}"
+    # Nothing that is packed may depend on where the source lies.
+    return escaped(f"{error.what}{where}{seen}".replace(f"{top}/", ""))
 
 
 def _quarantine_line(reference: str, reason: str) -> bytes:
