@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
+
+log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -14,6 +17,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 def compiled(function: _Function) -> _Function:
     """The function compiled at its first call on a machine, and kept in a file from then on.
 
+    Where no folder takes that file, or what is in it is damaged, it is compiled in each process.
     It runs outside the interpreter lock. Division by zero gives what it does in NumPy. As a decorator it loads Numba
     together with the module, which takes half a second; where only some should wait for that, it is called in place.
     """
@@ -24,7 +28,56 @@ def compiled(function: _Function) -> _Function:
 def _compiled(function: Callable[..., object]) -> object:
     from numba import njit
 
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
+    dispatcher: Any = njit(nogil=True, error_model="numpy")(function)
+    try:
+        dispatcher._cache = _forgiving_cache()(function)
+    except (RuntimeError, OSError) as error:  # Numba found no folder that can be written to
+        _tell_once(error)
+    return dispatcher
+
+
+@cache
+def _forgiving_cache() -> Any:
+    """Numba's cache, whose file may be torn, unreadable or impossible to write; its own lets the call fail then."""
+    from numba.core.caching import FunctionCache
+
+    class ForgivingCache(FunctionCache):
+        def load_overload(self, *arguments: Any) -> Any:
+            try:
+                return super().load_overload(*arguments)
+            except Exception as error:  # unpickling what is torn raises nearly anything
+                _tell_once(error)
+                return None
+
+        def save_overload(self, *arguments: Any) -> None:
+            try:
+                super().save_overload(*arguments)
+            except Exception as error:  # it begins by reading what is there
+                _tell_once(error)
+                self._start_anew()
+
+        def _start_anew(self) -> None:
+            try:
+                self.flush()
+            except OSError as error:
+                _tell_once(error)
+
+    return ForgivingCache
+
+
+@cache
+def _told() -> list[str]:
+    return []
+
+
+def _tell_once(error: Exception) -> None:
+    if not _told():
+        _told().append(str(error))
+        log.info(
+            "compiled functions cannot be kept, so each process compiles them anew: %s "
+            "(NUMBA_CACHE_DIR may name a folder that can be written to)",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+        )
 
 
 def load_compiler() -> None:

@@ -166,6 +166,6 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
                 raise
             if pause is None or getattr(fault, "errno", None) in _LASTING:
                 raise machine_error(error, where=where, do=do) from error
-            log.warning("%s: %s; it is tried again", where, getattr(fault, "strerror", None) or fault)
+            log.warning("%s: %s; it is tried again", where, machine_error(error).what)
         gc.collect()  # after the handler, which keeps the frames of the failed try alive
         time.sleep(pause)

@@ -61,12 +61,12 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
             raise UsageError(
                 f"another {what} works on the folder right now",
                 where=folder,
                 do="wait until it has ended, or choose another folder",
-            ) from error
+            ) from None
         except OSError as error:
             if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

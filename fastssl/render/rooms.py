@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,10 +14,13 @@ import numpy as np
 
 import fastssl
 from fastssl.batch import Record
-from fastssl.errors import DeviceError, UsageError
+from fastssl.errors import UsageError
+from fastssl.faults import machine_faults_named
+from fastssl.files import alone_in
 from fastssl.render.film import develop
 from fastssl.render.room import build_room
 from fastssl.render.tracer import limit_threads, start, trace, version
+from fastssl.shards.workers import begin_worker, check_main_guard, worker_pool
 from fastssl.sources.render import RUN, RenderRun, is_finished, read_run, write_room, write_run
 
 SPP = 16
@@ -78,20 +78,22 @@ def render_rooms(
 
     Raises:
         UsageError: `out` holds something else, an argument is out of range, or Mitsuba is not installed.
-        DeviceError: a worker process died.
+        DeviceError: a worker process died, or the disk is full.
     """
     _check(seed=seed, first=first, count=count, workers=workers, size=size, spp=spp)
+    check_main_guard()
     run = RenderRun(seed=seed, size=size, spp=spp, variant=start(), mitsuba=version(), fastssl=fastssl.__version__)
-    _claim(out, run)
-    missing = [index for index in range(first, first + count) if not is_finished(out, _key(seed, index))]
-    done = count - len(missing)
-    if progress is not None:
-        progress(done, count)
-    with closing(_render_all(out, run, missing, min(workers, len(missing)))) as rooms:
-        for _ in rooms:
-            done += 1
-            if progress is not None:
-                progress(done, count)
+    with machine_faults_named(do="then render again; the rooms that are finished are kept"):
+        _claim(out, run)
+        missing = [index for index in range(first, first + count) if not is_finished(out, _key(seed, index))]
+        done = count - len(missing)
+        if progress is not None:
+            progress(done, count)
+        with alone_in(out, "rendering"), closing(_render_all(out, run, missing, min(workers, len(missing)))) as rooms:
+            for _ in rooms:
+                done += 1
+                if progress is not None:
+                    progress(done, count)
 
 
 def _key(seed: int, index: int) -> str:
@@ -145,11 +147,8 @@ def _render_all(out: Path, run: RenderRun, indices: Iterable[int], workers: int)
             yield
         return
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    # Spawned, because a fork would copy the threads and kernels of this process half-way.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(run.variant, threads))
     rest, pending = iter(indices), set[Future[None]]()
-    try:
+    with worker_pool(workers, _start_worker, run.variant, threads) as pool:
         # As many as there are workers: what waits in the pool's queue could not be taken back at a Ctrl-C.
         while chunk := [pool.submit(_render_into, out, run, index) for index in islice(rest, workers - len(pending))]:
             pending.update(chunk)
@@ -158,19 +157,10 @@ def _render_all(out: Path, run: RenderRun, indices: Iterable[int], workers: int)
                 yield room.result()
         for room in as_completed(pending):
             yield room.result()
-    except BrokenProcessPool as error:
-        raise DeviceError(
-            "a rendering worker ended unexpectedly",
-            where=out,
-            do="it may have run out of memory: use fewer workers; the rooms that are finished are kept",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(variant: str, threads: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their rooms and stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin_worker()
     start(variant)
     limit_threads(threads)
 

@@ -6,20 +6,26 @@ Only a bounded number of tasks is under way, so memory does not grow with their 
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 from fastssl.compiled import load_compiler
-from fastssl.errors import DeviceError, FastsslError, UsageError
+from fastssl.errors import DeviceError, FastsslError, MachineError, UsageError
+from fastssl.faults import machine_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +33,8 @@ R = TypeVar("R")
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 28
+_NO_GUARD = 78
+"""Exit code of a worker that would have run its script's calls again."""
 
 
 def in_order(
@@ -53,28 +61,105 @@ def in_order(
 
 def _by_processes(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
     pending: deque[Future[R]] = deque()
-    # Spawned, because a fork would copy whatever threads and locks the caller holds.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    try:
+    with worker_pool(workers, _begin_packing_worker) as pool:
         for task in tasks:
             pending.append(pool.submit(work, task))
             if len(pending) == 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DeviceError(
-            "a worker process ended unexpectedly",
-            seen="it was killed, or ran out of memory",
-            do="use fewer workers, and continue with --resume",
+
+
+@contextmanager
+def worker_pool(workers: int, initializer: Callable[..., None], *arguments: object) -> Iterator[ProcessPoolExecutor]:
+    """Processes that work side by side; at the end of the block, what has begun is finished and nothing more begins.
+
+    Args:
+        initializer: called with the arguments in each process first; it calls `begin_worker`.
+
+    Raises:
+        MachineError: the system does not let processes work together.
+        DeviceError: one of them ended.
+        UsageError: this process is such a worker itself, begun anew by a script without a guard.
+    """
+    check_main_guard()
+    try:
+        # Spawned, because a fork would copy whatever threads and locks the caller holds.
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=partial(initializer, *arguments)
+        )
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise machine_error(error, "worker processes cannot be started") from error
+        raise MachineError(
+            "worker processes cannot be started side by side",
+            where="/dev/shm",
+            seen=error.strerror or str(error),
+            expected="shared memory that can be written to",
+            do="mount it (for a container: --shm-size), or use --workers 1",
         ) from error
+    processes = pool._processes
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        pool.shutdown()
+        raise _ended([process.exitcode for process in processes.values()]) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _ended(codes: list[int | None]) -> FastsslError:
+    """The error for workers that ended too soon, from the exit codes of all."""
+    if _NO_GUARD in codes:
+        return UsageError(
+            "the script starts itself again in each worker process",
+            do='put the call under  if __name__ == "__main__":  in the script, or use workers=1',
+        )
+    # The pool itself ends the others by SIGTERM.
+    code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
+    seen = (
+        "it could not start, or an exception ended it; what it said stands above" if code == 1 else f"exit code {code}"
+    )
+    if code is not None and code < 0:
+        seen = f"it was ended by {signal.Signals(-code).name}"
+    if code == -signal.SIGKILL:
+        seen += ", which is what the system does when memory runs out"
+    return DeviceError(
+        "a worker process ended unexpectedly", seen=seen, do="use fewer workers, and continue with --resume"
+    )
+
+
+def check_main_guard() -> None:
+    """End this process if it is a worker that is still being made, and runs its script's calls because nothing guards
+    them; the parent's error says so.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_NO_GUARD)
+
+
+def begin_worker() -> None:
+    """What every worker process does first."""
     # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their tasks and stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Let this process be killed when its parent is gone, whatever killed it; nobody else would end it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="fastssl-parent", daemon=True).start()
+
+
+def _begin_packing_worker() -> None:
+    begin_worker()
     _keep_freed_memory()
     load_compiler()
     # The last thing that a worker does. Python would go on to free one by one what Numba holds, and the parent wait.

@@ -56,7 +56,7 @@ from fastssl.shards.passed import PassedOver
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Count, Part, Statistics
 from fastssl.shards.tar import ShardFile
-from fastssl.shards.workers import in_order, numbered_chunks
+from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,7 @@ def pack(
         DeviceError: a worker died, the disk is full, or a file system failed for longer than a few tries. What is
             finished can be continued.
     """
+    check_main_guard()
     _check(workers=(workers, 1), max_bad=(max_bad, 0))
     settings = packing_settings(
         source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level

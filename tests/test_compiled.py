@@ -1,0 +1,52 @@
+"""Functions that stay right whatever becomes of the file that keeps them compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = """
+from fastssl.compiled import compiled
+
+def double(x):
+    return 2 * x
+"""
+CALL = "import logging; logging.basicConfig(level=logging.INFO); import twice; print(twice.compiled(twice.double)(21))"
+
+
+def run(folder: Path, **environment: str) -> tuple[str, str]:
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{root}", "HOME": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_torn_cache_costs_a_compilation(tmp_path: Path, damage: bytes | None, kind: str) -> None:
+    (tmp_path / "twice.py").write_text(MODULE)
+    assert run(tmp_path) == ("42", "")
+    (kept,) = (tmp_path / "__pycache__").glob(f"*.{kind}")
+    kept.write_bytes(kept.read_bytes()[:-20] if damage is None else damage)
+    assert run(tmp_path)[0] == "42"
+    assert run(tmp_path) == ("42", "")  # mended
+
+
+def test_no_folder_for_a_cache_is_no_error(tmp_path: Path) -> None:
+    """A folder that is a file stands for one that cannot be written to, which root could."""
+    (tmp_path / "twice.py").write_text(MODULE)
+    (tmp_path / "__pycache__").write_text("")
+    (tmp_path / ".cache").write_text("")
+    result, told = run(tmp_path, PYTHONDONTWRITEBYTECODE="1")
+    assert result == "42"
+    assert told.count("NUMBA_CACHE_DIR") == 1
