@@ -7,23 +7,60 @@ time is made inside the command that needs it, so that `fastssl --help` answers 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from fastssl import __version__
 from fastssl.config import dataset_weights, load_config
 from fastssl.errors import DataError, FastsslError, UsageError
+from fastssl.faults import machine_error, machine_fault, machine_faults_named
 from fastssl.telemetry import log_to_stderr, progress_bar
+
+if TYPE_CHECKING:
+    from fastssl.shards import PassedOver
+
+log = logging.getLogger("fastssl")
+
+_BROKEN_PIPE = 141
+"""Exit code of a command whose reader has gone, as the shell has it for one that SIGPIPE ended."""
+
+
+class _Commands(TyperGroup):
+    """The one place where errors become messages and exit codes, whichever command they come from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            with machine_faults_named("stdout"):
+                sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            _end_quietly()
+        except FastsslError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                _end_quietly()
+            # A dataset is not bad because a disk fails.
+            is_machines = isinstance(error, DataError) and machine_fault(error) is not None
+            _end(machine_error(error) if is_machines else error)
+        except Exception as error:
+            if machine_fault(error) is None:
+                raise
+            _end(machine_error(error))
+
 
 app = typer.Typer(
     name="fastssl",
+    cls=_Commands,
     help="Visual features without labels, from synthetic imagery.",
     no_args_is_help=True,
     add_completion=False,
@@ -44,12 +81,42 @@ Real = Annotated[Path, typer.Option(help="Packed dataset of held-out photos.")]
 
 def main() -> None:
     """Entry point of the `fastssl` command."""
+    _open_standard_files()
     log_to_stderr()
+    app()
+
+
+def _open_standard_files() -> None:
+    """Give a closed stdin, stdout or stderr a file, or the next one that is opened would take its place."""
+    was_closed = sys.stdout is None
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
+    if was_closed:
+        log.warning("stdout is closed: what the command prints is lost")
+
+
+def _end(error: FastsslError) -> NoReturn:
+    _drop_stdout()
+    _say(f"error: {error}")
+    sys.exit(error.exit_code)
+
+
+def _end_quietly() -> NoReturn:
+    _drop_stdout()
+    sys.exit(_BROKEN_PIPE)
+
+
+def _drop_stdout() -> None:
+    """Write out what stdout still holds; where that fails, let it go, or Python would try again and fail at its end."""
     try:
-        app()
-    except FastsslError as error:
-        _say(f"error: {error}")
-        sys.exit(error.exit_code)
+        sys.stdout.flush()
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)
 
 
 def _say(words: str) -> None:
@@ -142,7 +209,7 @@ def shard(
                 part=part,
                 limit=limit,
             )
-            results[target] = asdict(guess)
+            results[target] = {**asdict(guess), "passed_over": _plain(guess.passed_over)}
             continue
         started = time.perf_counter()
         with progress_bar("packing", unit="samples") as advance:
@@ -165,17 +232,28 @@ def shard(
             )
         seconds = time.perf_counter() - started
         results[target] = {
+            "layout": manifest.layout,
             "samples": manifest.samples,
             "shards": len(manifest.shards),
             "bytes": sum(entry.bytes for entry in manifest.shards),
             "unusable": manifest.quarantined,
             "seconds": round(seconds, 2),
             "samples_per_s": round(manifest.samples / seconds, 1),
+            "classes": len(manifest.classes or ()) or manifest.statistics.classes,
+            "passed_over": _plain(manifest.passed_over or {}),
         }
     for target, facts in results.items():
-        _say_facts(target, facts)
+        passed = facts["passed_over"]
+        _say_facts(target, {**facts, "passed_over": sum(entry["count"] for entry in passed.values())})
+        for reason, entry in passed.items():
+            more = ", ..." if entry["count"] > len(entry["first"]) else ""
+            _say(f"    {entry['count']:,} {reason}: {', '.join(entry['first'])}{more}")
     if as_json:
         _print_json(results)
+
+
+def _plain(passed_over: Mapping[str, PassedOver]) -> dict[str, dict[str, Any]]:
+    return {reason: entry.model_dump() for reason, entry in passed_over.items()}
 
 
 @app.command()

@@ -9,10 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastssl.errors import DataError
+from fastssl.faults import patiently
+from fastssl.files import escaped
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
-from fastssl.shards.encode import Encoder
+from fastssl.shards.encode import Encoder, Members
+from fastssl.shards.passed import PassedOver
+from fastssl.shards.statistics import Statistics
 from fastssl.shards.tar import BLOCK
-from fastssl.shards.writer import Source, packing_settings, selected
+from fastssl.shards.writer import Counting, Source, packing_settings, selected
 
 _TRIED = 16
 
@@ -35,6 +39,8 @@ class Estimate:
     """Reference and reason, of those that were tried."""
     keys: list[str]
     """Some of them."""
+    passed_over: dict[str, PassedOver]
+    """What of the source is no sample, by reason."""
 
 
 def estimate(
@@ -63,9 +69,9 @@ def estimate(
     started = time.perf_counter()
     for reference in chosen:
         try:
-            content, _ = encoder.members(source.read(reference), reference)
+            content, _ = _tried(source, encoder, reference)
         except DataError as error:
-            unusable.append((reference, str(error)))
+            unusable.append((escaped(reference), str(error)))
             continue
         sizes.append(sum(BLOCK + math.ceil(len(member) / BLOCK) * BLOCK for _, member in content))
     if not sizes:
@@ -84,7 +90,12 @@ def estimate(
         tried=len(chosen),
         unusable=unusable,
         keys=[source.key(reference) for reference in chosen],
+        passed_over=dict(source.passed_over()) if isinstance(source, Counting) else {},
     )
+
+
+def _tried(source: Source, encoder: Encoder, reference: str) -> tuple[Members, Statistics]:
+    return patiently(lambda: encoder.members(source.read(reference), reference), where=f"{source.path}/{reference}")
 
 
 def _count_and_choose(references: Iterable[str]) -> tuple[int, list[str]]:

@@ -88,7 +88,7 @@ class Output:
             with machine_faults_named(self.target):
                 try:
                     stack.enter_context(alone_in(self._local, "packing"))
-                except (FileExistsError, NotADirectoryError) as error:
+                except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
                     raise UsageError(
                         "the output cannot be a folder", where=self.target, seen=error.strerror, do="choose another one"
                     ) from error

@@ -15,6 +15,7 @@ HIDDEN = "hidden files and folders"
 SPECIAL = "special files (pipes, sockets, devices)"
 DANGLING = "links that lead nowhere"
 PACKED = "folders of packed shards"
+EMPTY = "empty folders"
 LOOPS = "links that lead back to a folder above them"
 
 _STATE = ".packing"
@@ -24,8 +25,8 @@ _ENDING = re.compile(r"\.[0-9a-z_+-]{1,12}")
 def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None = None) -> dict[str, PassedOver]:
     """The entries below a folder that are no part of a sample, counted by reason.
 
-    Folders are walked and not counted, but for hidden ones and packed datasets, which count as one entry each and are
-    not looked into. A folder that a packing is being written into does not count at all.
+    Folders are walked and not counted, but for empty and hidden ones and packed datasets, which count as one entry each
+    and are not looked into. A folder that a packing is being written into does not count at all.
 
     Args:
         is_used: whether a file, by its path below the folder, is part of a sample; asked of regular files only.
@@ -45,8 +46,10 @@ def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None =
             if own in above:
                 tally.add(LOOPS, below.rstrip("/"))
                 continue
+            is_empty = below != ""
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    is_empty = False
                     path = below + entry.name
                     if (reason := reason_against(entry)) is not None:
                         tally.add(reason, path)
@@ -55,6 +58,8 @@ def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None =
                             waiting.append((f"{path}/", above | {own}))
                     elif not is_used(path):
                         tally.add(ending_reason(entry.name), path)
+            if is_empty:
+                tally.add(EMPTY, below.rstrip("/"))
         except OSError as error:
             raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error
     return tally.result()

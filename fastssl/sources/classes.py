@@ -83,7 +83,7 @@ class ClassesSource:
         self._subset = _spelling(subset, self._splits)
         known = dict.fromkeys([*(str(split_of(name)) for name in self._splits), *self._splits])
         self.subset = checked_subset(self.layout, subset, known)
-        self._empty: list[str] = []
+        self._without_image: list[str] = []
         self.classes = _numbers(self._split_classes() if self._splits else self._with_images("", only=True))
         """The number of each class by its name."""
         if not self.classes or not holds_image(self._top):
@@ -120,8 +120,9 @@ class ClassesSource:
     def passed_over(self) -> dict[str, PassedOver]:
         """What is no image of a class."""
         tally = Tally()
-        for folder in self._empty:
-            tally.add("folders of no class, for they hold no image", folder)
+        for folder in self._without_image:
+            if any((self.path / folder).iterdir()):  # an empty one is counted as such
+                tally.add("folders of no class, for they hold no image", folder)
         if self._subset is not None:
             for split in self._splits:
                 if split != self._subset:
@@ -166,7 +167,7 @@ class ClassesSource:
             if holds_image(self.path / below / name):
                 found.append(name)
             else:
-                self._empty.append(below + name)
+                self._without_image.append(below + name)
         return found
 
 
@@ -182,8 +183,10 @@ def _splits(path: Path, folders: list[str]) -> tuple[str, ...]:
         DataError: some are splits, others are not, and both hold folders of images.
     """
     splits = [name for name in folders if split_of(name)]
+    if not splits:
+        return ()
     others = [name for name in folders if name not in splits and holds_image(path / name)]
-    if not splits or (others and all(_holds_images_directly(path / name) for name in splits)):
+    if others and all(_holds_images_directly(path / name) for name in splits):
         return ()  # a class may be called like a split: `train` beside `car`
     if others:
         raise DataError(

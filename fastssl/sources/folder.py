@@ -45,7 +45,7 @@ class FolderSource:
     @classmethod
     def recognise(cls, path: Path) -> str | None:
         """Whatever no other layout claims; `fastssl.sources.open_source` asks where that could lose something."""
-        return "no other layout fits"
+        return "nothing speaks for a dataset or for classes"
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None, licence: str = "unknown") -> None:
         self.path = Path(path)
