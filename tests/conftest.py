@@ -1,17 +1,32 @@
-"""Datasets that several tests read, packed for real."""
+"""Datasets that several tests read, packed for real; and what makes the tests the same on every machine."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-import boto3
+import processes
 import pytest
-from moto.server import ThreadedMotoServer
 from patterns import SIDE, CodedSource
 
 from fastssl.shards import pack
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those in `tests/gpu`, before anything looks for them."""
+    gpu = Path(__file__).parent / "gpu"
+    wanted = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if not all(path == gpu or gpu in path.parents for path in wanted):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Whatever a test begins ends with it, also where it fails."""
+    yield
+    processes.end_all()
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +51,7 @@ _buckets = count()
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """Address of a real S3 server; one for all tests, since fsspec keeps its connections."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -51,5 +66,5 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     name = f"bucket-{next(_buckets)}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    pytest.importorskip("boto3").client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"

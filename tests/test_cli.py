@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -308,9 +309,7 @@ def test_interrupt_ends_with_130(coded_synthetic: Path, coded_real: Path, tmp_pa
 
     arguments = ["train", "--synthetic", coded_synthetic, "--real", coded_real, "--out", tmp_path / "run", *SMALL]
     settings = ["--set", "train.steps=100000", "--set", "train.log_every=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastssl", *map(str, arguments), *settings], stderr=subprocess.PIPE, text=True
-    )
+    process = processes.start([sys.executable, "-m", "fastssl", *arguments, *settings], stderr=subprocess.PIPE)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size):

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import loader_process
+import processes
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ def test_a_loader_killed_at_random_steps_goes_on_with_the_very_same_batches(
     rng = random.Random(0)
     at = []
     for kill in range(kills):
-        process = subprocess.Popen([*arguments, out, str(steps)])
+        process = processes.start([*arguments, out, steps])
         begun = len(loader_process.lines(out))
         wanted = begun + rng.randrange(1, max(2, (steps - begun) // (kills - kill)))
         while len(loader_process.lines(out)) < wanted:

@@ -14,13 +14,12 @@ SHARD = 3
 
 def start(out: Path, count: int, workers: int, ray: str = "", *, height: int = 24) -> subprocess.Popen[str]:
     """Begin to pack in a process group of its own, or continue what is in `out`."""
-    return subprocess.Popen(
-        [sys.executable, __file__, str(out), str(count), str(workers), str(height), ray],
+    import processes
+
+    return processes.start(
+        [sys.executable, __file__, out, count, workers, height, ray],
         stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"},
     )
 
 

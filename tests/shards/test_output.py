@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import boto3
 import pytest
 from analytic_rooms import RoomSource
 
@@ -15,7 +14,7 @@ from fastssl.shards.output import Output
 
 
 def objects(bucket: str) -> dict[str, bytes]:
-    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+    client, name = pytest.importorskip("boto3").client("s3"), bucket.removeprefix("s3://")
     keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=name).get("Contents", [])]
     return {key: client.get_object(Bucket=name, Key=key)["Body"].read() for key in keys}
 

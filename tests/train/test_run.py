@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 import yaml
@@ -105,7 +106,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(finished: Path, tmp_path: Pat
     run = tmp_path / "killed"
     arguments = [sys.executable, "-m", "fastssl", "train", "--out", str(run), "--config", str(finished / "config.yaml")]
     # Slowed down by a checkpoint a step, so that the kill comes before the end; they are no part of the state.
-    process = subprocess.Popen([*arguments, "--set", "train.checkpoint_every=1"], stderr=subprocess.DEVNULL)
+    process = processes.start([*arguments, "--set", "train.checkpoint_every=1"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((run / "checkpoints").glob("*.pt")):
         assert time.monotonic() < deadline

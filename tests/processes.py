@@ -1,0 +1,38 @@
+"""Processes that tests begin: Ctrl-C reaches them wherever the tests run, and none outlives its test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+_running: list[subprocess.Popen[str]] = []
+
+
+def start(arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
+    """Begin a process in a session of its own; `options` are those of `Popen`.
+
+    A shell lets its background jobs ignore SIGINT, and children inherit that, so it is set back first.
+    """
+    process = subprocess.Popen(
+        [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in arguments],
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    _running.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Kill whatever is left of the processes that were begun, and of what they began."""
+    while _running:
+        process = _running.pop()
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it has ended, and all that it began
+        process.wait()
