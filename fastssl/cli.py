@@ -12,12 +12,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from fastssl import __version__
@@ -120,7 +120,9 @@ def _drop_stdout() -> None:
 
 
 def _say(words: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(words)
+    # Nothing may be loaded for this: it also tells of files that cannot be opened.
+    with suppress(OSError):
+        sys.stderr.write(f"{words}\n")
 
 
 def _say_facts(title: str, facts: Mapping[str, object]) -> None:

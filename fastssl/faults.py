@@ -100,6 +100,19 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
     return None
 
 
+def _was_importing(error: BaseException) -> bool:
+    """A module was being loaded: what is left of it fails in other ways when it is loaded again."""
+    link: BaseException | None = error
+    while link is not None:
+        trace = link.__traceback__
+        while trace is not None:
+            if "importlib._bootstrap" in trace.tb_frame.f_code.co_filename:
+                return True
+            trace = trace.tb_next
+        link = link.__cause__ or link.__context__
+    return False
+
+
 def machine_error(
     error: BaseException,
     what: str | None = None,
@@ -151,7 +164,7 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
     """The result of an action; after a fault of the machine it is tried again, four times in all within 3 s.
 
     Raises:
-        MachineError: the fault stays, or is of a kind that stays (no right, no room).
+        MachineError: the fault stays, or is of a kind that stays (no right, no room, a module half loaded).
         Exception: whatever else the action raises, at once.
     """
     pauses = iter(_PAUSES_S)
@@ -164,7 +177,7 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
             fault, pause = machine_fault(error), next(pauses, None)
             if fault is None:
                 raise
-            if pause is None or getattr(fault, "errno", None) in _LASTING:
+            if pause is None or getattr(fault, "errno", None) in _LASTING or _was_importing(error):
                 raise machine_error(error, where=where, do=do) from error
             log.warning("%s: %s; it is tried again", where, machine_error(error).what)
         gc.collect()  # after the handler, which keeps the frames of the failed try alive
