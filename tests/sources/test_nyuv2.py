@@ -255,19 +255,31 @@ def test_a_frame_without_depth_or_labels_is_named(tmp_path: Path, name: str, mis
     assert source.read("0001").key == "0001"
 
 
-def test_a_fault_of_the_disk_is_the_machines(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 tells of it in words."""
+@pytest.mark.parametrize("kind", [h5py.Dataset, h5py.File])
+def test_a_fault_of_the_disk_is_the_machines(dataset: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """HDF5 tells of it in words; h5py calls it an OSError while it reads an array, a KeyError while it looks for one."""
     source = NyuV2Source(dataset)
+    words = "(file read failed: time = Fri, errno = 5, error message = 'Input/output error', buf = 0x1, offset = 800)"
 
     def failing(*_: object) -> None:
-        words = "file read failed: time = Thu, errno = 5, error message = 'Input/output error', buf = 0x1"
-        raise OSError(f"Can't synchronously read data ({words})")
+        if kind is h5py.Dataset:
+            raise OSError(5, f"Can't synchronously read data {words}")
+        raise KeyError(f"Unable to synchronously open object {words}")
 
-    monkeypatch.setattr(h5py.Dataset, "__getitem__", failing)
+    monkeypatch.setattr(kind, "__getitem__", failing)
     with pytest.raises(DataError) as caught:
         source.read("0001")
     assert caught.value.where == dataset / FRAMES
     assert machine_fault(caught.value).errno == errno.EIO
+
+
+def test_an_array_that_is_not_there_is_no_fault_of_the_machine(tmp_path: Path) -> None:
+    write_frames(tmp_path / FRAMES, frame())
+    with h5py.File(tmp_path / FRAMES, "r+") as file:
+        del file["labels"]
+    with pytest.raises(DataError, match="labels") as caught:
+        NyuV2Source(tmp_path)
+    assert machine_fault(caught.value) is None
 
 
 def test_a_fault_of_the_disk_in_the_splits_is_the_machines(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
