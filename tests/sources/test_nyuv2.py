@@ -257,7 +257,7 @@ def test_a_frame_without_depth_or_labels_is_named(tmp_path: Path, name: str, mis
 
 @pytest.mark.parametrize("kind", [h5py.Dataset, h5py.File])
 def test_a_fault_of_the_disk_is_the_machines(dataset: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
-    """HDF5 tells of it in words; h5py calls it an OSError while it reads an array, a KeyError while it looks for one."""
+    """Its words are HDF5's: in an OSError while an array is read, in a KeyError while it is looked for."""
     source = NyuV2Source(dataset)
     words = "(file read failed: time = Fri, errno = 5, error message = 'Input/output error', buf = 0x1, offset = 800)"
 
