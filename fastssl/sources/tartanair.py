@@ -19,7 +19,7 @@ The lens is fx = fy = 320, cx = 320, cy = 240: a field of view of 90 degrees abo
 pixels lie at index + 0.5.
 
 Normals are no part of the dataset and are computed from the depth, within meshes. Steps are those of float16 where it
-holds all of an image's depth, and of float32 otherwise. A wall is right to 0.04 degrees in the mean, at any distance.
+holds most of an image's depth, and of float32 otherwise. A wall is right to 0.04 degrees in the mean, at any distance.
 
 Instances are the numbers of the meshes, of which several can share one. They are rendered, the sky's among them: no
 pixel is without one, and a border is drawn once.
@@ -170,10 +170,11 @@ def _images(trajectory: Path) -> list[str]:
     return matching_names(trajectory / "image_left", _IMAGE)
 
 
-def _steps(depth: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Metres between neighbouring values of the shortest type that holds all of the depth."""
+def _steps(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Metres between neighbouring values of the type that holds most of the depth, whatever it is stored in."""
     half = depth.astype(np.float16)
-    return np.spacing(half if np.array_equal(half, depth) else depth).astype(np.float32)
+    is_half = 2 * np.count_nonzero((half == depth) & (depth > 0)) > np.count_nonzero(depth)
+    return np.spacing(half if is_half else depth).astype(np.float32)
 
 
 def _read_array(path: Path, dtype: DTypeLike) -> NDArray[Any]:

@@ -72,6 +72,14 @@ def test_a_wall_has_its_normals_in_float32(tmp_path: Path, distance: float) -> N
     assert_wall(TartanAirSource(tmp_path).read(REFERENCE), view, mean=0.001, p90=0.002, known=1)
 
 
+def test_a_few_values_of_another_type_do_not_spoil_a_wall(tmp_path: Path) -> None:
+    view = wall(CAMERA, HEIGHT, WIDTH, 5)
+    image = wall_planes(view)
+    image["depth"][::40, ::40] = view.z.astype(np.float32)[::40, ::40]
+    write_image(tmp_path, image)
+    assert_wall(TartanAirSource(tmp_path).read(REFERENCE), view, mean=0.05, p90=0.1, known=1)
+
+
 def test_the_wall_would_notice_steps_of_a_millimetre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = wall(CAMERA, HEIGHT, WIDTH, 5)
     write_image(tmp_path, wall_planes(view))
