@@ -16,8 +16,12 @@ _TILT_OF_STEPS = 1.5
 _TOLERATED_TILT = np.radians(0.6)
 # Root mean square of what a line through a flat surface may leave over, in steps; rounding alone leaves 0.29.
 _FLAT = 0.6
-# The same in parts of the depth, for the shortest line: beyond it the surface has no slope worth the name.
+# The same in parts of the depth, where the steps are finer: beyond it the surface has no slope worth the name.
 _ROUGH = 0.01
+# Root mean square of what rounding to whole steps does to a depth, in steps.
+_ROUNDING = 1 / np.sqrt(12)
+# Root mean square of a slope's error by the steps, in radians, beyond which it says nothing.
+_UNSURE = np.radians(2)
 # A bend between neighbouring pixels, in steps per pixel; rounding alone makes 4 at most.
 _SHARP = 5.0
 # The sum of squared distances from the middle of a line of three pixels.
@@ -106,7 +110,8 @@ def normals_from_depth(
 
     Returns:
         Zero vectors where the depth is not known, where a surface shows too few pixels along rows or along columns
-        (three in one, or more in several neighbouring ones, are enough), and where it is too rough for a slope.
+        (three in one, or more in several neighbouring ones, are enough for fine steps; coarse ones need as many as keep
+        the root mean square of a slope's error below 2 degrees), and where it is too rough for a slope.
     """
     inverse = np.zeros(depth.shape)  # of what is not known: 0, as that of infinity is
     np.divide(1.0, depth, out=inverse, where=depth > 0)
@@ -116,7 +121,9 @@ def normals_from_depth(
     columns = _line_fits(
         np.ascontiguousarray(inverse.T), np.ascontiguousarray(instance.T), np.ascontiguousarray(step.T), camera.fy
     )
-    a, b = _pooled_slopes(rows, columns), _pooled_slopes(columns, rows).T
+    unsure = step * inverse * (_ROUNDING / np.tan(_UNSURE))
+    a = _pooled_slopes(rows, columns, (camera.fx * unsure) ** 2)
+    b = _pooled_slopes(columns, rows, (camera.fy * unsure.T) ** 2).T
     x, y = _ray_slopes(camera, *depth.shape)
     normal = np.empty((*depth.shape, 3), np.float32)
     for band in _bands(*depth.shape):
@@ -189,8 +196,9 @@ def _fit_band(
         first, stop = _placed(pixel % width, radius, begin.take(pixel), end.take(pixel))
         slope, mean, rest = sums.fit(pixel // width, first, stop)
         weight = _weight(stop - first)
-        weight[rest > (_ROUGH * mean) ** 2] = 0
-        done = (rest <= (_FLAT * step * mean * mean) ** 2) | (radius == 1)
+        flat = (_FLAT * step * mean * mean) ** 2
+        weight[rest > np.maximum(flat, (_ROUGH * mean) ** 2)] = 0
+        done = (rest <= flat) | (radius == 1)
         short = weight < _weight(2 * wanted + 1)
         for plane, values in zip(lines, (slope, weight, first, stop, short), strict=True):
             plane.put(pixel[done], values[done])
@@ -260,11 +268,12 @@ def _runs(
     return np.maximum.accumulate(begin, axis=1), np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
 
 
-def _pooled_slopes(lines: _Lines, across: _Lines) -> NDArray[np.float64]:
+def _pooled_slopes(lines: _Lines, across: _Lines, sure: NDArray[np.floating]) -> NDArray[np.float64]:
     """Slopes of lines; those of less than the wanted weight averaged along the lines across; NaN = not known.
 
     Args:
         across: of the transposed image.
+        sure: (H, W) weight below which a slope is not known.
     """
     slope = np.where(lines.weight < _LEAST_WEIGHT, np.nan, lines.slope.astype(np.float64))
     pixel = np.flatnonzero(lines.short)
@@ -278,5 +287,6 @@ def _pooled_slopes(lines: _Lines, across: _Lines) -> NDArray[np.float64]:
     longer = stop - first > 5
     low, high = (column * sums.shape[2] + bound for bound in (first + longer, stop - longer))
     weight, moment = (plane.take(high) - plane.take(low) for plane in sums)
-    slope.put(pixel, np.where(weight < _LEAST_WEIGHT, np.nan, moment / np.maximum(weight, _LEAST_WEIGHT)))
+    least = np.maximum(sure.take(pixel), _LEAST_WEIGHT)
+    slope.put(pixel, np.where(weight < least, np.nan, moment / np.maximum(weight, least)))
     return slope

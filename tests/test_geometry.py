@@ -197,6 +197,37 @@ def test_patches_of_three_centimetres_are_within_five_degrees(tilt: float, towar
     assert angles(computed, np.broadcast_to(normal, computed.shape))[whole].max() < 5
 
 
+@pytest.mark.parametrize(
+    ("step", "side", "known"), [(0.01, 4, False), (0.01, 12, True), (0.07, 12, False), (0.07, 40, True)]
+)
+def test_patches_whose_slope_the_steps_hide_have_no_normals(step: float, side: int, known: bool) -> None:
+    """At 5 m, where a pixel is 7 mm wide: 4 pixels in steps of a centimetre would be off by 5 degrees in the mean.
+
+    12 pixels in steps of seven would be so by 10.
+    """
+    camera = Intrinsics(fx=700.0, fy=700.0, cx=160.0, cy=120.0)
+    rows, columns = np.indices((240, 320)) // side
+    for tilt, towards in ((0.5, 30.0), (20.0, 0.0), (45.0, 130.0)):
+        normal = leaning(tilt, towards)
+        depth = np.rint(plane_depth(camera, 240, 320, normal, 5.0) / step) * step
+        computed = normals_from_depth(depth, camera, rows * 1000 + columns, step=step)
+        has_normal = computed.any(axis=2)
+        assert has_normal.mean() > 0.95 if known else has_normal.mean() < 0.01
+        if known:
+            assert angles(computed, np.broadcast_to(normal, computed.shape))[has_normal].mean() < 3
+
+
+def test_noise_of_a_step_leaves_a_wall_its_normals_however_coarse_the_steps_are() -> None:
+    """Kinect's steps at 10 m are 28 cm: more than a hundredth of the depth is left over beside any line."""
+    camera = Intrinsics(fx=518.0, fy=519.0, cx=280.0, cy=210.0)
+    normal = leaning(20.0, 0.0)
+    noise = np.random.default_rng(0).normal(0, 0.5, (427, 561))
+    depth = 351.3 / np.rint(351.3 / plane_depth(camera, 427, 561, normal, 10.0) + noise)
+    computed = normals_from_depth(depth, camera, step=2 * depth**2 / 351.3)
+    assert computed.any(axis=2).all()
+    assert angles(computed, np.broadcast_to(normal, computed.shape)).mean() < 0.5
+
+
 @pytest.mark.parametrize(("radius", "distance", "share"), [(0.3, 1.5, 0.93), (0.2, 4.0, 0.84)])
 def test_a_sphere_bends_within_what_it_is_measured_over(radius: float, distance: float, share: float) -> None:
     """The second is 14 pixels in radius, so that its rim falls off within one."""

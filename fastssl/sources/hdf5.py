@@ -26,4 +26,16 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise DataError("an HDF5 file is missing", where=path) from error
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise DataError("an HDF5 file cannot be read", where=path, seen=str(error)) from error
+        raise DataError("an HDF5 file cannot be read", where=path, seen=str(error)) from _of_the_system(error)
+
+
+def _of_the_system(error: Exception) -> Exception:
+    """The error, as an `OSError` if the system refused to read.
+
+    While h5py looks for an array, it raises a `KeyError` for that, and only its words tell of the system.
+    """
+    if isinstance(error, OSError) or "errno = " not in str(error):
+        return error
+    refused = OSError(str(error))
+    refused.__cause__ = error
+    return refused

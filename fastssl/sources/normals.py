@@ -12,6 +12,8 @@ from fastssl.geometry import normals_from_depth, resized_camera
 _TOLERANCE = 0.1
 # Steps of the depth tilt a slope by the less, the wider the grid is; a few thousand pixels are enough for a mean.
 _GRID = 128
+# Metres between neighbouring values of the depth that Structured3D, PBRS and SUNCG store.
+_STEP = 0.001
 
 
 def unit_normals(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -37,10 +39,11 @@ def stored_and_computed(
     """Stored normals, and those that `normals_from_depth` computes: (N, 3) both.
 
     They are taken at the pixels of a coarse grid where both are known. What the two agree in tells the frame of the
-    stored ones.
+    stored ones. The depth is that of datasets which store whole millimetres.
     """
     stride = max(1, depth.shape[1] // _GRID)
     few = np.s_[stride // 2 :: stride, stride // 2 :: stride]
-    stored, computed = normal[few], normals_from_depth(depth[few], resized_camera(camera, 1 / stride, 1 / stride))
+    coarse = resized_camera(camera, 1 / stride, 1 / stride)
+    stored, computed = normal[few], normals_from_depth(depth[few], coarse, step=_STEP)
     both = stored.any(axis=2) & computed.any(axis=2)
     return stored[both], computed[both]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from errno import EIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -26,6 +30,18 @@ def four_channels(path: Path) -> None:
     with Image.open(path) as image:
         other = Image.new("RGBA", image.size, (1, 2, 3, 255))
     other.save(path, "PNG")
+
+
+def fail_to_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the file can be opened by Python's own means only, and that fails as on a broken disk."""
+    genuine = io.open
+
+    def failing(file: Any, *rest: Any, **more: Any) -> Any:
+        if isinstance(file, str | Path) and Path(file) == path:
+            raise OSError(EIO, "Input/output error", str(path))
+        return genuine(file, *rest, **more)
+
+    monkeypatch.setattr(io, "open", failing)
 
 
 UNREADABLE: dict[str, Callable[[Path], object]] = {

@@ -80,6 +80,37 @@ def scene(camera: Intrinsics, height: int, width: int, *, scale: float = 1.0) ->
     )
 
 
+def wall(camera: Intrinsics, height: int, width: int, distance: float) -> PlaneScene:
+    """A wall alone, turned by 20 degrees about the vertical, which the optical axis meets at this many metres."""
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    rays = _ray(camera, columns, rows)
+    normal = np.array([np.sin(np.radians(20)), 0.0, -np.cos(np.radians(20))])
+    z = normal[2] * distance / (rays @ normal)
+    assert z.min() > 0, "the camera sees past the wall's horizon"
+    return PlaneScene(
+        camera=camera,
+        z=z,
+        ray_length=z * np.linalg.norm(rays, axis=2),
+        normal=np.broadcast_to(normal, rays.shape),
+        instance=np.full(z.shape, WALL, np.int32),
+    )
+
+
+def assert_wall(record: Record, wall: PlaneScene, *, mean: float = 0.5, p90: float = 2.0, known: float = 0.99) -> None:
+    """Normals of a record are those of the wall, as well as its depth's steps allow.
+
+    Args:
+        mean, p90: degrees, of the errors of all normals that are known.
+        known: smallest share of the pixels that must have a normal.
+    """
+    assert record.normal is not None
+    has_normal = record.normal.any(axis=2)
+    assert has_normal.mean() >= known, f"only {has_normal.mean():.3f} of the wall has a normal"
+    errors = angles(record.normal, wall.normal)[has_normal]
+    assert errors.mean() <= mean, f"normals are off by {errors.mean():.3f} degrees in the mean"
+    assert np.quantile(errors, 0.9) <= p90, f"a tenth of the normals is off by {np.quantile(errors, 0.9):.3f} degrees"
+
+
 def assert_matches(
     record: Record,
     scene: PlaneScene,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sources.damage import DAMAGES
-from sources.planes import PlaneScene, assert_matches, assert_packs
+from sources.damage import DAMAGES, fail_to_read
+from sources.planes import PlaneScene, assert_matches, assert_packs, assert_wall, wall
 from sources.trees.photos import write_photos
 from sources.trees.scenenet import HOLE, room_with_window, write_frame
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.sources import scenenet as layout
 from fastssl.sources.scenenet import CAMERA, HEIGHT, WIDTH, SceneNetSource
 
@@ -66,6 +68,30 @@ def test_the_camera_is_the_one_of_the_dataset() -> None:
     x = ((u + 0.5) / 320 * 2 - 1) * np.tan(np.radians(30))
     y = ((v + 0.5) / 240 * 2 - 1) * np.tan(np.radians(22.5))
     assert ((u + 0.5 - CAMERA.cx) / CAMERA.fx, (v + 0.5 - CAMERA.cy) / CAMERA.fy) == pytest.approx((x, y))
+
+
+@pytest.mark.parametrize("distance", [2, 5, 10, 20])
+def test_a_wall_has_its_normals_in_millimetres_of_the_ray(tmp_path: Path, distance: float) -> None:
+    """Steps of a millimetre need 14 cm of a surface, so that lines have 38 pixels at 2 m and 5 at 20 m."""
+    view = wall(CAMERA, HEIGHT, WIDTH, distance)
+    write_frame(tmp_path / "val" / "0" / "1", 0, view, hole=False)
+    assert_wall(read(tmp_path), view, mean=0.15, p90=0.25, known=1)
+
+
+def test_the_wall_would_notice_other_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = wall(CAMERA, HEIGHT, WIDTH, 2)
+    write_frame(tmp_path / "val" / "0" / "1", 0, view, hole=False)
+    monkeypatch.setattr(layout, "_steps", lambda: 0.0001)
+    with pytest.raises(AssertionError, match="in the mean"):
+        assert_wall(read(tmp_path), view)
+
+
+def test_steps_are_shorter_off_the_axis() -> None:
+    """A millimetre of the ray in the corner, whose slopes are tan 30 and tan 22.5 degrees but for half a pixel."""
+    steps = layout._steps()
+    assert steps.max() == pytest.approx(0.001, rel=1e-4)
+    corner = 0.001 / np.sqrt(1 + np.tan(np.radians(30)) ** 2 + np.tan(np.radians(22.5)) ** 2)
+    assert steps[0, 0] == steps.min() == pytest.approx(corner, rel=0.01)
 
 
 def as_it_is(values: NDArray[Any], camera: Intrinsics) -> NDArray[np.float32]:
@@ -155,12 +181,53 @@ def test_frames_come_in_the_order_of_their_numbers(tree: Path) -> None:
         ("val", None, "0/3/0", 3),
         ("train/1", None, "1000/0", 3),
         ("train/0", "train", "9/0", 6),
+        ("train/0/10", None, "0", 3),
+        ("train/0/10", "train", "0", 3),
     ],
 )
 def test_any_level_of_the_tree_can_be_given(tree: Path, below: str, subset: str | None, first: str, count: int) -> None:
-    frames = list(SceneNetSource(tree / below, subset=subset).references())
+    source = SceneNetSource(tree / below, subset=subset)
+    frames = list(source.references())
     assert (frames[0], len(frames)) == (first, count)
-    assert SceneNetSource.recognise(tree / below)
+    assert len({source.key(frame) for frame in frames}) == count
+
+
+@pytest.mark.parametrize(
+    ("below", "evidence"),
+    [("", "train/0/9 has"), ("val", "0/3 has"), ("train/1", "1000 has"), ("train/0/10", "the folder has")],
+)
+def test_it_is_told_what_speaks_for_it(tree: Path, below: str, evidence: str) -> None:
+    assert SceneNetSource.recognise(tree / below) == f"{evidence} photo, depth and instance"
+
+
+def test_a_trajectory_without_depth_does_not_hide_the_others(tree: Path) -> None:
+    (tree / "train/0/9/depth").rmdir()
+    assert SceneNetSource.recognise(tree) == "train/0/10 has photo, depth and instance"
+
+
+@pytest.mark.parametrize("below", ["", "train", "train/0", "train/0/195"])
+def test_the_sample_is_the_same_whichever_part_is_given(root: Path, room: PlaneScene, below: str) -> None:
+    check(read(root / below), room)
+
+
+def test_what_no_photo_needs_is_counted(root: Path) -> None:
+    (root / "scenenet_rgbd_train_0.pb").touch()
+    assert SceneNetSource(root).passed_over() == {}
+    trajectory = root / "train" / "0" / "195"
+    for name in ("depth/25.png", "instance/25.png", "photo/04550.jpg", "notes.txt", "normal/4550.png"):
+        (trajectory / name).parent.mkdir(exist_ok=True)
+        (trajectory / name).touch()
+    for below in ("", "train", "train/0", "train/0/195"):
+        passed = SceneNetSource(root / below).passed_over()
+        expected = {"files ending in .jpg": 1, "files ending in .png": 3, "files ending in .txt": 1}
+        assert {reason: kept.count for reason, kept in passed.items()} == expected
+
+
+def test_files_of_another_subset_are_not_left_out_by_mistake(tree: Path) -> None:
+    passed = SceneNetSource(tree, subset="val").passed_over()
+    assert {reason: kept.first for reason, kept in passed.items()} == {
+        "files ending in .txt": ["train/0/9/photo/notes.txt"]
+    }
 
 
 def test_a_subset_that_is_not_there_is_an_error(tree: Path) -> None:
@@ -178,7 +245,7 @@ def test_photos_in_numbered_folders_are_not_taken_for_it(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("plane", ["photo/4550.jpg", "depth/4550.png", "instance/4550.png"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named(root: Path, plane: str, damage: str) -> None:
+def test_a_damaged_file_is_named(root: Path, plane: str, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     source = SceneNetSource(root)
     path = root / "train" / "0" / "195" / plane
     DAMAGES[damage](path)
@@ -188,6 +255,18 @@ def test_a_damaged_file_is_named(root: Path, plane: str, damage: str) -> None:
     with pytest.raises(DataError) as caught:
         source.read("train/0/195/4550")
     assert caught.value.where == path
+    assert machine_fault(caught.value) is None
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("plane", ["photo/4550.jpg", "depth/4550.png", "instance/4550.png"])
+def test_a_fault_of_the_disk_is_the_machines(root: Path, plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root / "train" / "0" / "195" / plane
+    fail_to_read(path, monkeypatch)
+    with pytest.raises(DataError) as caught:
+        read(root)
+    assert caught.value.where == path
+    assert machine_fault(caught.value).errno == errno.EIO
 
 
 def test_it_packs_and_reads_back(root: Path, room: PlaneScene, tmp_path: Path) -> None:

@@ -21,16 +21,17 @@ def room_with_window() -> PlaneScene:
     return room
 
 
-def ray_millimetres(room: PlaneScene) -> NDArray[np.uint16]:
+def ray_millimetres(room: PlaneScene, hole: bool) -> NDArray[np.uint16]:
     millimetres = np.rint(room.ray_length * 1000).astype(np.uint16)
-    millimetres[HOLE] = 0
+    if hole:
+        millimetres[HOLE] = 0
     return millimetres
 
 
-def write_frame(trajectory: Path, number: int, room: PlaneScene) -> None:
-    photo = np.stack([room.z * 40, room.z * 20, np.full_like(room.z, 90)], axis=-1).astype(np.uint8)
+def write_frame(trajectory: Path, number: int, room: PlaneScene, *, hole: bool = True) -> None:
+    photo = np.stack([room.z * 4, room.z * 2, np.full_like(room.z, 90)], axis=-1).astype(np.uint8)
     save(trajectory / "photo" / f"{number}.jpg", photo)
-    save(trajectory / "depth" / f"{number}.png", ray_millimetres(room))
+    save(trajectory / "depth" / f"{number}.png", ray_millimetres(room, hole))
     save(trajectory / "instance" / f"{number}.png", room.instance.astype(np.uint16))
 
 

@@ -45,6 +45,13 @@ def planes() -> Planes:
     return {"image": np.full((HEIGHT, WIDTH, 3), (10, 20, 200), np.uint8), "depth": depth, "seg": meshes}
 
 
+def wall_planes(view: PlaneScene) -> Planes:
+    """A wall as genuine files hold it: float32 arrays, all of whose values are those of float16."""
+    depth = view.z.astype(np.float16).astype(np.float32)
+    colour, mesh = np.full((HEIGHT, WIDTH, 3), 90, np.uint8), np.full((HEIGHT, WIDTH), 7, np.uint8)
+    return {"image": colour, "depth": depth, "seg": mesh}
+
+
 def files(root: Path, reference: str = REFERENCE) -> dict[str, Path]:
     trajectory, _, number = reference.rpartition("/")
     return {

@@ -26,16 +26,17 @@ def scene(camera: Intrinsics = CAMERA, height: int = HEIGHT, width: int = WIDTH)
     return plane_scene(camera, height, width, scale=8)
 
 
-def centimetres(metres: NDArray[np.float64]) -> NDArray[np.uint16]:
+def centimetres(metres: NDArray[np.float64], *, sky: bool = True) -> NDArray[np.uint16]:
     stored = np.round(metres * 100).astype(np.uint16)
-    stored[SKY] = 65535
+    if sky:
+        stored[SKY] = 65535
     return stored
 
 
-def planes_of(view: PlaneScene) -> Planes:
+def planes_of(view: PlaneScene, *, sky: bool = True) -> Planes:
     """What a frame's files hold. Numbers of vehicles are small; neighbours differ by one."""
     tracks = np.select([view.instance == name for name in IDENTITIES], range(4)).astype(np.uint8)
-    return {"rgb": np.full((*view.z.shape, 3), 90, np.uint8), "depth": centimetres(view.z), "tracks": tracks}
+    return {"rgb": np.full((*view.z.shape, 3), 90, np.uint8), "depth": centimetres(view.z, sky=sky), "tracks": tracks}
 
 
 def files(root: Path, reference: str = REFERENCE) -> dict[str, Path]:
