@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fastssl.faults import machine_fault
+from fastssl.sources.lists import is_regular, numbered_lines, open_regular
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\nb\n", [(1, "a"), (2, "b")]),
+        (b"\xef\xbb\xbfa\r\n\r\nb 1 \r\n\r\n", [(1, "a"), (3, "b 1")]),
+        (b"\n  \t\na\rb", [(3, "a"), (4, "b")]),
+        (b"", []),
+    ],
+)
+def test_lines_are_read_as_editors_leave_them(tmp_path: Path, content: bytes, lines: list[tuple[int, str]]) -> None:
+    (tmp_path / "list").write_bytes(content)
+    assert list(numbered_lines(tmp_path / "list")) == lines
+
+
+def test_what_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes("a\n".encode("utf-16"))
+    with pytest.raises(UnicodeDecodeError):
+        list(numbered_lines(tmp_path / "list"))
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "alias").symlink_to("file")
+    assert [name for name in sorted(os.listdir(tmp_path)) if is_regular(tmp_path / name)] == ["alias", "file"]
+    for path in (tmp_path / "missing", tmp_path / "file" / "below", tmp_path):
+        assert not is_regular(path)
+    open_regular(tmp_path / "alias").close()
+    for name in ("pipe", "link", "loop", "missing", "."):
+        with pytest.raises(OSError) as caught:
+            open_regular(tmp_path / name)
+        assert machine_fault(caught.value) is None
+
+
+def test_what_cannot_be_told_is_not_taken_for_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "stat", stale)
+    with pytest.raises(OSError) as caught:
+        is_regular(tmp_path)
+    assert machine_fault(caught.value) is caught.value
