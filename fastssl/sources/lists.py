@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fastssl.errors import DataError
+
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -16,14 +18,28 @@ def is_regular(path: Path) -> bool:
     """The path leads to a regular file.
 
     Raises:
-        OSError: that cannot be told. `Path.is_file` takes this for "no", in some versions of Python.
+        DataError: that cannot be told; some versions of Python's `Path.is_file` would take it for "no".
     """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """The path leads to a folder.
+
+    Raises:
+        DataError: that cannot be told.
+    """
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Kind and rights of what a path leads to, 0 if it leads nowhere."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return path.stat().st_mode
     except OSError as error:
-        if error.errno not in _NOT_THERE:
-            raise
-        return False
+        if error.errno in _NOT_THERE:
+            return 0
+        raise DataError("a file cannot be looked at", where=path, seen=error.strerror) from error
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fastssl.errors import DataError
 from fastssl.faults import machine_fault
-from fastssl.sources.lists import is_regular, numbered_lines, open_regular
+from fastssl.sources.lists import is_folder, is_regular, numbered_lines, open_regular
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,15 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     (tmp_path / "alias").symlink_to("file")
-    assert [name for name in sorted(os.listdir(tmp_path)) if is_regular(tmp_path / name)] == ["alias", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir() if is_regular(path)) == ["alias", "file"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to folder").symlink_to("folder")
+    assert sorted(path.name for path in tmp_path.iterdir() if is_folder(path)) == ["folder", "to folder"]
     for path in (tmp_path / "missing", tmp_path / "file" / "below", tmp_path):
         assert not is_regular(path)
     open_regular(tmp_path / "alias").close()
     for name in ("pipe", "link", "loop", "missing", "."):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=r"not a regular file|No such file|symbolic links") as caught:
             open_regular(tmp_path / name)
         assert machine_fault(caught.value) is None
 
@@ -51,6 +55,9 @@ def test_what_cannot_be_told_is_not_taken_for_no(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     monkeypatch.setattr(Path, "stat", stale)
-    with pytest.raises(OSError) as caught:
-        is_regular(tmp_path)
-    assert machine_fault(caught.value) is caught.value
+    for look in (is_regular, is_folder):
+        with pytest.raises(DataError) as caught:
+            look(tmp_path)
+        fault = machine_fault(caught.value)
+        assert isinstance(fault, OSError)
+        assert fault.errno == errno.ESTALE
