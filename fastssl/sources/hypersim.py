@@ -35,8 +35,8 @@ half the unit length.
 
 Instances are `semantic_instance`: objects as people labelled them. `render_entity_id` has the parts that an artist
 happened to make, which the dataset's author calls not meaningful (issue 34). What nobody labelled shares -1 with the
-background. People labelled whole parts of a scene and no pixels, so what is -1 are things such as a door's frame, never
-ribbons along a border: a border between labelled and not labelled is one contour.
+background. Parts of the scenes were labelled and no pixels, so what is -1 are whole things, and a border to them is one
+contour; unlabelled ribbons along borders are not to be expected, which was not verified on the data.
 
 Images are tone mapped as the dataset's own previews are: scaled so that the 90th percentile of brightness over all
 pixels but the background becomes 0.8, with a gamma of 2.2.
