@@ -8,7 +8,8 @@
         scene_cam_XX_geometry_hdf5/frame.IIII.normal_cam.hdf5           (H, W, 3) float16, NaN = background
         scene_cam_XX_geometry_hdf5/frame.IIII.semantic_instance.hdf5    (H, W) int16, -1 = none
 
-Every HDF5 file holds one array named `dataset`.
+Every HDF5 file holds one array named `dataset`. The scenes may lie in a folder `scenes`, as in the dataset's own tools.
+The tables are looked for in the given folder, in the one above it, and in `analysis` in each.
 
 Origin of these facts: README, tools and issues of the dataset's repository, apple/ml-hypersim. The two tables lie there
 under `contrib/mikeroberts3000` and `evermotion_dataset/analysis`.
@@ -34,7 +35,8 @@ half the unit length.
 
 Instances are `semantic_instance`: objects as people labelled them. `render_entity_id` has the parts that an artist
 happened to make, which the dataset's author calls not meaningful (issue 34). What nobody labelled shares -1 with the
-background.
+background. Parts of the scenes were labelled and no pixels, so what is -1 are whole things, and a border to them is one
+contour; unlabelled ribbons along borders are not to be expected, which was not verified on the data.
 
 Images are tone mapped as the dataset's own previews are: scaled so that the 90th percentile of brightness over all
 pixels but the background becomes 0.8, with a gamma of 2.2.
@@ -43,6 +45,7 @@ pixels but the background becomes 0.8, with a gamma of 2.2.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -55,11 +58,13 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain
+from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.sources import census
 from fastssl.sources.hdf5 import open_hdf5
 from fastssl.sources.keys import key_of, reference_parts
 from fastssl.sources.listing import matching_names
-from fastssl.sources.opening import checked_subset, first_reference
+from fastssl.sources.lists import is_regular, open_regular
+from fastssl.sources.opening import checked_subset, first_reference, whole_path
 
 CAMERAS = "metadata_camera_parameters.csv"
 SPLIT = "metadata_images_split_scene_v1.csv"
@@ -72,6 +77,20 @@ _REPOSITORY = {
 _SCENE = re.compile(r"ai_[0-9]{3}_[0-9]{3}")
 _FINAL = re.compile(r"scene_(cam_[0-9]{2})_final_hdf5")
 _COLOR = re.compile(r"frame\.([0-9]{4})\.color\.hdf5")
+_HOMES = ("", "scenes/")
+"""Where the scenes may be; the first counts that has some."""
+_IMAGE = re.compile(
+    r"(?P<scene>ai_[0-9]{3}_[0-9]{3})/images/scene_(?P<camera>cam_[0-9]{2})_final_hdf5"
+    r"/frame\.(?P<frame>[0-9]{4})\.color\.hdf5"
+)
+_KNOWN = re.compile(
+    r"ai_[0-9]{3}_[0-9]{3}/(_detail/.*\.(csv|hdf5)"
+    r"|images/scene_cam_[0-9]{2}_(final|geometry)_(hdf5/frame\.[0-9]{4}\.[a-z_]+\.hdf5"
+    r"|preview/frame\.[0-9]{4}\.[a-z_.]+\.(jpg|png)))"
+)
+"""Files below the folder of the scenes that the dataset consists of."""
+
+WITHHELD = f"frames that {SPLIT} does not release"
 
 _BRIGHTNESS = np.array([0.3, 0.59, 0.11], np.float32)
 _GAMMA = 2.2
@@ -83,10 +102,12 @@ _SHORTEST = np.float32(0.5)
 class HypersimSource:
     """The frames in one folder; a reference is `SCENE/CAMERA/FRAME`, as in `ai_001_001/cam_00/0000`.
 
+    Before it stands `scenes/`, if the scenes lie there.
+
     Frames that the table of the split marks as not released are left out, if that table is there.
 
     Args:
-        path: the folder of the scenes and of the two tables.
+        path: the folder of the scenes and of the two tables, or one scene.
         subset: `train`, `val` or `test` of the split; None takes every frame in the folder.
 
     Raises:
@@ -100,33 +121,38 @@ class HypersimSource:
     licence: str = "CC-BY-SA-3.0"
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
+    def recognise(cls, path: Path) -> str | None:
         """A folder of scenes, one of which has rendered images."""
-        return any(matching_names(path / scene / "images", _FINAL) for scene in matching_names(path, _SCENE))
+        base, scenes = _scenes(path)
+        first = next((scene for scene in scenes if matching_names(base / scene / "images", _FINAL)), None)
+        return None if first is None else f"{first} has rendered images"
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
+        self._split = self._table(SPLIT)
         first_reference(
             self, "frames of Hypersim", expected="ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5"
         )
-        self._lenses = _lenses(self.path / CAMERAS)
+        self._cameras = self._table(CAMERAS)
+        self._lenses = _lenses(self._cameras)
 
     def references(self) -> Iterator[str]:
         """By scene, camera and number; one folder's names at a time."""
-        released = self._released()
-        for scene in matching_names(self.path, _SCENE):
-            images = self.path / scene / "images"
+        released = self._released(self.subset)
+        base, scenes = _scenes(self.path)
+        for scene in scenes:
+            images = base / scene / "images"
             for folder in matching_names(images, _FINAL):
                 camera = _FINAL.sub(r"\1", folder)
                 for name in matching_names(images / folder, _COLOR):
                     frame = _COLOR.sub(r"\1", name)
-                    if released is None or int(frame) in released.get((scene, camera), ()):
+                    if _is_released(released, _name(scene), camera, frame):
                         yield f"{scene}/{camera}/{frame}"
 
     def key(self, reference: str) -> str:
-        """The reference with `__` for every slash."""
-        return key_of(f"{reference}.jpg")
+        """Scene, camera and frame with `__` for every slash."""
+        return key_of("/".join(reference.rsplit("/", 3)[-3:]) + ".jpg")
 
     def read(self, reference: str) -> Record:
         """One frame.
@@ -135,9 +161,11 @@ class HypersimSource:
             DataError: a file of it is missing, cannot be decoded, or holds something else, or the table of lenses lacks
                 its scene; the error names the file.
         """
-        scene, camera, frame = reference_parts(reference, "SCENE/CAMERA/FRAME")
-        lens = self._lens(scene)
-        images = self.path / scene / "images"
+        reference_parts(reference, "SCENE/CAMERA/FRAME")
+        scene, camera, frame = reference.rsplit("/", 2)
+        lens = self._lens(_name(scene))
+        base, _ = _scenes_below(self.path)
+        images = base / scene / "images"
         color = _read_array(images / f"scene_{camera}_final_hdf5" / f"frame.{frame}.color.hdf5", "f", (None, None, 3))
         height, width, _ = color.shape
         geometry = images / f"scene_{camera}_geometry_hdf5"
@@ -154,27 +182,70 @@ class HypersimSource:
             camera=lens.intrinsics(height, width),
         )
 
-    def _released(self) -> dict[tuple[str, str], set[int]] | None:
+    def passed_over(self) -> dict[str, PassedOver]:
+        """What does not belong to the dataset, and frames that the table of the split does not release."""
+        tally, released = Tally(), self._released(None)
+        base, scenes = _scenes(self.path)
+        below = "" if base == self.path else f"{whole_path(self.path).name}/"
+        home = scenes[0].removesuffix(_name(scenes[0])) if scenes else ""
+
+        def is_used(path: str) -> bool:
+            inside = (below + path).removeprefix(home)
+            image = _IMAGE.fullmatch(inside)
+            if image is not None and not _is_released(released, image["scene"], image["camera"], image["frame"]):
+                tally.add(WITHHELD, path)
+            return _KNOWN.fullmatch(inside) is not None or path.removeprefix("analysis/") in _REPOSITORY
+
+        return census.passed_over(self.path, is_used, tally)
+
+    def _table(self, name: str) -> Path:
+        """Where a table is, or if it is nowhere, where it ought to be."""
+        base, _ = _scenes_below(self.path)
+        tops = (self.path, base, whole_path(base).parent)
+        paths = (top / folder / name for top in tops for folder in ("", "analysis"))
+        return next(filter(is_regular, paths), self.path / name)
+
+    def _released(self, subset: str | None) -> dict[tuple[str, str], set[int]] | None:
         """Numbers of the frames to use, by scene and camera; None for any."""
-        table = self.path / SPLIT
-        if self.subset is None and not table.is_file():
+        if subset is None and not is_regular(self._split):
             return None
         frames: dict[tuple[str, str], set[int]] = {}
         columns = ("scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name")
-        for scene, camera, frame, released, partition in _rows(table, columns):
-            if released == "True" and self.subset in (None, partition):
-                frames.setdefault((scene, camera), set()).add(int(_number(table, frame)))
+        for scene, camera, frame, released, partition in _rows(self._split, columns):
+            if released == "True" and subset in (None, partition):
+                frames.setdefault((scene, camera), set()).add(_whole_number(self._split, frame))
         return frames
 
     def _lens(self, scene: str) -> _Lens:
         if scene not in self._lenses:
             raise DataError(
                 "the table of lenses lacks a scene",
-                where=self.path / CAMERAS,
+                where=self._cameras,
                 seen=scene,
                 do=f"copy the whole table from {_REPOSITORY[CAMERAS]}",
             )
         return self._lenses[scene]
+
+
+def _scenes_below(path: Path) -> tuple[Path, re.Pattern[str]]:
+    """The folder that paths of scenes are relative to, and which names of scenes count."""
+    whole = whole_path(path)
+    return (whole.parent, re.compile(whole.name)) if _SCENE.fullmatch(whole.name) else (path, _SCENE)
+
+
+def _scenes(path: Path) -> tuple[Path, list[str]]:
+    """What paths of scenes are relative to, and these paths; they begin alike."""
+    base, pattern = _scenes_below(path)
+    homes = ([home + scene for scene in matching_names(base / home, pattern)] for home in _HOMES)
+    return base, next(filter(None, homes), [])
+
+
+def _is_released(released: dict[tuple[str, str], set[int]] | None, scene: str, camera: str, frame: str) -> bool:
+    return released is None or int(frame) in released.get((scene, camera), ())
+
+
+def _name(scene: str) -> str:
+    return scene.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +316,16 @@ def _rows(table: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     """These columns of every row of a CSV file."""
     do = f"copy it from {_REPOSITORY[table.name]}"
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, restval="")
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+        with open_regular(table) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+            rows = csv.reader(lines)
+            names = [name.strip() for name in next(rows, [])]
+            missing = [name for name in columns if name not in names]
             if missing:
-                raise DataError("a table lacks a column", where=table, seen=rows.fieldnames, expected=missing[0], do=do)
+                raise DataError("a table lacks a column", where=table, seen=names, expected=missing[0], do=do)
+            places = [names.index(name) for name in columns]
             for row in rows:
-                yield [row[name] for name in columns]
+                if any(map(str.strip, row)):
+                    yield [row[place].strip() if place < len(row) else "" for place in places]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError("a table cannot be read", where=table, seen=str(error), do=do) from error
 
@@ -261,6 +335,13 @@ def _number(table: Path, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError("a table is damaged", where=table, seen=repr(text), expected="a number") from error
+
+
+def _whole_number(table: Path, text: str) -> int:
+    number = _number(table, text)
+    if not number.is_integer():
+        raise DataError("a table is damaged", where=table, seen=repr(text), expected="a whole number")
+    return int(number)
 
 
 def _read_array(path: Path, kind: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -10,6 +10,9 @@
         camera/quaternions                      F rotations from camera to world, (w, x, y, z)
     features.json, dataset_info.json        not needed
 
+These files lie in `movi_X/SIZE/VERSION`, as in `movi_e/256x256/1.0.0`. Any folder above them may be given, as long as
+there is only one such version below it.
+
 Origin of these facts: google-research/kubric (`challenges/movi/movi_*.py`, `kubric/core/cameras.py`,
 `kubric/core/objects.py`, `kubric/renderer/blender_utils.py`) and tensorflow/datasets (its features `Image` and `Video`,
 `example_serializer.py`).
@@ -18,6 +21,9 @@ Depth is the distance from the camera's centre, computed for pixel centres at in
 range is that of the whole video. Kubric's renderer itself writes float32 TIFF in metres; frames stored so are told by
 their mode and taken too. Not known is the depth of points more than 65.535 m away, and all depth of a video that shows
 Blender's background, whose distance of 1e10 leaves everything else within one step of the codes.
+
+Identities are rendered, one a pixel, so there are no unlabelled ribbons between objects: the border of an object to the
+background, 0, is one contour. Floor and surroundings are both background, and no contour separates these.
 
 The lens has square pixels, and its axis meets the image's middle.
 
@@ -45,7 +51,8 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import depth_from_ray_length, pixel_rays
-from fastssl.shards import Domain
+from fastssl.shards import Domain, PassedOver
+from fastssl.sources import census
 from fastssl.sources.images import decode_image, decode_plane
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import matching_names
@@ -54,6 +61,11 @@ from fastssl.sources.opening import checked_subset
 from fastssl.sources.tfrecord import example_features, read_record, record_extents
 
 _FILE = re.compile(r"[a-z_]*movi_[a-f]-(?P<split>[a-z]+)\.tfrecord-[0-9]{5}-of-[0-9]{5}")
+_DESCRIPTION = r"features\.json|dataset_info\.json|[^/]+\.labels\.txt"
+"""Files of TFDS beside them, which are not needed."""
+_BELOW = re.compile(r"movi_[a-f]|[0-9]+x[0-9]+|[0-9]+\.[0-9]+\.[0-9]+")
+"""Folders of a variant, a size or a version, one below the other."""
+_DEPTH = 3
 _REFERENCE = re.compile(r"(?P<file>[^/]+)/(?P<record>[0-9]+)/(?P<frame>[0-9]+)")
 _PLANES = ("video", "depth", "normal", "segmentations")
 _NUMBERS = ("metadata/depth_range", "camera/focal_length", "camera/sensor_width", "camera/quaternions")
@@ -88,12 +100,12 @@ class MoviSource:
     missing from a partial download are not missed.
 
     Args:
-        path: the folder of a version, such as `movi_e/256x256/1.0.0`.
+        path: the folder of a version, such as `movi_e/256x256/1.0.0`, or one above it.
         subset: a split, `train`, `validation` or `test` (C, D and E have the last); None takes all that are there.
 
     Raises:
         UsageError: there is no file of this split.
-        DataError: the folder holds no TFRecord files of MOVi.
+        DataError: the folder holds no TFRecord files of MOVi, or those of several variants, sizes or versions.
     """
 
     layout: ClassVar[str] = "movi"
@@ -102,20 +114,35 @@ class MoviSource:
     licence: str = "not stated with the data (Kubric: Apache-2.0, Google Scanned Objects: CC-BY-4.0); check the terms"
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
-        """A folder with TFRecord files of MOVi."""
-        return bool(matching_names(path, _FILE))
+    def recognise(cls, path: Path) -> str | None:
+        """A folder with TFRecord files of MOVi, itself or in folders of variants, sizes and versions."""
+        versions = _versions(path)
+        if not versions:
+            return None
+        others = f", and {len(versions) - 1} more" if len(versions) > 1 else ""
+        return f"{versions[0].rstrip('/') or 'it'} has {matching_names(path / versions[0], _FILE)[0]}{others}"
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
-        splits = {split for split, _ in self._files()}
-        if not splits:
+        versions = _versions(self.path)
+        if not versions:
             raise DataError(
                 "the folder holds no TFRecord files of MOVi",
                 where=self.path,
                 expected="files such as movi_e-train.tfrecord-00000-of-01024",
                 do="give the folder of one version, such as movi_e/256x256/1.0.0",
             )
+        if len(versions) > 1:
+            raise DataError(
+                "the folder holds several versions of MOVi",
+                where=self.path,
+                seen=", ".join(version.rstrip("/") for version in versions),
+                expected="one variant in one size and version",
+                do=f"give one of them, such as {self.path / versions[0]}",
+            )
+        self._below = versions[0]
+        self._folder = self.path / self._below
+        splits = {split for split, _ in self._files()}
         self.subset = checked_subset(self.layout, subset, sorted(splits))
         self._last: tuple[str, int, _Video] | None = None
 
@@ -133,7 +160,7 @@ class MoviSource:
         for split, name in self._files():
             if self.subset not in (None, split):
                 continue
-            for record, _ in enumerate(record_extents(self.path / name)):
+            for record, _ in enumerate(record_extents(self._folder / name)):
                 frames = frames or len(self._video(name, record))
                 for frame in range(frames):
                     yield f"{name}/{record:05d}/{frame:02d}"
@@ -154,22 +181,39 @@ class MoviSource:
             raise DataError("a reference is not of this dataset", seen=reference, expected="FILE/RECORD/FRAME")
         record, frame = int(parts["record"]), int(parts["frame"])
         video = self._video(parts["file"], record)
-        where = f"{self.path / parts['file']}: record {record}"
+        where = f"{self._folder / parts['file']}: record {record}"
         if frame >= len(video):
             raise DataError("a record has no such frame", where=where, seen=frame, expected=f"0 to {len(video) - 1}")
         return _frame(video, frame, where, self.key(reference))
 
+    def passed_over(self) -> dict[str, PassedOver]:
+        """Whatever is no file of this version."""
+        used = re.compile(f"{re.escape(self._below)}(?:{_FILE.pattern}|{_DESCRIPTION})")
+        return census.passed_over(self.path, lambda path: used.fullmatch(path) is not None)
+
     def _files(self) -> list[tuple[str, str]]:
         """Split and name of each file, sorted."""
-        return sorted((_FILE.sub(r"\g<split>", name), name) for name in matching_names(self.path, _FILE))
+        return sorted((_FILE.sub(r"\g<split>", name), name) for name in matching_names(self._folder, _FILE))
 
     def _video(self, name: str, record: int) -> _Video:
         # Frames are read in a row, and checking and parsing a record costs as much as decoding some of them.
         if self._last is None or self._last[:2] != (name, record):
-            path = self.path / name
+            path = self._folder / name
             video = _video(read_record(path, record), f"{path}: record {record}")
             self._last = (name, record, video)
         return self._last[2]
+
+
+def _versions(path: Path) -> list[str]:
+    """Folders with TFRecord files of MOVi, relative to the path, each with a slash at its end; or the path itself."""
+    found, waiting = [], [""]
+    while waiting:
+        folder = waiting.pop()
+        if matching_names(path / folder, _FILE):
+            found.append(folder)
+        elif folder.count("/") < _DEPTH:
+            waiting += [f"{folder}{name}/" for name in matching_names(path / folder, _BELOW)]
+    return sorted(found)
 
 
 def _video(example: bytes, where: str) -> _Video:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from fastssl.errors import DataError, UsageError
 from fastssl.shards import Source
@@ -36,3 +37,8 @@ def first_reference(source: Source, samples: str, *, expected: str, do: str | No
         subset = f", subset {source.subset}" if source.subset else ""
         raise DataError(f"the folder holds no {samples}{subset}", where=source.path, expected=expected, do=do)
     return first
+
+
+def whole_path(path: Path) -> Path:
+    """The path from the root on, with a name and a folder above it, whichever way it was given; links stay."""
+    return path.resolve() if ".." in path.parts else path.absolute()

@@ -7,12 +7,15 @@
     KEY_instance.png       16-bit gray, object identities
     KEY.json               size and intrinsics; written last, so a room that has it has all planes
 
+Identities are rendered, one a pixel: no pixel is without one, and each border is one contour.
+
 Normals lose 0.39 degrees at most (0.17 on average), and as much again when they are packed with the same codes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -25,14 +28,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
-from fastssl.shards import Domain
+from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.sources import census
 from fastssl.sources.images import read_plane
+from fastssl.sources.lists import is_folder, is_regular, open_regular
 from fastssl.sources.opening import checked_subset
 
 RUN = "render.json"
 PLANES = ("rgb", "depth", "normal", "instance")
+UNFINISHED = "planes of rooms that are not finished"
 
 _MODES = {"rgb": "RGB", "depth": "I;16", "normal": "RGB", "instance": "I;16"}
+_PLANE = re.compile(rf"(?P<key>[^/]+)_({'|'.join(PLANES)})\.png")
 _LARGEST = 65535
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -90,9 +97,9 @@ class RenderSource:
     labelled: ClassVar[bool] = True
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
+    def recognise(cls, path: Path) -> str | None:
         """The folder of a run: it says how its rooms were made."""
-        return (path / RUN).is_file()
+        return f"it has {RUN}" if is_regular(path / RUN) else None
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
@@ -127,11 +134,26 @@ class RenderSource:
             camera=Intrinsics(**room.camera.model_dump()),
         )
 
+    def passed_over(self) -> dict[str, PassedOver]:
+        """Whatever is no file of a room, and planes of rooms whose description is not there."""
+        tally, keys = Tally(), set(self._keys())
+
+        def is_used(path: str) -> bool:
+            plane = _PLANE.fullmatch(path)
+            if plane is not None and plane["key"] not in keys:
+                tally.add(UNFINISHED, path)
+            return plane is not None or path == RUN or (path.endswith(".json") and path.removesuffix(".json") in keys)
+
+        return census.passed_over(self.path, is_used, tally)
+
     def _keys(self) -> Iterator[str]:
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if entry.name.endswith(".json") and entry.name != RUN:
-                    yield entry.name.removesuffix(".json")
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".json") and entry.name[0] != "." and entry.name != RUN and entry.is_file():
+                        yield entry.name.removesuffix(".json")
+        except OSError as error:
+            raise DataError("a folder cannot be listed", where=self.path, seen=error.strerror) from error
 
 
 def read_run(folder: Path) -> RenderRun:
@@ -140,7 +162,7 @@ def read_run(folder: Path) -> RenderRun:
     Raises:
         DataError: there is no such folder, or no valid `render.json` in it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError("there is no such folder", where=folder, expected="a folder written by fastssl render")
     return _described(RenderRun, folder / RUN)
 
@@ -186,7 +208,8 @@ def _plane(folder: Path, key: str, name: str) -> Path:
 
 def _described(model: type[_Model], path: Path) -> _Model:
     try:
-        return model.model_validate_json(path.read_bytes())
+        with open_regular(path) as file:
+            return model.model_validate_json(file.read())
     except OSError as error:
         raise DataError(
             "a file of the render layout cannot be read", where=path, seen=error.strerror, expected=model.__doc__

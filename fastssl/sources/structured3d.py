@@ -11,6 +11,9 @@
 Origin of these facts: `data_organization.md` of the dataset's repository, bertjiazheng/Structured3D, and its issues.
 Panoramas, which may lie in the same tree, and the unfurnished rooms (`empty`) are not read: no contours there.
 
+Each archive holds the folder `Structured3D` with its scenes. Who unpacks them into folders of their own, side by side,
+has one dataset in several places, and it is read as one; a rendering that lies in several counts once.
+
 Depth is planar: the dataset's author calls a cloud of points right that was made from it as such (issue 11), and at
 least one other importer says to have verified it. At the border of objects it is a mix of both sides, as the author
 says there.
@@ -26,7 +29,8 @@ the order that would fit. What is not of unit length (no surface, or a mix of tw
 camera is not known.
 
 Instances are the objects that have a 3D box. Everything else is background, 65535, which takes in walls, floors and
-ceilings as far as known, so no contour separates these.
+ceilings as far as known, so no contour separates these. An object's border to the background is a contour like any
+other. As identities are rendered, each pixel has one, and no unlabelled ribbon that would draw a border twice is known.
 
 Six scenes that the dataset's `metadata/errata.txt` calls invalid are left out. The rooms of that list are not: it is
 about their floor plans, which are not used here. Scenes 01600 to 01799 are missing from the published archives (issue
@@ -39,7 +43,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from itertools import permutations, product
+from itertools import permutations, product, takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,12 +53,14 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import pixel_rays
-from fastssl.shards import Domain
+from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of, reference_parts
 from fastssl.sources.listing import matching_names
+from fastssl.sources.lists import is_folder, numbered_lines
 from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
-from fastssl.sources.opening import checked_subset, first_reference
+from fastssl.sources.opening import checked_subset, first_reference, whole_path
 
 SUBSETS = {"train": range(3000), "val": range(3000, 3250), "test": range(3250, 3500)}
 """Numbers of the scenes, as the dataset's README splits them."""
@@ -64,6 +70,22 @@ INVALID_SCENES = frozenset({1155, 1192, 1714, 1816, 1852, 3398})
 _SCENE = re.compile(r"scene_([0-9]{5})")
 _NUMBER = re.compile(r"[0-9]+")
 _POSE_NUMBERS = 12
+
+_UNPACKED = re.compile(r"structured3d.*", re.IGNORECASE)
+"""Folders that archives were unpacked into: `Structured3D`, or `Structured3D_perspective_full_00`."""
+_PERSPECTIVE = re.compile(
+    r"(?P<folder>scene_(?P<number>[0-9]{5})/2D_rendering/[0-9]+/perspective/full/[0-9]+)/rgb_rawlight\.png"
+)
+_IMAGES = r"(rgb_(rawlight|coldlight|warmlight)|semantic|instance|albedo|depth|normal)\.png"
+_KNOWN = re.compile(
+    r"scene_[0-9]{5}/(bbox_3d\.json|annotation_3d\.json|2D_rendering/[0-9]+/("
+    rf"perspective/(empty|full)/[0-9]+/({_IMAGES}|layout\.json|camera_pose\.txt)"
+    rf"|panorama/((empty|simple|full)/{_IMAGES}|layout\.txt|camera_xyz\.txt)))"
+)
+"""Files below the folder of the scenes that the dataset consists of, by its `data_organization.md`."""
+
+INVALID = "images of scenes that the dataset calls invalid"
+TWICE = "images that another folder of scenes has too"
 
 # Rows: what red, green and blue mean, as vectors (right, down, forward).
 _FRAME = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], np.float32)
@@ -76,8 +98,11 @@ _POOR_FIT = 0.5
 class Structured3DSource:
     """The perspective renderings in one folder; a reference is `SCENE/ROOM/POSITION`, as in `scene_00000/485142/0`.
 
+    Before it stands the path of the folder of scenes, if that lies below the given one.
+
     Args:
-        path: the folder of the scenes, `Structured3D` in the dataset's archives.
+        path: the folder of the scenes, `Structured3D` in the dataset's archives, or the one that holds it or several
+            unpacked archives, or one scene.
         subset: `train`, `val` or `test`; None takes all scenes in the folder.
 
     Raises:
@@ -91,10 +116,15 @@ class Structured3DSource:
     licence: str = "Structured3D Terms of Use"
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
+    def recognise(cls, path: Path) -> str | None:
         """A folder of scenes, the first of which have perspective renderings."""
-        first = matching_names(path, _SCENE)[:10]
-        return any(_renderings(path, scene, room).is_dir() for scene in first for room in _room_names(path, scene))
+        base, homes = _homes(path)
+        for home, scenes in homes.items():
+            for scene in scenes[:10]:
+                folder = base / home / scene
+                if any(is_folder(_renderings(folder, room)) for room in _rooms(folder)):
+                    return f"{home}{scene} has perspective renderings"
+        return None
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
@@ -108,14 +138,22 @@ class Structured3DSource:
 
     def references(self) -> Iterator[str]:
         """By scene, room and position; one folder's names at a time."""
-        scenes = range(100_000) if self.subset is None else SUBSETS[self.subset]
-        for scene, room in _rooms(self.path, scenes):
-            for position in matching_names(_renderings(self.path, scene, room), _NUMBER):
-                yield f"{scene}/{room}/{position}"
+        wanted = range(100_000) if self.subset is None else SUBSETS[self.subset]
+        base, homes = _homes(self.path)
+        for scene in sorted({scene for scenes in homes.values() for scene in scenes}):
+            number = int(_SCENE.sub(r"\1", scene))
+            if number in wanted and number not in INVALID_SCENES:
+                places: dict[tuple[str, str], str] = {}
+                for home in homes:
+                    for room in _rooms(base / home / scene):
+                        for position in matching_names(_renderings(base / home / scene, room), _NUMBER):
+                            places.setdefault((room, position), home)
+                for (room, position), home in sorted(places.items()):
+                    yield f"{home}{scene}/{room}/{position}"
 
     def key(self, reference: str) -> str:
-        """The reference with `__` for every slash."""
-        return key_of(f"{reference}.jpg")
+        """Scene, room and position with `__` for every slash."""
+        return key_of("/".join(reference.rsplit("/", 3)[-3:]) + ".jpg")
 
     def read(self, reference: str) -> Record:
         """One rendering.
@@ -124,8 +162,10 @@ class Structured3DSource:
             DataError: a file of it is missing, cannot be decoded, or holds something else, or the axes of its normals
                 are not those that this layout knows; the error names the file.
         """
-        scene, room, position = reference_parts(reference, "SCENE/ROOM/POSITION")
-        folder = _renderings(self.path, scene, room) / position
+        reference_parts(reference, "SCENE/ROOM/POSITION")
+        scene, room, position = reference.rsplit("/", 2)
+        base, _ = _base(self.path)
+        folder = _renderings(base / scene, room) / position
         image = read_image(folder / "rgb_rawlight.png")
         height, width, _ = image.shape
         camera = _read_camera(folder / "camera_pose.txt", height, width)
@@ -143,28 +183,57 @@ class Structured3DSource:
             camera=camera,
         )
 
+    def passed_over(self) -> dict[str, PassedOver]:
+        """What does not belong to the dataset, its invalid scenes, and renderings that lie in several places."""
+        tally = Tally()
+        base, homes = _homes(self.path)
+        below = "" if base == self.path else f"{whole_path(self.path).name}/"
 
-def _rooms(path: Path, scenes: range) -> Iterator[tuple[str, str]]:
-    """Scenes and rooms with perspective renderings."""
-    for scene in matching_names(path, _SCENE):
-        number = int(_SCENE.sub(r"\1", scene))
-        if number in scenes and number not in INVALID_SCENES:
-            for room in _room_names(path, scene):
-                if _renderings(path, scene, room).is_dir():
-                    yield scene, room
+        def is_used(path: str) -> bool:
+            home = next((home for home in reversed(homes) if (below + path).startswith(home)), "")
+            inside = (below + path).removeprefix(home)
+            image = _PERSPECTIVE.fullmatch(inside)
+            if image is not None and int(image["number"]) in INVALID_SCENES:
+                tally.add(INVALID, path)
+            elif image is not None:
+                before = takewhile(lambda other: other != home, homes)
+                if any(is_folder(base / other / image["folder"]) for other in before):
+                    tally.add(TWICE, path)
+            return _KNOWN.fullmatch(inside) is not None
+
+        return census.passed_over(self.path, is_used, tally)
 
 
-def _room_names(path: Path, scene: str) -> list[str]:
-    return matching_names(path / scene / "2D_rendering", _NUMBER)
+def _base(path: Path) -> tuple[Path, re.Pattern[str]]:
+    """The folder that paths of scenes are relative to, and which names of scenes count."""
+    whole = whole_path(path)
+    if _SCENE.fullmatch(whole.name):
+        return whole.parent, re.compile(whole.name)
+    return path, _SCENE
 
 
-def _renderings(path: Path, scene: str, room: str) -> Path:
-    return path / scene / "2D_rendering" / room / "perspective" / "full"
+def _homes(path: Path) -> tuple[Path, dict[str, list[str]]]:
+    """What references are relative to; and the folders of scenes below it, with a slash behind, and their scenes."""
+    base, pattern = _base(path)
+    folders = [""]
+    if pattern is _SCENE:
+        for name in matching_names(base, _UNPACKED):
+            folders += [f"{name}/", *(f"{name}/{below}/" for below in matching_names(base / name, _UNPACKED))]
+    homes = {folder: matching_names(base / folder, pattern) for folder in folders}
+    return base, {folder: scenes for folder, scenes in homes.items() if scenes}
+
+
+def _rooms(scene: Path) -> list[str]:
+    return matching_names(scene / "2D_rendering", _NUMBER)
+
+
+def _renderings(scene: Path, room: str) -> Path:
+    return scene / "2D_rendering" / room / "perspective" / "full"
 
 
 def _read_camera(path: Path, height: int, width: int) -> Intrinsics:
     try:
-        text = path.read_text("ascii")
+        text = " ".join(line for _, line in numbered_lines(path))
         numbers = [float(word) for word in text.split()]
     except FileNotFoundError as error:
         raise DataError("a file of a rendering is missing", where=path) from error
@@ -174,7 +243,7 @@ def _read_camera(path: Path, height: int, width: int) -> Intrinsics:
         raise DataError(
             "a camera is not what its dataset says",
             where=path,
-            seen=text.strip(),
+            seen=text,
             expected=f"{_POSE_NUMBERS} numbers, of which the tenth and eleventh are half angles below pi / 2",
         )
     x_half, y_half = numbers[9:11]

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.errors import DataError
+from fastssl.sources.lists import open_regular
 
 _HEADER, _CHECKSUM = 12, 4
 
@@ -72,7 +73,7 @@ def read_record(path: Path, number: int) -> bytes:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield file
     except OSError as error:
         raise DataError("a TFRecord file cannot be read", where=path, seen=error.strerror) from error

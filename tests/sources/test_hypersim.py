@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -29,6 +31,7 @@ from sources.trees.hypersim import (
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.geometry import contours, pixel_rays
 from fastssl.sources.hypersim import CAMERAS, SPLIT, HypersimSource
 
@@ -330,6 +333,108 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
         HypersimSource(tmp_path)
     with pytest.raises(DataError, match="no frames of Hypersim"):
         HypersimSource(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("place", ["hypersim", "hypersim/ai_001_001", "", "hypersim/analysis", "analysis"])
+def test_one_scene_finds_its_tables_in_it_and_above_it(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "hypersim"
+    view = write_frames(root, REFERENCE, "ai_001_002/cam_00/0001")
+    write_split(root, [["ai_001_001", "cam_00", 7, True, "", "train"]])
+    (tmp_path / place).mkdir(exist_ok=True)
+    for table in (CAMERAS, SPLIT):
+        (root / table).rename(tmp_path / place / table)
+    assert HypersimSource.recognise(root / "ai_001_001") == "ai_001_001 has rendered images"
+    source = HypersimSource(root / "ai_001_001", subset="train")
+    assert list(source.references()) == [REFERENCE]
+    record = source.read(REFERENCE)
+    assert record.key == "ai_001_001__cam_00__0007"
+    check(record, view)
+    assert source.passed_over() == {}
+    monkeypatch.chdir(root / "ai_001_001" / "images")
+    assert list(HypersimSource("..").references()) == [REFERENCE]
+
+
+def test_scenes_may_lie_where_the_datasets_tools_have_them(tmp_path: Path) -> None:
+    view = write_frames(tmp_path / "scenes", REFERENCE)
+    (tmp_path / "scenes" / CAMERAS).rename(tmp_path / CAMERAS)
+    source = HypersimSource(tmp_path)
+    assert HypersimSource.recognise(tmp_path) == "scenes/ai_001_001 has rendered images"
+    assert list(source.references()) == [f"scenes/{REFERENCE}"]
+    record = source.read(f"scenes/{REFERENCE}")
+    assert record.key == HypersimSource(tmp_path / "scenes").key(REFERENCE) == "ai_001_001__cam_00__0007"
+    check(record, view)
+    assert source.passed_over() == {}
+
+
+def test_what_is_not_packed_is_counted(tmp_path: Path) -> None:
+    write_frames(tmp_path, REFERENCE, "ai_001_001/cam_00/0008", "ai_001_002/cam_00/0001")
+    scene_folder = tmp_path / "ai_001_001"
+    for name in (
+        *("_detail/metadata_scene.csv", "_detail/cam_00/camera_keyframe_positions.hdf5"),
+        *("images/scene_cam_00_final_preview/frame.0007.tonemap.jpg",),
+        *("images/scene_cam_00_geometry_hdf5/frame.0007.position.hdf5",),
+    ):
+        (scene_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (scene_folder / name).touch()
+    assert HypersimSource(tmp_path).passed_over() == {}
+    write_split(
+        tmp_path,
+        [
+            ["ai_001_001", "cam_00", 7, True, "", "train"],
+            ["ai_001_001", "cam_00", 8, False, "CONTENT FLAGGED FOR REMOVAL", ""],
+            ["ai_001_002", "cam_00", 1, True, "", "val"],
+        ],
+    )
+    (scene_folder / "images" / "frame.0007.color.hdf5").touch()
+    write_frame(tmp_path / "scenes", "ai_001_003/cam_00/0001", scene(USUAL, HEIGHT, WIDTH))
+    withheld = "ai_001_001/images/scene_cam_00_final_hdf5/frame.0008.color.hdf5"
+    for subset in (None, "train"):
+        passed = HypersimSource(tmp_path, subset=subset).passed_over()
+        assert {reason: (one.count, one.first[0]) for reason, one in passed.items()} == {
+            "files ending in .hdf5": (5, "ai_001_001/images/frame.0007.color.hdf5"),
+            f"frames that {SPLIT} does not release": (1, withheld),
+        }
+
+
+def test_tables_are_read_as_editors_leave_them(tmp_path: Path) -> None:
+    view = tree(tmp_path)
+    write_split(
+        tmp_path, [["ai_001_001", "cam_00", 7, True, "", "train"], ["ai_001_001", "cam_00", 8, True, "", "val"]]
+    )
+    for table in (tmp_path / CAMERAS, tmp_path / SPLIT):
+        header, *rows = table.read_text().splitlines()
+        spoilt = ["\ufeff" + header.replace(",", ", "), "", *(row.replace(",", " ,") for row in rows), "  ", ",,,", ""]
+        table.write_bytes("\r\n".join(spoilt).encode())
+    source = HypersimSource(tmp_path, subset="train")
+    assert list(source.references()) == [REFERENCE]
+    check(source.read(REFERENCE), view)
+
+
+@pytest.mark.parametrize("frame", ["nan", "inf", "7.5", ""])
+def test_frames_that_are_no_whole_numbers_are_named(tmp_path: Path, frame: str) -> None:
+    tree(tmp_path)
+    write_split(tmp_path, [["ai_001_001", "cam_00", frame, True, "", "train"]])
+    with pytest.raises(DataError, match=f"{SPLIT}(.|\n)*'{frame}'"):
+        HypersimSource(tmp_path)
+
+
+def test_a_fault_of_the_machine_is_no_missing_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastssl.sources.hypersim.open_regular", failing)
+        with pytest.raises(DataError) as caught:
+            HypersimSource(tmp_path)
+    assert machine_fault(caught.value) is not None
+    (tmp_path / CAMERAS).unlink()
+    os.mkfifo(tmp_path / CAMERAS)
+    with pytest.raises(DataError, match="not a regular file") as caught:
+        HypersimSource(tmp_path)
+    assert (caught.value.where, machine_fault(caught.value)) == (tmp_path / CAMERAS, None)
 
 
 def test_the_table_of_lenses_is_needed_whole(tmp_path: Path) -> None:

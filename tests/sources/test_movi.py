@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -200,12 +201,57 @@ def test_references_come_file_by_file(folder: Path) -> None:
     assert list(MoviSource(folder, subset="validation").references()) == validation
 
 
+def test_a_folder_above_is_the_same_dataset(folder: Path) -> None:
+    """`folder` is movi_e/256x256/1.0.0."""
+    keys = [MoviSource(folder).key(reference) for reference in MoviSource(folder).references()]
+    for above, version in ((0, "256x256/1.0.0"), (1, "movi_e/256x256/1.0.0")):
+        path = folder.parents[above + 1]
+        assert MoviSource.recognise(path) == f"{version} has {TRAIN}"
+        source = MoviSource(path)
+        assert source.path == path
+        assert [source.key(reference) for reference in source.references()] == keys
+        check(source.read(REFERENCE))
+        assert source.passed_over() == {}
+    assert MoviSource.recognise(folder) == f"it has {TRAIN}"
+
+
+def test_of_several_versions_one_is_asked_for(folder: Path) -> None:
+    top = folder.parents[2]
+    for other in ("movi_e/128x128/1.0.0", "movi_a/128x128/1.0.0"):
+        (top / other).mkdir(parents=True)
+        write_videos(top / other / TRAIN, features_of(1))
+    assert MoviSource.recognise(top) == f"movi_a/128x128/1.0.0 has {TRAIN}, and 2 more"
+    with pytest.raises(DataError, match="several versions") as caught:
+        MoviSource(top)
+    assert caught.value.seen == "movi_a/128x128/1.0.0, movi_e/128x128/1.0.0, movi_e/256x256/1.0.0"
+    with pytest.raises(DataError, match=r"128x128/1\.0\.0, 256x256/1\.0\.0"):
+        MoviSource(top / "movi_e")
+    assert len(list(MoviSource(top / "movi_a").references())) == 1
+
+
+def test_what_is_no_file_of_the_version_is_counted(folder: Path) -> None:
+    for name in ("dataset_info.json", "instances-material_label.labels.txt"):
+        (folder / name).touch()
+    assert MoviSource(folder).passed_over() == MoviSource(folder, subset="train").passed_over() == {}
+    (folder / f"{TRAIN}_.gstmp").touch()
+    (folder.parent / "notes.txt").touch()
+    os.mkfifo(folder / "movi_e-test.tfrecord-00000-of-00001")
+    for path, below in ((folder, ""), (folder.parents[1], "256x256/1.0.0/")):
+        passed = {reason: (one.count, one.first) for reason, one in MoviSource(path).passed_over().items()}
+        notes = {"files ending in .txt": (1, ["256x256/notes.txt"])} if below else {}
+        assert passed == notes | {
+            "files ending in .gstmp": (1, [f"{below}{TRAIN}_.gstmp"]),
+            "special files (pipes, sockets, devices)": (1, [f"{below}movi_e-test.tfrecord-00000-of-00001"]),
+        }
+
+
 def test_other_folders_are_not_taken_for_it(folder: Path, tmp_path: Path) -> None:
-    assert not MoviSource.recognise(folder.parent)
-    with pytest.raises(DataError, match=r"1\.0\.0"):
-        MoviSource(folder.parent)
-    with pytest.raises(DataError, match="missing"):
-        MoviSource(tmp_path / "missing")
+    deeper = tmp_path / "1" / "movi_e" / "256x256"
+    deeper.mkdir(parents=True)
+    for path in (tmp_path / "1", tmp_path / "missing"):
+        assert MoviSource.recognise(path) is None
+        with pytest.raises(DataError, match=rf"no TFRecord files(.|\n)*{path.name}(.|\n)*1\.0\.0"):
+            MoviSource(path)
 
 
 def test_it_pickles_without_the_video_read_last(folder: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from sources.trees.render import HEIGHT, RUN, WIDTH, record, write_tree
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.shards import pack, read_samples
 from fastssl.sources import RenderSource, open_source
 from fastssl.sources.render import is_finished, write_room, write_run
@@ -73,6 +76,54 @@ def test_a_room_counts_once_it_is_complete(folder: Path) -> None:
     assert list(RenderSource(folder).references()) == ["room_b", "room_c"]
     (folder / "room_b_normal.png").unlink()
     assert not is_finished(folder, "room_b")
+
+
+def test_what_is_no_part_of_a_room_is_counted(folder: Path) -> None:
+    assert RenderSource.recognise(folder) == "it has render.json"
+    assert RenderSource(folder).passed_over() == {}
+    (folder / "room_a.json").unlink()
+    (folder / "room_d_rgb.png.partial").touch()
+    (folder / "notes.txt").touch()
+    (folder / ".room_e.json").touch()
+    os.mkfifo(folder / "room_f.json")
+    (folder / "room_g.json").mkdir()
+    source = RenderSource(folder)
+    assert list(source.references()) == ["room_b", "room_c"]
+    assert {reason: (one.count, one.first[0]) for reason, one in source.passed_over().items()} == {
+        "files ending in .partial": (1, "room_d_rgb.png.partial"),
+        "files ending in .txt": (1, "notes.txt"),
+        "hidden files and folders": (1, ".room_e.json"),
+        "planes of rooms that are not finished": (4, "room_a_depth.png"),
+        "special files (pipes, sockets, devices)": (1, "room_f.json"),
+    }
+
+
+def test_faults_of_the_machine_stay_what_they_are_and_pipes_are_not_waited_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = RenderSource(folder)
+    for name, use in (
+        ("fastssl.sources.render.open_regular", lambda: source.read("room_a")),
+        ("os.scandir", lambda: list(source.references())),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, failing)
+            with pytest.raises(DataError) as caught:
+                use()
+        assert machine_fault(caught.value) is not None
+    (folder / "room_a.json").unlink()
+    os.mkfifo(folder / "room_a.json")
+    with pytest.raises(DataError, match=r"room_a\.json") as caught:
+        source.read("room_a")
+    assert machine_fault(caught.value) is None
+    (folder / "render.json").unlink()
+    os.mkfifo(folder / "render.json")
+    assert RenderSource.recognise(folder) is None
+    with pytest.raises(DataError, match=r"render\.json"):
+        RenderSource(folder)
 
 
 MESSAGES = {

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from sources.trees.structured3d import (
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.geometry import contours
 from fastssl.sources.structured3d import INVALID_SCENES, Structured3DSource
 
@@ -206,6 +210,106 @@ def test_references_are_sorted_and_invalid_scenes_left_out(tmp_path: Path) -> No
     assert list(Structured3DSource(str(tmp_path)).references()) == references
     subsets = {name: list(Structured3DSource(tmp_path, subset=name).references()) for name in ("train", "val", "test")}
     assert subsets == {"train": references[:5], "val": references[5:7], "test": references[7:]}
+
+
+EVIDENCE = "scene_00000 has perspective renderings"
+
+
+@pytest.mark.parametrize(
+    "below",
+    ["Structured3D", "structured3d", "Structured3D/Structured3D", "Structured3D_perspective_full_00/Structured3D"],
+)
+def test_the_folder_above_is_the_same_dataset(tree: Path, tmp_path: Path, view: PlaneScene, below: str) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(tree / "scene_00000", root / below / "scene_00000")
+    assert Structured3DSource.recognise(root) == f"{below}/{EVIDENCE}"
+    source = Structured3DSource(root, subset="train")
+    assert list(source.references()) == [f"{below}/{REFERENCE}"]
+    record = source.read(f"{below}/{REFERENCE}")
+    assert record.key == Structured3DSource(root / below).key(REFERENCE) == "scene_00000__485142__0"
+    check(record, view)
+
+
+def test_one_scene_is_what_it_is_in_its_folder(
+    tree: Path, tmp_path: Path, view: PlaneScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rendering(tree, "scene_00001/7/0", view)
+    source = Structured3DSource(tree / "scene_00000")
+    assert Structured3DSource.recognise(tree / "scene_00000") == EVIDENCE
+    assert list(source.references()) == [REFERENCE]
+    assert source.passed_over() == {}
+    check(source.read(REFERENCE), view)
+    with pytest.raises(DataError, match="subset val"):
+        Structured3DSource(tree / "scene_00000", subset="val")
+    monkeypatch.chdir(tree / "scene_00001")
+    assert list(Structured3DSource(".").references()) == ["scene_00001/7/0"]
+    monkeypatch.chdir(tree / "scene_00001" / "2D_rendering")
+    assert list(Structured3DSource("..").references()) == ["scene_00001/7/0"]
+
+
+def test_archives_side_by_side_are_one_dataset_and_what_they_share_counts_once(tmp_path: Path) -> None:
+    """As archives 08 and 09 do, which hold the same scenes."""
+    eight, nine = (f"Structured3D_perspective_full_{number}/Structured3D" for number in ("08", "09"))
+    shared, own = "scene_01800/7/0", "scene_01999/7/0"
+    for home, references in ((eight, [shared]), (nine, [shared, "scene_01800/7/1", own])):
+        for reference in references:
+            empty_rendering(tmp_path / home, reference)
+            (folder_of(tmp_path / home, reference) / "rgb_rawlight.png").touch()
+    (tmp_path / "Structured3D_panorama_00" / "Structured3D" / "scene_00000").mkdir(parents=True)
+    source = Structured3DSource(tmp_path)
+    assert list(source.references()) == [f"{eight}/{shared}", f"{nine}/scene_01800/7/1", f"{nine}/{own}"]
+    assert Structured3DSource.recognise(tmp_path) == f"{eight}/scene_01800 has perspective renderings"
+    passed = {reason: (one.count, one.first) for reason, one in source.passed_over().items()}
+    again = folder_of(Path(nine), shared) / "rgb_rawlight.png"
+    assert passed == {"images that another folder of scenes has too": (1, [str(again)])}
+
+
+def test_what_is_not_packed_is_counted(tree: Path, view: PlaneScene) -> None:
+    for name in (
+        *("bbox_3d.json", "annotation_3d.json", "2D_rendering/485142/panorama/layout.txt"),
+        *("2D_rendering/485142/panorama/empty/rgb_coldlight.png", "2D_rendering/485142/perspective/full/0/layout.json"),
+    ):
+        (tree / "scene_00000" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "scene_00000" / name).touch()
+    assert Structured3DSource(tree).passed_over() == {}
+    write_rendering(tree, "scene_01155/1/0", view)
+    at = folder_of(tree)
+    shutil.copytree(at, at.with_name("0 (copy)"))
+    os.mkfifo(at / "pipe.png")
+    passed = {reason: (one.count, one.first[0]) for reason, one in Structured3DSource(tree).passed_over().items()}
+    below = "scene_00000/2D_rendering/485142/perspective/full"
+    invalid = folder_of(Path(), "scene_01155/1/0") / "rgb_rawlight.png"
+    assert passed == {
+        "files ending in .json": (1, f"{below}/0 (copy)/layout.json"),
+        "files ending in .png": (5, f"{below}/0 (copy)/depth.png"),
+        "files ending in .txt": (1, f"{below}/0 (copy)/camera_pose.txt"),
+        "images of scenes that the dataset calls invalid": (1, str(invalid)),
+        "special files (pipes, sockets, devices)": (1, f"{below}/0/pipe.png"),
+    }
+
+
+def test_a_camera_is_read_as_editors_leave_it(tree: Path, view: PlaneScene) -> None:
+    (folder_of(tree) / "camera_pose.txt").write_bytes(f"\ufeff{POSE}\r\n\r\n".encode())
+    check(Structured3DSource(tree).read(REFERENCE), view)
+
+
+def test_a_camera_that_is_a_pipe_is_not_waited_on_and_a_fault_of_the_machine_stays_one(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastssl.sources.lists.open_regular", failing)
+        with pytest.raises(DataError) as caught:
+            Structured3DSource(tree).read(REFERENCE)
+    assert machine_fault(caught.value) is not None
+    path = folder_of(tree) / "camera_pose.txt"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="not a regular file") as caught:
+        Structured3DSource(tree).read(REFERENCE)
+    assert (caught.value.where, machine_fault(caught.value)) == (path, None)
 
 
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:

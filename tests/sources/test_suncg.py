@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +31,7 @@ from sources.trees.suncg import (
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.geometry import depth_from_ray_length
 from fastssl.shards import pack, read_samples
 from fastssl.sources import suncg as layout
@@ -282,14 +285,107 @@ def test_the_release_packs_and_reads_back(release: Path, room: PlaneScene, tmp_p
     assert_packs(PbrsSource(release), room, tmp_path / "packed", depth_tolerance=0.0005001, min_known=0.97)
 
 
+@pytest.mark.parametrize(
+    ("root", "below", "as_released"),
+    [(".", "pbrs", True), (".", "projects_render", False), ("pbrs", "pbrs", True)]
+    + [(f"pbrs/{name}_v2", "pbrs", True) for name in ("mlt", "depth", "normal", "node", "boundary")],
+)
+def test_the_release_is_found_above_and_below(
+    tmp_path: Path, room: PlaneScene, root: str, below: str, as_released: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release(tmp_path / below, room, as_released=as_released)
+    (tmp_path / below / "data_goodlist_v2.txt").write_text(f"{FRAME}\n")
+    seen = "mlt_v2 with images" if as_released else "images"
+    assert PbrsSource.recognise(tmp_path / root) == f"{below} has {seen} of rooms"
+    source = PbrsSource(tmp_path / root)
+    assert (source.path, list(source.references())) == (tmp_path / root, [FRAME])
+    record = source.read(FRAME)
+    assert record.key == KEY
+    check(record, room)
+    assert source.passed_over() == {}
+    monkeypatch.chdir(tmp_path / root)
+    assert (list(PbrsSource(".").references()), PbrsSource(".").passed_over()) == ([FRAME], {})
+
+
+def test_an_archive_may_lie_one_folder_deeper(tmp_path: Path, room: PlaneScene) -> None:
+    write_release(tmp_path, room)
+    for name in ("mlt_v2", "normal_v2"):
+        (tmp_path / name).rename(tmp_path / "other")
+        (tmp_path / name).mkdir()
+        (tmp_path / "other").rename(tmp_path / name / name)
+    assert PbrsSource.recognise(tmp_path)
+    check(PbrsSource(tmp_path).read(FRAME), room)
+    assert PbrsSource(tmp_path).passed_over() == {}
+
+
+def test_what_of_the_release_is_not_packed_is_counted(tmp_path: Path) -> None:
+    for frame in ("000000", "000001"):
+        save(tmp_path / "mlt_v2" / ROOM / f"{frame}_mlt.png", np.zeros((4, 4, 3), np.uint8))
+    save(tmp_path / "mlt_v2" / ROOM / "000000_color.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "mlt_v2.zip").touch()
+    (tmp_path / "data_goodlist_v2.txt").write_bytes(f"\ufeff{ROOM}/000001\r\n\r\n{OTHER_ROOM}/000007\r\n".encode())
+    source = PbrsSource(tmp_path)
+    assert list(source.references()) == [f"{ROOM}/000001"]
+    assert {reason: (one.count, one.first) for reason, one in source.passed_over().items()} == {
+        "files ending in .png": (1, [f"mlt_v2/{ROOM}/000000_color.png"]),
+        "files ending in .zip": (1, ["mlt_v2.zip"]),
+        "frames of data_goodlist_v2.txt whose images are not there": (1, [f"{OTHER_ROOM}/000007"]),
+        "images that data_goodlist_v2.txt does not name": (1, [f"mlt_v2/{ROOM}/000000_mlt.png"]),
+    }
+
+
+def test_faults_of_the_machine_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the list is read, and where its images are looked for: a frame is never left out for one."""
+    save(tmp_path / "mlt_v2" / ROOM / "000000_mlt.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "data_goodlist_v2.txt").write_text(f"{ROOM}/000000\n")
+    stat = Path.stat
+
+    def stale(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "000000_mlt.png":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return stat(path, **options)
+
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for name, replacement in (("pathlib.Path.stat", stale), ("fastssl.sources.lists.open_regular", failing)):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, replacement)
+            with pytest.raises(DataError) as caught:
+                PbrsSource(tmp_path)
+        assert machine_fault(caught.value) is not None
+
+
 # --- Both
+
+
+@pytest.mark.parametrize("root", [".", "suncg_image", "suncg_image/mlt", "suncg_image/edge"])
+def test_the_small_tree_is_found_above_and_below(
+    small: Path, tmp_path: Path, small_room: PlaneScene, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SuncgSource.recognise(tmp_path / root) == "suncg_image has mlt, depth, normal, edge, with images of rooms"
+    source = SuncgSource(tmp_path / root)
+    assert (source.path, list(source.references())) == (tmp_path / root, [FRAME])
+    record = source.read(FRAME)
+    assert record.key == KEY
+    check(record, small_room)
+    assert source.passed_over() == {}
+    monkeypatch.chdir(tmp_path / root)
+    assert (list(SuncgSource(".").references()), SuncgSource(".").passed_over()) == ([FRAME], {})
+    (small / "mlt" / "list.txt").touch()
+    expected = {"suncg_image/edge": {}}.get(root, {"files ending in .txt": 1})
+    assert {reason: one.count for reason, one in SuncgSource(tmp_path / root).passed_over().items()} == expected
 
 
 def test_each_tree_is_recognised_as_what_it_is(small: Path, release: Path, tmp_path: Path) -> None:
     photo = save(tmp_path / "photos" / ROOM / "000005.png", np.zeros((4, 4, 3), np.uint8))
     trees = (small, release, photo.parent.parent, photo)
-    assert [SuncgSource.recognise(tree) for tree in trees] == [True, False, False, False]
-    assert [PbrsSource.recognise(tree) for tree in trees] == [False, True, False, False]
+    assert [SuncgSource.recognise(tree) for tree in trees] == [
+        *("suncg_image has mlt, depth, normal, edge, with images of rooms", None, None, None)
+    ]
+    assert [PbrsSource.recognise(tree) for tree in trees] == [
+        *(None, f"{release.name} has mlt_v2 with images of rooms", None, None)
+    ]
 
 
 @pytest.mark.parametrize("source", [SuncgSource, PbrsSource])

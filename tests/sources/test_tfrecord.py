@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from sources.trees.tfrecord import serialised, write_records
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c as tensorboards_crc32c
 
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.sources.tfrecord import crc32c, example_features, read_record, record_extents
 
 RECORDS = [b"first", b"", bytes(range(256)) * 40]
@@ -30,6 +33,48 @@ def test_records_are_those_that_were_written(path: Path) -> None:
         read_record(path, 3)
     with pytest.raises(DataError, match=r"cannot be read(.|\n)*none\.tfrecord"):
         read_record(path.with_name("none.tfrecord"), 0)
+
+
+def test_a_pipe_is_not_waited_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tfrecord")
+    with pytest.raises(DataError, match=r"not a regular file") as caught:
+        read_record(tmp_path / "a.tfrecord", 0)
+    assert caught.value.where == tmp_path / "a.tfrecord"
+
+
+class Failing:
+    """A file of which the machine gives nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+
+    def __enter__(self) -> Failing:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def seek(self, position: int) -> None: ...
+
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_fault_of_the_machine_stays_one_and_damage_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("fastssl.sources.tfrecord.open_regular", Failing)
+        with pytest.raises(DataError) as caught:
+            read_record(path, 0)
+    fault = machine_fault(caught.value)
+    assert isinstance(fault, OSError)
+    assert fault.errno == errno.EIO
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="cut short") as caught:
+        read_record(path, 2)
+    assert machine_fault(caught.value) is None
 
 
 def flip(position: int) -> Callable[[bytearray], object]:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from sources.pictures import save
 from sources.trees.voc import LISTS, write_tree
 
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.shards import pack, read_samples
 from fastssl.sources.classes import ClassesSource
 from fastssl.sources.voc import VocSource
@@ -18,7 +24,7 @@ def devkit(tmp_path: Path) -> Path:
 
 
 def photos(year: str, *names: str) -> list[str]:
-    return [f"{year}/JPEGImages/{name}.jpg" for name in names]
+    return [f"{year}/JPEGImages/{name}.jpg".removeprefix("/") for name in names]
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "trainval", "test"])
@@ -71,6 +77,108 @@ def test_a_damaged_list_is_named(devkit: Path) -> None:
     (devkit / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\0")
     with pytest.raises(DataError, match=r"Main/train\.txt"):
         VocSource(devkit, subset="train")
+
+
+ARCHIVES = ("VOCtrainval_06-Nov-2007", "VOCtest_06-Nov-2007", "VOCtrainval_11-May-2012")
+
+
+@pytest.fixture
+def archives(devkit: Path, tmp_path: Path) -> Path:
+    """The same files, each archive unpacked into a folder of its own."""
+    root = tmp_path / "VOC"
+    trainval, test, later = (root / name / "VOCdevkit" for name in ARCHIVES)
+    shutil.copytree(devkit / "VOC2007", trainval / "VOC2007")
+    shutil.copytree(devkit / "VOC2012", later / "VOC2012")
+    for part in (f"JPEGImages/{LISTS['VOC2007']['test'][0]}.jpg", "ImageSets/Main/test.txt"):
+        (test / "VOC2007" / part).parent.mkdir(parents=True)
+        (trainval / "VOC2007" / part).rename(test / "VOC2007" / part)
+    return root
+
+
+@pytest.mark.parametrize("subset", [None, "train", "val", "trainval", "test"])
+def test_archives_side_by_side_are_what_they_would_be_in_one_folder(
+    devkit: Path, archives: Path, subset: str | None
+) -> None:
+    one, apart = VocSource(devkit, subset=subset), VocSource(archives, subset=subset)
+    keys = [apart.key(reference) for reference in apart.references()]
+    assert sorted(keys) == sorted(one.key(reference) for reference in one.references())
+    assert [apart.read(reference).key for reference in apart.references()] == keys
+    if subset is None:
+        assert keys[:3] == [f"voc2007__{name}" for name in ("000001", "000005", "000012")]
+    assert VocSource.recognise(archives) == (
+        f"{ARCHIVES[1]}/VOCdevkit/VOC2007 has JPEGImages and ImageSets/Main, and so have 2 more"
+    )
+    assert apart.passed_over() == {}
+
+
+@pytest.mark.parametrize(
+    "root", ["VOCdevkit", "VOCdevkit2007", "VOCtrainval_06-Nov-2007/VOCtrainval_06-Nov-2007/VOCdevkit", "voc"]
+)
+def test_folders_as_people_name_them(devkit: Path, tmp_path: Path, root: str) -> None:
+    (tmp_path / "top" / root).parent.mkdir(parents=True)
+    devkit.rename(tmp_path / "top" / root)
+    source = VocSource(tmp_path / "top", subset="train")
+    assert [source.key(reference) for reference in source.references()] == ["voc2007__000012", "voc2012__2008_000008"]
+    assert all(source.read(reference).image.shape == (8, 10, 3) for reference in source.references())
+
+
+@pytest.mark.parametrize("subset", [None, "trainval"])
+def test_a_photo_in_two_places_counts_once_and_the_other_is_told(archives: Path, subset: str | None) -> None:
+    shutil.copytree(archives / ARCHIVES[0], archives / "voc_backup")
+    source = VocSource(archives, subset=subset)
+    keys = [source.key(reference) for reference in source.references()]
+    assert len(set(keys)) == len(keys) == (6 if subset is None else 4)
+    (reason, passed), *others = source.passed_over().items()
+    assert (reason, passed.count, others) == ("photos that another place of their year has too", 2, [])
+    assert passed.first[0] == "voc_backup/VOCdevkit/VOC2007/JPEGImages/000005.jpg"
+
+
+def test_a_listed_photo_that_no_place_has_is_named(archives: Path) -> None:
+    (archives / ARCHIVES[0] / "VOCdevkit/VOC2007/JPEGImages/000005.jpg").unlink()
+    source = VocSource(archives, subset="val")
+    first, *_ = source.references()
+    with pytest.raises(DataError) as caught:
+        source.read(first)
+    assert caught.value.where == archives / ARCHIVES[0] / "VOCdevkit/VOC2007/JPEGImages/000005.jpg"
+
+
+def test_what_is_no_part_of_the_dataset_is_counted(devkit: Path) -> None:
+    for name in ("VOCcode/VOCinit.m", "viewanno.m", "devkit_doc.pdf", "VOC2012/ImageSets/Action/jumping_train.txt"):
+        (devkit / name).parent.mkdir(exist_ok=True)
+        (devkit / name).touch()
+    save(devkit / "VOC2012/SegmentationClass/2009_000009.png", Image.new("P", (10, 8)))
+    assert VocSource(devkit).passed_over() == VocSource(devkit, subset="test").passed_over() == {}
+    save(devkit / "VOC2012/SegmentationClassAug/2009_000009.png", Image.new("L", (10, 8)))
+    (devkit / "VOC2012" / "JPEGImages" / "2009_000009.txt").touch()
+    (devkit / "VOC2007" / "Annotations" / ".DS_Store").touch()
+    counts = {reason: (passed.count, passed.first) for reason, passed in VocSource(devkit).passed_over().items()}
+    assert counts == {
+        "files ending in .png": (1, ["VOC2012/SegmentationClassAug/2009_000009.png"]),
+        "files ending in .txt": (1, ["VOC2012/JPEGImages/2009_000009.txt"]),
+        "hidden files and folders": (1, ["VOC2007/Annotations/.DS_Store"]),
+    }
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf000012\r\n\r\n", b"\n 000012 \n\n", b"000012\n000012\n"])
+def test_a_list_is_read_as_editors_leave_it(devkit: Path, content: bytes) -> None:
+    (devkit / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_bytes(content)
+    assert list(VocSource(devkit / "VOC2007", subset="train").references()) == photos("", "000012")
+
+
+def test_a_list_of_one_class_is_not_taken_for_one_of_photos(devkit: Path) -> None:
+    (devkit / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text("000005 -1\n000012  1\n")
+    with pytest.raises(DataError, match=r"train\.txt:1(.|\n)*000005 -1"):
+        VocSource(devkit, subset="train")
+
+
+def test_a_fault_of_the_machine_stays_one(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fastssl.sources.lists.open_regular", failing)
+    with pytest.raises(DataError) as caught:
+        VocSource(devkit, subset="train")
+    assert machine_fault(caught.value) is not None
 
 
 def test_it_is_recognised(devkit: Path) -> None:
