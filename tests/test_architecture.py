@@ -21,7 +21,19 @@ GROUPS = [
     ["files", "batch", "compiled", "config", "faults", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
-LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors", "faults"]
+LIGHT = [
+    "shards",
+    "sources",
+    "render",
+    "geometry",
+    "pictures",
+    "charts",
+    "files",
+    "batch",
+    "config",
+    "errors",
+    "faults",
+]
 LIGHT += ["compiled", "report", "show", "cli"]
 
 
