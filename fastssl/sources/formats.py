@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+import struct
 import warnings
 from importlib.metadata import version
 from io import BytesIO
@@ -156,7 +157,7 @@ def _tiff_layout(content: bytes) -> str:
             259: "compression",
         }
         told = [f"{name} {_numbers(tags[tag])}" for tag, name in names.items() if tag in tags]
-    except (SyntaxError, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError):
+    except (SyntaxError, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
         return " whose tags cannot be read"
     return f" of a kind that is not read: {', '.join(told)}"
 

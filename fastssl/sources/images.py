@@ -180,6 +180,8 @@ def _decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 def _jpeg(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        raise ValueError("a JPEG of four inks without Adobe's mark, so that nobody knows whether 0 is no ink or all")
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", strict=True)
     except ValueError as error:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from sources.pictures import chunk, png, save
 
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.sources.images import decode_image, decode_plane, read_image, read_plane
 
 
@@ -371,3 +372,38 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"30 x 20(.|\n)*20 x 30") as caught:
         read_image(path, (20, 30))
     assert caught.value.where == path
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), OSError(5, "Input/output error"), ValueError("Insufficient memory (case 4)"),
+     OSError("out of memory when reading image file")],
+    ids=lambda fault: str(fault) or "MemoryError",
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["simplejpeg.decode_jpeg", "PIL.Image.open", "PIL.Image.Image.getexif"])
+def test_a_fault_of_the_machine_is_not_taken_for_damage(
+    monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise fault
+
+    content = encoded("JPEG")
+    monkeypatch.setattr(place, failing)
+    with pytest.raises(DataError) as caught:
+        decode_image(content, "a.jpg")
+    assert machine_fault(caught.value) is not None
+
+
+def test_a_fault_of_the_machine_is_not_taken_for_a_damaged_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    content = encoded("PNG")
+    monkeypatch.setattr("fastssl.sources.png.PlainPng.pixels", failing)
+    for read in (lambda: decode_plane(content, "a.png", "RGB"), lambda: decode_image(content, "a.png")):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert machine_fault(caught.value) is not None
+    with pytest.raises(DataError) as caught:
+        decode_image(content[:-20], "a.png")
+    assert machine_fault(caught.value) is None
