@@ -64,10 +64,10 @@ _heif = _heif_version()
 _quiet_libtiff()
 _built = [(kind, endings) for name, (kind, _, endings) in _IF_BUILT.items() if features.check(name)]
 
-FORMATS = (*_ALWAYS, *(kind for kind, _ in _built), *(["HEIF"] if _heif else []))
+FORMATS: tuple[str, ...] = (*_ALWAYS, *(kind for kind, _ in _built), *(["HEIF"] if _heif else []))
 """Those that are read on this machine, as Pillow names them."""
 
-EXTENSIONS = (
+EXTENSIONS: tuple[str, ...] = (
     *(ending for endings in _ALWAYS.values() for ending in endings),
     *(ending for _, endings in _built for ending in endings),
     *(_HEIF if _heif else ()),
