@@ -138,6 +138,15 @@ def cure(content: bytes) -> str | None:
     return None if missing is None else f"{missing} reads it"
 
 
+_TELLS_NOTHING = re.compile(rb"RIFF.{4}WEBP|.{4}ftyp|\0\0\0\x0cjP  |\xff\x4f\xff\x51", re.DOTALL)
+"""WebP, AVIF and HEIF, JPEG 2000."""
+
+
+def hides_lack_of_memory(content: bytes) -> bool:
+    """The decoder of this format says the same where memory is lacking as where the file is damaged."""
+    return _TELLS_NOTHING.match(content) is not None
+
+
 def _tiff_layout(content: bytes) -> str:
     """The tags that Pillow found no mode for."""
     header = content[:16] if b"+" in content[2:4] else content[:8]

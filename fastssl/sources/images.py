@@ -27,7 +27,15 @@ from PIL import Image, UnidentifiedImageError
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
 from fastssl.sources.eight_bits import pairs, rgb
-from fastssl.sources.formats import EXTENSIONS, FORMATS, cure, decoder_versions, described, wanting
+from fastssl.sources.formats import (
+    EXTENSIONS,
+    FORMATS,
+    cure,
+    decoder_versions,
+    described,
+    hides_lack_of_memory,
+    wanting,
+)
 from fastssl.sources.png import plain_png
 from fastssl.sources.regular import read_file
 
@@ -43,6 +51,9 @@ _HARMLESS = re.compile(
     r"|Warning: unknown JFIF revision number .*|Unknown Adobe color transform code .*"
     r"|.*Could not determine (subsampling level|colorspace) of JPEG image"
 )
+
+_LEAST_MEMORY, _MEMORY_PER_BYTE = 1 << 28, 128
+"""Of which an image of 8 megapixels, or one stored in 1.5 bits a pixel, needs at most as much in any decoder here."""
 
 _ORIENTATION = 0x0112
 _TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -95,7 +106,7 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
             seen=described(content),
             expected=", ".join(FORMATS),
             do=cure(content),
-        ) from error
+        ) from _cause(error, content)
     except Image.DecompressionBombError as error:
         raise DataError(
             "an image has too many pixels", where=where, seen=str(error), do="scale it down, or leave it out"
@@ -104,7 +115,21 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
         # Decoders raise nearly any kind of exception for damaged bytes: OSError, SyntaxError, ValueError, IndexError,
         # struct.error ... The file is at fault whichever it is, but for faults of the machine (`fastssl.faults`), which
         # the chain of causes keeps.
-        raise DataError("an image cannot be read", where=where, seen=str(error) or type(error).__name__) from error
+        seen = str(error) or type(error).__name__
+        raise DataError("an image cannot be read", where=where, seen=seen) from _cause(error, content)
+
+
+def _cause(error: Exception, content: bytes) -> Exception:
+    """The error, or the lack of memory behind it, which the decoders of some formats call damage.
+
+    So what they may have wanted is asked for once more; the pages are not touched.
+    """
+    if machine_fault(error) is None and hides_lack_of_memory(content):
+        try:
+            np.empty(max(_LEAST_MEMORY, _MEMORY_PER_BYTE * len(content)), np.uint8)
+        except MemoryError as lack:
+            return lack
+    return error
 
 
 def read_plane(path: Path, mode: str | tuple[str, ...], size: tuple[int, int] | None = None) -> NDArray[Any]:
