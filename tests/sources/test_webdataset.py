@@ -382,6 +382,9 @@ def test_a_number_in_a_path_is_no_offset(tmp_path: Path) -> None:
     assert list(source.references()) == ["5/x.tar/0/7/k", "5/x.tar/1536/7/8/9", "x.tar/0/3/y.tar/7/k"]
     assert [shade for shade, _ in found(source)] == [10, 20, 30]
     assert WebDatasetSource(path).key("x.tar/0/7/k") == "x__0__7__k"
+    write_members(tmp_path / "x" / "3" / "y.tar", ("k.jpg", image(10)))
+    source = WebDatasetSource(tmp_path)
+    assert source.key("x.tar/1536/y.tar/7/k") != source.key("x/3/y.tar/3584/k")  # both are x/3/y.tar/7/k
     for wrong in ("y.tar/0/k", "x.tar/k", "x.tar", "5/x.tar/k"):
         with pytest.raises(DataError, match="not of this dataset"):
             source.key(wrong)
