@@ -25,12 +25,21 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
+from fastssl.sources.eight_bits import pairs, rgb
+from fastssl.sources.formats import (
+    EXTENSIONS,
+    FORMATS,
+    cure,
+    decoder_versions,
+    described,
+    hides_lack_of_memory,
+    wanting,
+)
 from fastssl.sources.png import plain_png
+from fastssl.sources.regular import read_file
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files that count as images, in either case."""
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+__all__ = ["EXTENSIONS", "decode_image", "decode_plane", "decoder_versions", "read_image", "read_plane", "wanting"]
 
 # Warnings about a JPEG whose pixels are whole. Bytes between the segments of the header, before tables, frame,
 # application data or comments; a colour profile, a version or a colour transform that nobody needs; subsampling that
@@ -42,6 +51,9 @@ _HARMLESS = re.compile(
     r"|Warning: unknown JFIF revision number .*|Unknown Adobe color transform code .*"
     r"|.*Could not determine (subsampling level|colorspace) of JPEG image"
 )
+
+_LEAST_MEMORY, _MEMORY_PER_BYTE = 1 << 28, 128
+"""Of which an image of 8 megapixels, or one stored in 1.5 bits a pixel, needs at most as much in any decoder here."""
 
 _ORIENTATION = 0x0112
 _TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -59,21 +71,18 @@ _TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image file into (H, W, 3) RGB of 8 bits, upright; the content counts, not the name.
 
-    16-bit gray keeps its high byte, as Pillow does for 16-bit colour; transparent pixels show white; of several frames
-    the first is taken; colour profiles are not applied.
+    More than 8 bits keep the highest 8 (v >> 8 for 16); transparent pixels show white; of several frames or pages the
+    first is taken; colour profiles are not applied. `fastssl.sources.eight_bits` has the details.
 
     Args:
         size: width and height that it must have; None takes any.
 
     Raises:
-        DataError: it is missing, empty, cut short, damaged, too large (a decompression bomb), not an image, or of
-            another size.
+        DataError: it is missing, no regular file, empty, cut short, damaged, too large (a decompression bomb), not an
+            image, of a kind whose values have no known range (32 bits, signed, float), or of another size. A fault of
+            the machine is its cause.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError("an image cannot be read", where=path, seen=error.strerror) from error
-    pixels = decode_image(content, path)
+    pixels = decode_image(read_file(path, "an image"), path)
     height, width, _ = pixels.shape
     if size is not None and size != (width, height):
         seen, expected = f"{width} x {height}", f"{size[0]} x {size[1]}"
@@ -90,16 +99,37 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
             # Pillow warns of odd metadata, and of large images long before its limit.
             warnings.simplefilter("ignore")
             return _decoded(content)
-    except UnidentifiedImageError:
-        raise DataError("an image cannot be read", where=where, seen="no image", expected=", ".join(_FORMATS)) from None
+    except UnidentifiedImageError as error:
+        raise DataError(
+            "an image cannot be read",
+            where=where,
+            seen=described(content),
+            expected=", ".join(FORMATS),
+            do=cure(content),
+        ) from _cause(error, content)
     except Image.DecompressionBombError as error:
         raise DataError(
             "an image has too many pixels", where=where, seen=str(error), do="scale it down, or leave it out"
         ) from error
     except Exception as error:
         # Decoders raise nearly any kind of exception for damaged bytes: OSError, SyntaxError, ValueError, IndexError,
-        # struct.error ... The file is at fault whichever it is.
-        raise DataError("an image cannot be read", where=where, seen=str(error) or type(error).__name__) from error
+        # struct.error ... The file is at fault whichever it is, but for faults of the machine (`fastssl.faults`), which
+        # the chain of causes keeps.
+        seen = str(error) or type(error).__name__
+        raise DataError("an image cannot be read", where=where, seen=seen) from _cause(error, content)
+
+
+def _cause(error: Exception, content: bytes) -> Exception:
+    """The error, or the lack of memory behind it, which the decoders of some formats call damage.
+
+    So what they may have wanted is asked for once more; the pages are not touched.
+    """
+    if machine_fault(error) is None and hides_lack_of_memory(content):
+        try:
+            np.empty(max(_LEAST_MEMORY, _MEMORY_PER_BYTE * len(content)), np.uint8)
+        except MemoryError as lack:
+            return lack
+    return error
 
 
 def read_plane(path: Path, mode: str | tuple[str, ...], size: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -108,13 +138,7 @@ def read_plane(path: Path, mode: str | tuple[str, ...], size: tuple[int, int] | 
     Raises:
         DataError: it is missing too.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError("a label plane is missing", where=path) from error
-    except OSError as error:
-        raise DataError("a label plane cannot be read", where=path, seen=error.strerror) from error
-    return decode_plane(content, path, mode, size)
+    return decode_plane(read_file(path, "a label plane"), path, mode, size)
 
 
 def decode_plane(
@@ -139,8 +163,9 @@ def decode_plane(
     formats = ["PNG", "TIFF"] if "F" in modes else ["PNG"]
     try:
         seen, pixels = _plane(content, formats)
-    except UnidentifiedImageError:
-        raise DataError("a label plane does not decode", where=where, seen=f"no {' or '.join(formats)}") from None
+    except UnidentifiedImageError as error:
+        seen = f"no {' or '.join(formats)}"
+        raise DataError("a label plane does not decode", where=where, seen=seen) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged bytes.
         seen = str(error) or type(error).__name__
         raise DataError("a label plane does not decode", where=where, seen=seen) from error
@@ -164,30 +189,24 @@ def _plane(content: bytes, formats: list[str]) -> tuple[str, NDArray[Any]]:
     with Image.open(BytesIO(content), formats=formats) as image:
         if image.tile[0].args != "RGB;16B":
             return image.mode, np.array(image)
-    # Pillow hands out the first byte of each pair. If it is told that the order is the other one, that is the low one.
-    high, low = (_bytes_of_pairs(content, order) for order in ("RGB;16B", "RGB;16L"))
-    return "RGB;16", high.astype(np.uint16) << np.uint16(8) | low
-
-
-def _bytes_of_pairs(content: bytes, order: str) -> NDArray[np.uint8]:
-    with Image.open(BytesIO(content)) as image:
-        image.tile = [tile._replace(args=order) for tile in image.tile]
-        return np.array(image)
+    return "RGB;16", pairs(content)
 
 
 def _decoded(content: bytes) -> NDArray[np.uint8]:
     png = plain_png(content)
     if png is not None and png.mode == "RGB" and not png.has_texts:
         return png.pixels()
-    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(BytesIO(content), formats=FORMATS) as image:
         if 0 in image.size:
             raise ValueError(f"{image.width} x {image.height} pixels")
-        pixels = _jpeg(image, content) if image.format in ("JPEG", "MPO") else np.array(_rgb(image))
+        pixels = _jpeg(image, content) if image.format in ("JPEG", "MPO") else rgb(image, content)
         turned = _TURNED.get(_orientation(image))
         return pixels if turned is None else np.ascontiguousarray(turned(pixels))
 
 
 def _jpeg(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        raise ValueError("a JPEG of four inks without Adobe's mark, so that nobody knows whether 0 is no ink or all")
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", strict=True)
     except ValueError as error:
@@ -201,20 +220,9 @@ def _jpeg(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
+    except Exception as error:
+        if machine_fault(error) is not None:
+            raise
         # An EXIF block that cannot be parsed (any exception, see `decode_image`) says nothing about the pixels.
         return 1
     return orientation if isinstance(orientation, int) else 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"gray values of mode {image.mode} have no known range")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

@@ -59,8 +59,8 @@ class PlainPng:
         size = self.height * (1 + self.width * pixel)
         try:
             inflated = deflate.zlib_decompress(self.stream, size)
-        except deflate.DeflateError:
-            raise ValueError("the compressed pixels are damaged, or more than the header says") from None
+        except deflate.DeflateError as error:
+            raise ValueError("the compressed pixels are damaged, or more than the header says") from error
         if len(inflated) != size:
             raise ValueError(f"{len(inflated)} bytes of pixels and filters where the header says {size}")
         filtered = np.frombuffer(inflated, np.uint8).reshape(self.height, -1)

@@ -1,41 +1,73 @@
-"""Layout `webdataset`: photos that are in WebDataset archives already, a folder of `*.tar` or one of them.
+"""Layout `webdataset`: photos that are in WebDataset archives already, a folder of them or one archive.
 
-    KEY.jpg, KEY.cls, ...           members of an archive; those of one sample follow each other
+    **/*.tar, *.tar.gz, ...         archives, see `fastssl.sources.archives`
+        KEY.jpg, KEY.cls, ...       members of an archive; those of one sample share a key
 
 The format is that of the `webdataset` library: a member's key is its path up to the first dot of its file name, and the
-rest is what it holds. Of a sample the first of `jpg`, `jpeg`, `webp` and `png` is the photo, or else the first member
-that ends in one of them (`left.jpg`); `cls`, an integer, is its class. Other members are passed over.
-
-Archives are plain tar files, not compressed, and end with the empty block that says so: one without it was cut short.
+rest, in lower case, is its kind.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tarfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
+from typing import BinaryIO, ClassVar
+
+import numpy as np
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import MANIFEST, Domain
-from fastssl.sources.images import decode_image
-from fastssl.sources.keys import key_of, reference_parts
-from fastssl.sources.listing import matching_names
+from fastssl.shards import MANIFEST, Domain, PassedOver, Tally
+from fastssl.sources import census
+from fastssl.sources.archives import (
+    ARCHIVES,
+    BLOCK,
+    Member,
+    Opener,
+    archives_below,
+    check_whole,
+    is_archive,
+    member_reason,
+    members,
+    not_read_reason,
+)
+from fastssl.sources.images import EXTENSIONS, decode_image
+from fastssl.sources.keys import key_of
+from fastssl.sources.listing import holds_image
 from fastssl.sources.opening import checked_subset
 
-_PHOTOS = ("jpg", "jpeg", "webp", "png")
+_KINDS = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
+_PREFERRED = tuple(kind for kind in ("jpg", "jpeg", "webp", "png") if kind in _KINDS)
+_PHOTOS = (*_PREFERRED, *(kind for kind in _KINDS if kind not in _PREFERRED))
 _CLASS = "cls"
-_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
-_REFERENCE = "ARCHIVE/OFFSET/KEY"
-_ARCHIVE = re.compile(r".+\.tar", re.DOTALL)
-_BLOCK = 512
+_CLASS_TEXT = re.compile(rb"\s*(\d+|-1)\s*")
+_NO_CLASS = -1
+
+_OFFSETS = re.compile(r"/(\d+(?:\+\d+)*)/")
+_PLAIN = ".tar"
+_FOLDERS_LOOKED_INTO = 64
+
+SECOND_PHOTOS = "photos beside the first one of their sample"
+WITHOUT_PHOTO = "members of samples without a photo"
 
 
 class WebDatasetSource:
-    """The photos of all archives; a reference is `ARCHIVE/OFFSET/KEY`, the offset being that of the first header.
+    """The photos of all archives, in the order of the archives' paths, and there of the samples.
+
+    A sample is made of the members of one archive that share a key. Where they follow each other, a kind that comes
+    again begins another sample of that key. Where they lie apart, each run of neighbours joins the sample of its key
+    before it, unless they have a kind in common: then it begins another. Archives that `cat` joined in one file share
+    no samples.
+
+    Of a sample the photo is the member whose kind is `jpg`, `jpeg`, `webp`, `png` or another ending of an image, the
+    first of these that is there, or else the first member whose kind ends in one, as `left.jpg`. Its class is `cls`,
+    an integer, of which -1 means none. All other members are counted (`passed_over`), none is left out without a word.
+
+    A reference is `ARCHIVE/OFFSET/KEY`, the offset being that of the first header; where members lie apart, it is
+    `OFFSET+OFFSET`, one for each run of neighbours.
 
     Args:
         path: the folder of the archives, or one archive.
@@ -43,7 +75,7 @@ class WebDatasetSource:
 
     Raises:
         UsageError: a subset was asked for.
-        DataError: there are no archives, one is cut short or compressed, or `fastssl` packed them.
+        DataError: there are no archives, one is cut short, or `fastssl` packed them.
     """
 
     layout: ClassVar[str] = "webdataset"
@@ -52,43 +84,83 @@ class WebDatasetSource:
     licence: str = "unknown"
 
     @classmethod
-    def recognise(cls, path: Path) -> bool:
-        """A tar file, or a folder with some. Those that `fastssl` packed are recognised too, and then refused."""
-        return bool(_archives(path))
+    def recognise(cls, path: Path) -> str | None:
+        """An archive, or some in a folder or one below, where there are not as many images, nor folders of images.
+
+        Beside a tree of images an archive is most likely what the tree was unpacked from. Archives that `fastssl`
+        packed are recognised too, and then refused.
+        """
+        if path.is_file():
+            return f"{path.name} is an archive" if is_archive(path.name) else None
+        archives = _archives_near(path)
+        if not archives:
+            return None
+        return f"{len(archives)} archive{'s' * (len(archives) > 1)}, such as {archives[0]}"
 
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, ())
-        archives = _archives(self.path)
-        if not archives:
-            raise DataError("there are no archives", where=self.path, expected="a folder of *.tar, or one of them")
-        self._folder = archives[0].parent
-        if (self._folder / MANIFEST).exists():
-            raise DataError(
-                "this is packed already",
-                where=self._folder / MANIFEST,
-                expected="archives that fastssl did not pack",
-                do="train from this folder as it is; to pack it otherwise, start from the dataset it was made of",
-            )
-        for archive in archives:
-            _check_end(archive)
-        self._names = [archive.name for archive in archives]
+        is_folder = self.path.is_dir()
+        self._folder = self.path if is_folder else self.path.parent
+        _refuse_packed(self._folder)
+        if is_folder:
+            self._names = archives_below(self.path)
+        else:
+            self._names = [self.path.name] if self.path.is_file() and is_archive(self.path.name) else []
+        if not self._names:
+            raise _no_archives(self.path)
+        for name in self._names:
+            check_whole(self._folder / name)
+        self._known = frozenset(self._names)
+        self._opener = Opener()
 
     def references(self) -> Iterator[str]:
-        """By archive, and in the order of the samples there; only headers are read.
+        """By archive, and in the order of the samples there; only headers are read, twice.
 
         Raises:
             DataError: an archive is damaged between two members.
         """
         for name in self._names:
-            with _opened(self._folder / name) as file:
-                for sample in _samples(file, self._folder / name, 0):
-                    yield f"{name}/{sample[0].offset}/{sample[0].key}"
+            for sample in self._samples(name, None):
+                if _photo([member.kind for member in _of(sample)]) is not None:
+                    offsets = "+".join(str(run[0].offset) for run in sample)
+                    yield f"{name}/{offsets}/{sample[0][0].key}"
+
+    def passed_over(self) -> dict[str, PassedOver]:
+        """Members of archives, and entries of the folder, that are no part of any sample.
+
+        Every member counts once, but for folders; so do the members of samples that have no photo.
+
+        Raises:
+            DataError: as `references`; or a folder cannot be listed.
+        """
+        tally = Tally()
+        for name in self._names:
+            for sample in self._samples(name, tally):
+                _count_unused(list(_of(sample)), name, tally)
+        if self.path.is_file():
+            return tally.result()
+
+        def is_told(path: str) -> bool:
+            reason = not_read_reason(path)
+            if reason is not None:
+                tally.add(reason, path)
+            return reason is not None or path in self._known
+
+        return census.passed_over(self.path, is_told, tally)
 
     def key(self, reference: str) -> str:
-        """Archive, number of the sample's first block there, and key, made legal; keys need not be unique."""
-        name, offset, key = reference_parts(reference, _REFERENCE)
-        return key_of(f"{name.removesuffix('.tar')}/{int(offset) // _BLOCK}/{key}.jpg")
+        """Archive, number of the sample's first block there, and key, made legal; keys need not be unique.
+
+        Raises:
+            DataError: it is not a reference of this source.
+        """
+        name, offsets, key = self._parts(reference)
+        place = f"{offsets[0] // BLOCK}/{key}"
+        if name.endswith(_PLAIN) and "/" not in name:
+            return key_of(f"{name.removesuffix(_PLAIN)}/{place}.jpg")
+        # Another ending, so that this is the path of no sample of a plain archive; it makes for a hash.
+        return key_of(f"{name}/{place}.tar")
 
     def read(self, reference: str) -> Record:
         """One photo, and its class where it has one.
@@ -96,109 +168,204 @@ class WebDatasetSource:
         Raises:
             DataError: the archive has no such sample, it has no photo, the photo is damaged, or its class is not a
                 number.
+            MachineError: there is no room to decompress an archive.
         """
-        name, offset, key = reference_parts(reference, _REFERENCE)
+        name, offsets, key = self._parts(reference)
         path = self._folder / name
-        with _opened(path) as file:
-            sample = next(_samples(file, path, int(offset)), [])
-            members = {member.extension: member for member in sample if member.key == key}
-            if not members:
+        with self._opener.open(path) as file:
+            found = {
+                member.kind: member
+                for offset in offsets
+                for member in next(_runs(members(file, path, offset)), [])
+                if member.key == key
+            }
+            if not found:
                 raise DataError("an archive has no such sample", where=path, seen=reference)
-            photo = _photo(list(members))
+            photo = _photo(list(found))
             if photo is None:
                 expected = f"one of {', '.join(_PHOTOS)}"
-                raise DataError("a sample has no photo", where=f"{path}: {key}", seen=list(members), expected=expected)
-            content = members[photo].content(file)
-            number = members[_CLASS].content(file) if _CLASS in members else None
-        image = decode_image(content, f"{path}: {key}.{photo}")
-        label = None if number is None else _class(number, f"{path}: {key}.{_CLASS}")
+                raise DataError("a sample has no photo", where=f"{path}: {key}", seen=list(found), expected=expected)
+            content = _content(found[photo], file, path)
+            number = _content(found[_CLASS], file, path) if _CLASS in found else None
+        image = decode_image(content, f"{path}: {found[photo].name}")
+        label = None if number is None else _class(number, f"{path}: {found[_CLASS].name}")
         return Record(key=self.key(reference), image=image, label=label)
 
+    def _parts(self, reference: str) -> tuple[str, list[int], str]:
+        """Archive, offsets and key. The archive is known, for a slash and numbers may be in any of them."""
+        for start in (match.start() for match in re.finditer(r"/(?=\d)", reference)):
+            offsets = _OFFSETS.match(reference, start)
+            if offsets is not None and reference[:start] in self._known:
+                return reference[:start], [int(offset) for offset in offsets[1].split("+")], reference[offsets.end() :]
+        raise DataError("a reference is not of this dataset", seen=reference, expected="ARCHIVE/OFFSET/KEY")
 
-class _Member(NamedTuple):
-    key: str
-    extension: str
-    offset: int
-    """Of the first header."""
-    start: int
-    size: int
-    """Of the data."""
+    def _samples(self, name: str, tally: Tally | None) -> Iterator[list[list[Member]]]:
+        """Samples as runs of neighbours, in the order of their first members."""
+        path = self._folder / name
 
-    def content(self, file: BinaryIO) -> bytes:
-        file.seek(self.start)
-        return file.read(self.size)
+        def skipped(reason: str, member: str) -> None:
+            if tally is not None:
+                tally.add(reason, f"{name}/{member}")
 
-
-def _samples(file: BinaryIO, path: Path, start: int) -> Iterator[list[_Member]]:
-    """Neighbouring members that share a key; a kind that comes again begins another sample."""
-    sample: list[_Member] = []
-    for member in _members(file, path, start):
-        if sample and (member.key != sample[0].key or any(member.extension == other.extension for other in sample)):
-            yield sample
-            sample = []
-        sample.append(member)
-    if sample:
-        yield sample
+        with self._opener.open(path) as file:
+            lie_apart = _lie_apart(members(file, path))
+            runs = _runs(members(file, path, skipped=skipped))
+            yield from _joined(runs) if lie_apart else ([run] for run in runs)
 
 
-def _members(file: BinaryIO, path: Path, start: int) -> Iterator[_Member]:
-    """Files in an archive from this header on, whose names have a key and an extension."""
-    file.seek(start)
+def _runs(found: Iterable[Member]) -> Iterator[list[Member]]:
+    """Neighbouring members that share a key; a kind that comes again begins another run."""
+    run: list[Member] = []
+    for member in found:
+        if run and (_sample_key(member) != _sample_key(run[0]) or any(member.kind == other.kind for other in run)):
+            yield run
+            run = []
+        run.append(member)
+    if run:
+        yield run
+
+
+def _lie_apart(found: Iterable[Member]) -> bool:
+    """A key comes again after another one; eight bytes for each are in memory, and two keys may be taken for one."""
+    hashes, last = array("q"), None
+    for member in found:
+        key = _sample_key(member)
+        if key != last:
+            hashes.append(hash(key))
+            last = key
+    ordered = np.frombuffer(hashes, np.int64) if hashes else np.empty(0, np.int64)
+    ordered.sort()
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def _joined(runs: Iterable[list[Member]]) -> list[list[list[Member]]]:
+    """Runs that lie apart as samples; all headers of one archive are in memory."""
+    samples: list[list[list[Member]]] = []
+    latest: dict[tuple[int, str], list[list[Member]]] = {}
+    for run in runs:
+        key = _sample_key(run[0])
+        sample = latest.get(key)
+        if sample is None or {member.kind for member in _of(sample)} & {member.kind for member in run}:
+            sample = latest[key] = []
+            samples.append(sample)
+        sample.append(run)
+    return samples
+
+
+def _sample_key(member: Member) -> tuple[int, str]:
+    return member.part, member.key
+
+
+def _of(sample: list[list[Member]]) -> Iterator[Member]:
+    return (member for run in sample for member in run)
+
+
+def _photo(kinds: list[str]) -> str | None:
+    exact = next((kind for kind in _PHOTOS if kind in kinds), None)
+    if exact is not None:
+        return exact
+    photos = [kind for kind in kinds if _is_photo(kind)]
+    preferred = [kind for kind in photos if kind.rpartition(".")[2] in _PREFERRED]
+    return next(iter([*preferred, *photos]), None)
+
+
+def _is_photo(kind: str) -> bool:
+    return kind.rpartition(".")[2] in _PHOTOS
+
+
+def _count_unused(sample: list[Member], name: str, tally: Tally) -> None:
+    photo = _photo([member.kind for member in sample])
+    for member in sample:
+        if photo is not None and member.kind in (photo, _CLASS):
+            continue
+        if photo is not None and _is_photo(member.kind):
+            reason = SECOND_PHOTOS
+        else:
+            reason = member_reason(member.name)
+            if photo is None and "(" not in reason:  # where something else would have read the photo, that is told
+                reason = WITHOUT_PHOTO
+        tally.add(reason, f"{name}/{member.name}")
+
+
+def _content(member: Member, file: BinaryIO, path: Path) -> bytes:
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (header := tar.next()) is not None:
-                cast(Any, tar).members.clear()  # or all headers would stay in memory
-                name = _MEMBER.fullmatch(header.name)
-                if name is not None and header.isreg():
-                    yield _Member(name[1], name[2].lower(), header.offset, header.offset_data, header.size)
-            # tarfile takes whatever it cannot parse for the end.
-            file.seek(tar.offset)
-            if file.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _check_end(path: Path) -> None:
-    with _opened(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _BLOCK))
-        if size % _BLOCK or file.read() != bytes(_BLOCK):
-            raise _damaged(path, f"{size} bytes, of which the last ones are not an empty block")
-
-
-def _damaged(path: Path, seen: str) -> DataError:
-    return DataError(
-        "an archive is cut short or damaged, or not a plain tar file",
-        where=path,
-        seen=seen,
-        expected="whole blocks of 512 bytes, and an empty one at the end",
-        do="copy it again; if it is compressed, decompress it",
-    )
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
+        return member.content(file)
     except OSError as error:
-        raise DataError("an archive cannot be opened", where=path, seen=error.strerror) from error
+        raise DataError("an archive cannot be read", where=path, seen=error.strerror) from error
 
 
-def _archives(path: Path) -> list[Path]:
-    """The archive that the path is, or those in the folder, by name."""
-    if path.is_file():
-        return [path] if _ARCHIVE.fullmatch(path.name) else []
-    return [path / name for name in matching_names(path, _ARCHIVE) if (path / name).is_file()]
+def _class(number: bytes, where: str) -> int | None:
+    text = _CLASS_TEXT.fullmatch(number)
+    if text is None:
+        expected = "an integer from 0, or -1 for none"
+        raise DataError("a class is not a number", where=where, seen=number[:40], expected=expected)
+    label = int(text[1])
+    return None if label == _NO_CLASS else label
 
 
-def _photo(extensions: list[str]) -> str | None:
-    exact = (kind for kind in _PHOTOS if kind in extensions)
-    ending = (name for name in extensions if name.rpartition(".")[2] in _PHOTOS)
-    return next(exact, next(ending, None))
+def _archives_near(folder: Path) -> list[str]:
+    """Archives in a folder, or else in folders directly below; none if images speak against it."""
+    if not folder.is_dir():
+        return []
+    names, folders = _looked_at(folder)
+    archives = [name for name in names if is_archive(name)]
+    images = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    for below in folders[:_FOLDERS_LOOKED_INTO]:
+        archives += [f"{below}/{name}" for name in _looked_at(folder / below)[0] if is_archive(name)]
+    if len(archives) <= images or any(holds_image(folder / below) for below in folders):
+        return []
+    return archives
 
 
-def _class(number: bytes, where: str) -> int:
+def _looked_at(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the files and folders in a folder that may be of use, sorted."""
+    with os.scandir(folder) as entries:
+        used = [(entry.name, census.is_folder(entry)) for entry in entries if census.reason_against(entry) is None]
+    return sorted(name for name, is_folder in used if not is_folder), sorted(name for name, below in used if below)
+
+
+def _refuse_packed(folder: Path) -> None:
     try:
-        return int(number)
-    except ValueError as error:
-        raise DataError("a class is not a number", where=where, seen=number[:40]) from error
+        is_packed = census.is_packed(os.fspath(folder)) or census.is_being_packed(os.fspath(folder))
+    except OSError as error:
+        raise DataError("a folder cannot be looked into", where=folder, seen=error.strerror) from error
+    if is_packed:
+        raise DataError(
+            "this is packed already, or a packing into it was begun",
+            where=folder / MANIFEST,
+            expected="archives that fastssl did not pack",
+            do="train from this folder as it is; to pack it otherwise, start from the dataset it was made of",
+        )
+
+
+def _no_archives(path: Path) -> DataError:
+    expected = f"a folder of {ARCHIVES}, or one of them"
+    if not path.is_dir():
+        reason = not_read_reason(path.name)
+        if path.name.lower().endswith(EXTENSIONS):
+            seen, do = "a photo", "give the folder that it lies in, with --layout folder"
+        elif reason is not None:
+            seen, do = "an archive of a kind that is not read", "unpack it, and give the folder, with --layout folder"
+        else:
+            seen, do = "a file of another kind" if path.exists() else "nothing", None
+        return DataError("there are no archives", where=path, seen=seen, expected=expected, do=do)
+    tally = Tally()
+
+    def is_not_read(name: str) -> bool:
+        reason = not_read_reason(name)
+        if reason is not None:
+            tally.add(reason, name)
+        return reason is not None
+
+    found = census.passed_over(path, is_not_read, tally)
+    most = sorted(found.items(), key=lambda item: -item[1].count)[:5]
+    seen = "; ".join(f"{passed.count} {reason}" for reason, passed in most) or "an empty folder"
+    return DataError("there are no archives", where=path, seen=seen, expected=expected, do=_what_to_do(found))
+
+
+def _what_to_do(found: dict[str, PassedOver]) -> str | None:
+    if any(reason.startswith("archives ending in") for reason in found):
+        return "decompress or unpack them first"
+    if any(reason.endswith(EXTENSIONS) for reason in found):
+        return "pack photos that lie in a folder with --layout folder"
+    return None

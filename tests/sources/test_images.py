@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -15,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from sources.pictures import chunk, png, save
 
 from fastssl.errors import DataError
+from fastssl.faults import machine_fault
 from fastssl.sources.images import decode_image, decode_plane, read_image, read_plane
 
 
@@ -371,3 +375,88 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"30 x 20(.|\n)*20 x 30") as caught:
         read_image(path, (20, 30))
     assert caught.value.where == path
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), OSError(5, "Input/output error"), ValueError("Insufficient memory (case 4)"),
+     OSError("out of memory when reading image file")],
+    ids=lambda fault: str(fault) or "MemoryError",
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["simplejpeg.decode_jpeg", "PIL.Image.open", "PIL.Image.Image.getexif"])
+def test_a_fault_of_the_machine_is_not_taken_for_damage(
+    monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise fault
+
+    content = encoded("JPEG")
+    monkeypatch.setattr(place, failing)
+    with pytest.raises(DataError) as caught:
+        decode_image(content, "a.jpg")
+    assert machine_fault(caught.value) is not None
+
+
+def test_a_fault_of_the_machine_is_not_taken_for_a_damaged_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    content = encoded("PNG")
+    monkeypatch.setattr("fastssl.sources.png.PlainPng.pixels", failing)
+    for read in (lambda: decode_plane(content, "a.png", "RGB"), lambda: decode_image(content, "a.png")):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert machine_fault(caught.value) is not None
+    with pytest.raises(DataError) as caught:
+        decode_image(content[:-20], "a.png")
+    assert machine_fault(caught.value) is None
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF", "JPEG2000"])
+def test_a_lack_of_memory_that_a_decoder_calls_damage_is_told_from_it(kind: str) -> None:
+    """In a process of its own, with less and less memory to have: none of it is the file's fault."""
+    feature = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}[kind]
+    if not features.check(feature):
+        pytest.skip(f"Pillow was built without {feature}")
+    code = f"""
+import resource
+from io import BytesIO
+import numpy as np
+from PIL import Image
+from fastssl.errors import DataError
+from fastssl.faults import machine_fault
+from fastssl.sources.images import decode_image
+
+smooth = np.add.outer(np.arange(1500), np.arange(1500)).astype(np.uint8)
+for size in (16, 1500):
+    buffer = BytesIO()
+    Image.fromarray(smooth[:size, :size]).convert("RGB").save(buffer, {kind!r})
+    content = buffer.getvalue()
+    if size == 16:
+        decode_image(content, "a")
+del buffer, smooth
+pages = int(open("/proc/self/statm").read().split()[0])
+failed = 0
+for megabytes in range(1, 60, 3):
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20), -1))
+    try:
+        decode_image(content, "a")
+    except DataError as error:
+        assert machine_fault(error) is not None, error
+        failed += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+print(failed)
+decode_image(content, "a")
+try:
+    decode_image(content[: len(content) // 2], "a")
+except DataError as error:
+    assert machine_fault(error) is None, error
+else:
+    raise AssertionError
+"""
+    # With these every large block is the system's own, so that none is left over from the time of plenty.
+    plain = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **plain})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

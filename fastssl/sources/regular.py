@@ -1,0 +1,53 @@
+"""Files that are nothing but files: a pipe would be waited for without an end, and a device may do anything."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from fastssl.errors import DataError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """The bytes of a regular file, or of one that a link leads to; nothing else is ever opened.
+
+    Args:
+        what: what it should be, for the error, as in "an image".
+
+    Raises:
+        DataError: it is missing, cannot be read (the system's error is its cause), or is a folder, a pipe, a socket or
+            a device.
+    """
+    with open_file(path, what) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise DataError(f"{what} cannot be read", where=path, seen=error.strerror) from error
+
+
+def open_file(path: Path, what: str) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        DataError: as `read_file`.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFREG:
+            return path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{what} is missing", where=path, seen=error.strerror) from error
+    except OSError as error:
+        raise DataError(f"{what} cannot be read", where=path, seen=error.strerror) from error
+    raise DataError(
+        f"{what} cannot be read", where=path, seen=_KINDS.get(kind, "a special file"), expected="a regular file"
+    )
