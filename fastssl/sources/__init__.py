@@ -38,7 +38,7 @@ class Layout(Protocol):
     @property
     def layout(self) -> str: ...
 
-    def recognise(self, path: Path) -> bool | str | None:
+    def recognise(self, path: Path) -> str | None:
         """The evidence for this layout in a few words, as far as a few looks into folders tell; None if there is none.
 
         Raises:
@@ -144,7 +144,6 @@ def find_layout(path: Path) -> tuple[str, str]:
 
 def _evidence(path: Path, source: Layout) -> str | None:
     try:
-        found = source.recognise(path)
-        return found if isinstance(found, str) else "its tree" if found else None
+        return source.recognise(path)
     except (DataError, OSError):
         return None  # and if the folder that cannot be listed is needed, the layout that is found says so

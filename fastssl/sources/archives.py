@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from fastssl.errors import DataError
 from fastssl.faults import machine_faults_named
-from fastssl.sources.census import ending_reason, is_being_packed, is_folder, reason_against
+from fastssl.sources.census import ending_reason, is_being_packed, reason_against
 from fastssl.sources.images import wanting
 from fastssl.sources.regular import open_file
 
@@ -91,9 +91,9 @@ def archives_below(top: Path) -> list[str]:
             with os.scandir(top / below) as entries:
                 used = [entry for entry in entries if reason_against(entry) is None]
             for entry in used:
-                if is_archive(entry.name) and not is_folder(entry):
+                if is_archive(entry.name) and not entry.is_dir():
                     found.append(below + entry.name)
-                elif is_folder(entry) and not is_being_packed(entry.path):
+                elif entry.is_dir() and not is_being_packed(entry.path):
                     waiting.append((f"{below}{entry.name}/", above | {own}))
         except OSError as error:
             raise DataError("a folder cannot be listed", where=top / below, seen=error.strerror) from error

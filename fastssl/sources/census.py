@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastssl.errors import DataError
 from fastssl.shards import MANIFEST, PassedOver, Tally
+from fastssl.sources.formats import wanting
 
 HIDDEN = "hidden files and folders"
 SPECIAL = "special files (pipes, sockets, devices)"
@@ -95,6 +96,8 @@ def ending_reason(name: str) -> str:
     ending = Path(name).suffix.lower()
     if not ending:
         return "files without an ending"
+    if (reader := wanting(ending)) is not None:
+        return f"files ending in {ending} ({reader} reads them)"
     return f"files ending in {ending}" if _ENDING.fullmatch(ending) else "files with other endings"
 
 

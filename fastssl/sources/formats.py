@@ -10,7 +10,6 @@ import importlib
 import re
 import struct
 import warnings
-from importlib.metadata import version
 from io import BytesIO
 from typing import Any
 
@@ -32,17 +31,16 @@ _IF_BUILT = {
 }
 """By Pillow's name of the feature: format, its name in words, endings."""
 _HEIF = (".heic", ".heif", ".hif", ".heics", ".heifs")
-_HEIF_PACKAGE = "pillow-heif"
 _HEIF_CURE = "pip install 'fastssl[heif]'"
 
 
-def _heif_version() -> str | None:
-    """The version of the plug-in, which is registered; None if it is not installed."""
+def _has_heif() -> bool:
+    """The plug-in for HEIF is installed; it is registered then."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ModuleNotFoundError:
-        return None
-    return version(_HEIF_PACKAGE)
+        return False
+    return True
 
 
 def _quiet_libtiff() -> None:
@@ -60,9 +58,28 @@ def _quiet_libtiff() -> None:
         handler(None)
 
 
-_heif = _heif_version()
+def _is_built(name: str) -> bool:
+    """Pillow was built with this. A module that is there and cannot be loaded is an error, and no missing format."""
+    if name == "jpg_2000":
+        return bool(features.check_codec(name))
+    try:
+        importlib.import_module(f"PIL._{name}")
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _load_readers() -> None:
+    """Load what Pillow would load at the first image, where it takes one that cannot be loaded for a missing format."""
+    for reader in ("Jpeg", "Mpo", "Png", "Bmp", "Tiff", "Gif", "Ppm", "WebP", "Avif", "Jpeg2K"):
+        importlib.import_module(f"PIL.{reader}ImagePlugin")
+
+
+_heif = _has_heif()
+_load_readers()
 _quiet_libtiff()
-_built = [(kind, endings) for name, (kind, _, endings) in _IF_BUILT.items() if features.check(name)]
+_present = {name for name in _IF_BUILT if _is_built(name)}
+_built = [(kind, endings) for name, (kind, _, endings) in _IF_BUILT.items() if name in _present]
 
 FORMATS: tuple[str, ...] = (*_ALWAYS, *(kind for kind, _ in _built), *(["HEIF"] if _heif else []))
 """Those that are read on this machine, as Pillow names them."""
@@ -78,7 +95,7 @@ _WANTING = {
     **{
         ending: f"a Pillow built with {words}"
         for name, (_, words, endings) in _IF_BUILT.items()
-        if not features.check(name)
+        if name not in _present
         for ending in endings
     },
     **(dict.fromkeys(_HEIF, _HEIF_CURE) if not _heif else {}),
@@ -91,11 +108,6 @@ def wanting(ending: str) -> str | None:
     It is the subject of "... reads them".
     """
     return _WANTING.get(ending.lower())
-
-
-def decoder_versions() -> dict[str, str]:
-    """Versions of the plug-ins that are installed, by package; the pixels of some images depend on them."""
-    return {} if _heif is None else {_HEIF_PACKAGE: _heif}
 
 
 _HEIF_BRANDS = rb"hei[cxms]|hev[cxms]|mif1|msf1|mif2"

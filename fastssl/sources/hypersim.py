@@ -63,8 +63,8 @@ from fastssl.sources import census
 from fastssl.sources.hdf5 import open_hdf5
 from fastssl.sources.keys import key_of, reference_parts
 from fastssl.sources.listing import matching_names
-from fastssl.sources.lists import is_regular, open_regular
 from fastssl.sources.opening import checked_subset, first_reference, whole_path
+from fastssl.sources.regular import is_regular, open_regular
 
 CAMERAS = "metadata_camera_parameters.csv"
 SPLIT = "metadata_images_split_scene_v1.csv"

@@ -31,7 +31,6 @@ from fastssl.sources.formats import (
     EXTENSIONS,
     FORMATS,
     cure,
-    decoder_versions,
     described,
     hides_lack_of_memory,
     wanting,
@@ -39,7 +38,7 @@ from fastssl.sources.formats import (
 from fastssl.sources.png import plain_png
 from fastssl.sources.regular import read_file
 
-__all__ = ["EXTENSIONS", "decode_image", "decode_plane", "decoder_versions", "read_image", "read_plane", "wanting"]
+__all__ = ["EXTENSIONS", "decode_image", "decode_plane", "read_image", "read_plane", "wanting"]
 
 # Warnings about a JPEG whose pixels are whole. Bytes between the segments of the header, before tables, frame,
 # application data or comments; a colour profile, a version or a colour transform that nobody needs; subsampling that

@@ -35,9 +35,10 @@ from fastssl.sources import census
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import sorted_images, top_names
-from fastssl.sources.lists import is_folder, is_regular, numbered_lines
+from fastssl.sources.lists import numbered_lines
 from fastssl.sources.opening import checked_subset, first_reference, whole_path
 from fastssl.sources.places365_categories import CATEGORIES
+from fastssl.sources.regular import is_folder, is_regular
 
 _EASY = ("places365_standard/", "")
 _FOLDERS = {

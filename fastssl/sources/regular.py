@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -51,3 +52,42 @@ def open_file(path: Path, what: str) -> BinaryIO:
     raise DataError(
         f"{what} cannot be read", where=path, seen=_KINDS.get(kind, "a special file"), expected="a regular file"
     )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading, for those who have words of their own for what goes wrong.
+
+    Raises:
+        OSError: there is no such file, it is of another kind, or it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def is_regular(path: Path) -> bool:
+    """The path leads to a regular file.
+
+    Raises:
+        DataError: that cannot be told; some versions of Python's `Path.is_file` would take it for "no".
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """The path leads to a folder.
+
+    Raises:
+        DataError: that cannot be told.
+    """
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Kind and rights of what a path leads to, 0 if it leads nowhere."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise DataError("a file cannot be looked at", where=path, seen=error.strerror) from error

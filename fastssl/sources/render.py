@@ -31,8 +31,8 @@ from fastssl.files import complete_or_absent
 from fastssl.shards import Domain, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import read_plane
-from fastssl.sources.lists import is_folder, is_regular, open_regular
 from fastssl.sources.opening import checked_subset
+from fastssl.sources.regular import is_folder, is_regular, open_regular
 
 RUN = "render.json"
 PLANES = ("rgb", "depth", "normal", "instance")

@@ -58,9 +58,10 @@ from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of, reference_parts
 from fastssl.sources.listing import matching_names
-from fastssl.sources.lists import is_folder, numbered_lines
+from fastssl.sources.lists import numbered_lines
 from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
 from fastssl.sources.opening import checked_subset, first_reference, whole_path
+from fastssl.sources.regular import is_folder
 
 SUBSETS = {"train": range(3000), "val": range(3000, 3250), "test": range(3250, 3500)}
 """Numbers of the scenes, as the dataset's README splits them."""

@@ -61,9 +61,10 @@ from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import matching_names
-from fastssl.sources.lists import is_folder, is_regular, numbered_lines
+from fastssl.sources.lists import numbered_lines
 from fastssl.sources.normals import facing_normals, stored_and_computed, unit_normals
 from fastssl.sources.opening import checked_subset, first_reference, whole_path
+from fastssl.sources.regular import is_folder, is_regular
 
 SIZE = (640, 480)
 CAMERA = Intrinsics(fx=517.97, fy=517.97, cx=320.0, cy=240.0)

@@ -30,8 +30,9 @@ from fastssl.sources import census
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import matching_names, sorted_images
-from fastssl.sources.lists import is_folder, is_regular, numbered_lines
+from fastssl.sources.lists import numbered_lines
 from fastssl.sources.opening import checked_subset, first_reference
+from fastssl.sources.regular import is_folder, is_regular
 
 SUBSETS = ("train", "val", "trainval", "test")
 _YEARS = ("VOC2007", "VOC2012")

@@ -320,7 +320,7 @@ def _archives_near(folder: Path) -> list[str]:
 def _looked_at(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files and folders in a folder that may be of use, sorted."""
     with os.scandir(folder) as entries:
-        used = [(entry.name, census.is_folder(entry)) for entry in entries if census.reason_against(entry) is None]
+        used = [(entry.name, entry.is_dir()) for entry in entries if census.reason_against(entry) is None]
     return sorted(name for name, is_folder in used if not is_folder), sorted(name for name, below in used if below)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
-from fastssl.sources.lists import is_folder, is_regular, numbered_lines, open_regular
+from fastssl.sources.lists import numbered_lines
+from fastssl.sources.regular import is_folder, is_regular, open_regular
 
 
 @pytest.mark.parametrize(
