@@ -18,10 +18,22 @@ GROUPS = [
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],
-    ["files", "batch", "compiled", "config", "faults", "errors"],
+    ["batch", "compiled", "config", "core_yaml", "files", "faults", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
-LIGHT = ["shards", "sources", "render", "geometry", "pictures", "charts", "files", "batch", "config", "errors", "faults"]
+LIGHT = [
+    "shards",
+    "sources",
+    "render",
+    "geometry",
+    "pictures",
+    "charts",
+    "files",
+    "batch",
+    "config",
+    "errors",
+    "faults",
+]
 LIGHT += ["compiled", "report", "show", "cli"]
 
 
