@@ -456,7 +456,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             expected="one document of YAML 1.2, each key once",
         ) from error
     if values is None:
-        words = "is empty" if not content.strip(b"\0 \r\n\t") else "holds no settings"
+        words = "is empty" if not content.strip() else "holds no settings"
         raise ConfigError(
             f"the configuration file {words}", where=path, expected="sections such as optim, with settings"
         )
