@@ -199,7 +199,7 @@ def train(
 
     from fastssl.train import resume_run, start_run
 
-    with progress_bar("training") as advance:
+    with progress_bar("training", patience_s=0) as advance:
         if resume:
             resume_run(out, advance)
         else:
