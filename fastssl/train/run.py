@@ -14,7 +14,7 @@ import torch
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
-from fastssl.errors import CheckpointError, ConfigError, FastsslError, UsageError
+from fastssl.errors import CheckpointError, ConfigError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_faults_named
 from fastssl.files import PARTIAL
 from fastssl.loader import (
@@ -44,10 +44,10 @@ def start_run(config: Config, run: Path, advance: Advance) -> None:
     """Train from the beginning into an empty or new folder.
 
     Raises:
-        UsageError: the folder holds something, or cannot be made.
+        UsageError: the folder holds something.
         DataError: a dataset is missing, damaged, or of the wrong domain.
         ConfigError: a setting does not fit the data.
-        MachineError: a disk is full, or the like; `resume_run` continues the run.
+        MachineError: the folder cannot be made, a disk is full, or the like; `resume_run` continues the run.
     """
     _check_unused(run)
     _train(config, run, None, advance)
@@ -97,7 +97,7 @@ def _prepare(config: Config, run: Path) -> None:
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
+            raise MachineError(
                 "the run folder cannot be made", where=run, seen=error.strerror, do="give another --out"
             ) from error
     if not (run / "config.yaml").exists():

@@ -263,13 +263,11 @@ def test_a_full_disk_stops_the_run_which_goes_on_as_if_undisturbed(
 def test_a_run_folder_that_cannot_be_made(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = settings(coded_synthetic, coded_real, "train.steps=2")
-    for run, words in (
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "file" / "run", "is a file"),
-        (Path("/proc/run"), "cannot be made"),
-    ):
-        with pytest.raises(UsageError, match=words):
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match="is a file"):
             start_run(config, run, quiet)
+    with pytest.raises(MachineError, match=r"cannot be made\n  where: /proc/run"):
+        start_run(config, Path("/proc/run"), quiet)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(
