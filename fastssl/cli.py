@@ -274,21 +274,26 @@ def train(
     given = [synthetic, real, config, overrides, amp or None, paranoid or None, None if preset == "paper" else preset]
     if resume and any(value is not None for value in given):
         raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
-    settings = list(overrides or ())
-    for name, datasets in (("synthetic", synthetic), ("real", real)):
-        if datasets:
-            settings.append(f"data.{name}={json.dumps(dataset_weights(datasets))}")
-    settings += [f"{name}=true" for name, wanted in (("train.amp", amp), ("data.paranoid", paranoid)) if wanted]
-    resolved = load_config(preset, file=config, overrides=settings)
+    settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
+    resolved = load_config(preset, file=config, overrides=overrides or (), settings=settings)
 
     from fastssl.train import resume_run, start_run
 
-    with progress_bar("training") as advance:
+    with progress_bar("training", patience_s=0) as advance:
         if resume:
             resume_run(out, advance)
         else:
             start_run(resolved, out, advance)
     _say(f"the run is in {out}")
+
+
+def _training_settings(
+    synthetic: list[str] | None, real: list[str] | None, *, amp: bool, paranoid: bool
+) -> dict[str, dict[str, Any]]:
+    """What the options of `train` set, by section; nothing for those that are not given."""
+    named = {"synthetic": synthetic, "real": real}
+    data: dict[str, Any] = {name: dataset_weights(paths) for name, paths in named.items() if paths}
+    return {"data": data | ({"paranoid": True} if paranoid else {}), "train": {"amp": True} if amp else {}}
 
 
 @evaluations.command("tasks")

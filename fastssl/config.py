@@ -1,20 +1,35 @@
 """Settings of a run: typed, checked, composed from a preset, a YAML file and `--set` overrides.
 
-Later layers win: preset, then `--config FILE`, then `--set section.key=value`. A misspelt key is an error
-that offers the nearest name. The resolved configuration is written into the run folder.
+Later layers win: preset, then `--config FILE`, then `--set section.key=value`, the last of them first. A misspelt key
+is an error that offers the nearest name. A value is what was written: it is never made into one of another type. The
+resolved configuration is written into the run folder.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
+from fastssl import core_yaml
 from fastssl.errors import ConfigError
+from fastssl.faults import machine_fault, machine_faults_named
+from fastssl.files import complete_or_absent
 
 Task = Literal["depth", "normal", "edge"]
 Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "fc6"]
@@ -24,21 +39,35 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _one_dataset(given: Any) -> Any:
-    return {given: 1.0} if isinstance(given, str) and given else given or {}
+def _datasets(given: Any, info: ValidationInfo) -> dict[str, float]:
+    # Not pydantic's own dict of str: it takes no name with a byte that is not UTF-8.
+    name = f"data.{info.field_name}"
+    if isinstance(given, str) and given:
+        given = {given: 1.0}
+    if not isinstance(given, Mapping):
+        words = "expected a path (in quotes if it looks like a number), or paths with their weights as {path: weight}"
+        raise ValueError(f"{name} is {_shown(given)}; {words}")
+    weights: dict[str, float] = {}
+    for text, weight in given.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"the weight of {text} in {name} is {_shown(weight)}; expected a number above 0")
+        if not text or "\0" in text:
+            raise ValueError(f"{name} names {text!r}; expected a path")
+        path = dataset_path(text)
+        if path in weights:
+            raise ValueError(f"{name} names {path} twice")
+        weights[path] = float(weight)
+    return weights
 
 
-Datasets = Annotated[dict[str, Positive], BeforeValidator(_one_dataset)]
+Datasets = Annotated[dict[str, float], PlainValidator(_datasets)]
 
 
 def _share_or_auto(given: Any) -> Any:
     # A union of types would tell of each of them what is wrong with it.
-    try:
-        is_right = 0 <= float(given) <= 1
-    except (TypeError, ValueError):
-        is_right = given == "auto"
-    if not is_right:
-        raise ValueError(f"train.hw_decoder_load is {given!r}; expected a share from 0 to 1, or auto")
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not (0 <= given <= 1 if is_number else given == "auto"):
+        raise ValueError(f"train.hw_decoder_load is {_shown(given)}; expected a share from 0 to 1, or auto")
     return given
 
 
@@ -49,7 +78,16 @@ ADAPTED_LAYERS: tuple[AdaptedLayer, ...] = get_args(AdaptedLayer)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 class DataConfig(_Section):
@@ -208,6 +246,10 @@ class TrainConfig(_Section):
     """Steps between two prediction pictures."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 1000
     """Steps between two checkpoints; one more is written at the end."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 3
+    """So many of the newest checkpoints are kept; an older one is removed when a newer one is complete."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints of steps that are multiples of it are kept for good; 0 = none."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2
@@ -277,50 +319,96 @@ def load_config(
     *,
     file: Path | None = None,
     overrides: Iterable[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
-    """Compose a configuration from a preset, an optional YAML file and `section.key=value` overrides.
+    """Compose a configuration from its layers, of which a later one wins.
+
+    Args:
+        preset: name of a preset; one that the file names comes first.
+        file: of YAML, as `fastssl.core_yaml` reads it.
+        overrides: each ``section.key=value``, the value in YAML; of two for one key the later counts.
+        settings: by section and name, as they are.
+
+    Paths of datasets become absolute, and ``~`` the home folder.
 
     Raises:
-        ConfigError: an unknown preset, section or key (the nearest name is offered), a value outside its
-            range, or a file that is not YAML.
+        ConfigError: an unknown preset, section or key (the nearest name is offered), a value of another type or
+            outside its range, or a file that is not YAML.
     """
     layers: dict[str, Any] = {}
     if file is not None:
         layers = _read_yaml(file)
-        preset = str(layers.pop("preset", preset))
-    if preset not in PRESETS:
-        raise ConfigError("there is no such preset", seen=preset, expected=_nearest(preset, PRESETS))
+        preset = layers.pop("preset", preset)
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConfigError("there is no such preset", seen=_shown(preset), expected=_nearest(str(preset), PRESETS))
     values: dict[str, Any] = {name: dict(section) for name, section in PRESETS[preset].items()}
     _merge(values, layers, where=str(file))
     for override in overrides:
         _merge(values, _parse_override(override), where=f"--set {override}")
+    _merge(values, settings or {}, where="settings")
     return _validated({"preset": preset, **values})
 
 
 def dataset_weights(given: Iterable[str]) -> dict[str, float]:
     """Datasets as the command line names them: each ``PATH`` or ``PATH=WEIGHT``; without a weight it is 1.
 
-    Local paths become absolute, so that a run can be continued from another folder.
+    What exists is a path, whatever characters it has. Paths become what `dataset_path` makes of them.
 
     Raises:
-        ConfigError: a dataset comes twice, or a weight is not above 0.
+        ConfigError: a dataset comes twice, or a weight is not a finite number above 0.
+        MachineError: the system cannot say if a path exists.
     """
     weights: dict[str, float] = {}
     for text in given:
         path, separator, number = text.rpartition("=")
-        weight = _number(number) if separator else None
+        weight = _number(number) if separator and not _is_there(dataset_path(text)) else None
         if weight is None:
             path, weight = text, 1.0
-        if weight <= 0:
-            raise ConfigError("the weight of a dataset must be above 0", where=path, seen=number)
-        path = path if "://" in path else str(Path(path).absolute())
+        if not path:
+            raise ConfigError("a dataset has no path", where=text, expected="PATH or PATH=WEIGHT")
+        if not 0 < weight < math.inf:
+            raise ConfigError(
+                "the weight of a dataset must be a finite number above 0",
+                where=path,
+                seen=number,
+                do=f"give another weight; a folder of the name {text!r} does not exist",
+            )
+        path = dataset_path(path)
         if path in weights:
             raise ConfigError("a dataset is given twice", where=path, do="give it once, with its weight")
         weights[path] = weight
     return weights
 
 
+def dataset_path(text: str) -> str:
+    """A dataset's path as it can be used from any folder: absolute, with ``~`` and ``~user`` expanded.
+
+    An address such as ``s3://bucket/rooms`` stays; one that begins with ``file://`` becomes the path.
+    """
+    if text.startswith("file://"):
+        text = text.removeprefix("file://localhost").removeprefix("file://")
+        unescaped = unquote(text, errors="surrogateescape")
+        text = unescaped if _is_there(unescaped) and not _is_there(text) else text
+    elif "://" in text:
+        return text
+    return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111 - pathlib's raises for an unknown user
+
+
+def _is_there(path: str) -> bool:
+    """Something has this path; a machine that cannot say so is no answer."""
+    with machine_faults_named(path):
+        try:
+            Path(path).stat()
+        except (OSError, ValueError) as error:
+            if machine_fault(error) is not None:
+                raise
+            return False
+    return True
+
+
 def _number(text: str) -> float | None:
+    if "_" in text:
+        return None
     try:
         return float(text)
     except ValueError:
@@ -328,26 +416,52 @@ def _number(text: str) -> float | None:
 
 
 def read_config(path: Path) -> Config:
-    """Read the resolved configuration of a run folder."""
+    """Read the resolved configuration of a run folder.
+
+    Raises:
+        ConfigError: the file is damaged, or holds settings that this version does not know.
+    """
     return _validated(_read_yaml(path), where=path)
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write every setting, resolved, as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write every setting, resolved, as YAML that is complete or absent."""
+    with complete_or_absent(path) as file:
+        file.write(core_yaml.written(plain(config)).encode("ascii"))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """All settings as mappings, lists, text and numbers; names that are not UTF-8 stay what they are."""
+    # Pydantic's mode "json" would put question marks for their bytes.
+    values = config.model_dump()
+    for section in values.values():
+        if isinstance(section, dict):
+            section.update({name: list(value) for name, value in section.items() if isinstance(value, tuple)})
+    return values
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    with machine_faults_named(path):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError("the configuration file cannot be read", where=path, seen=error.strerror) from error
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("the configuration file cannot be read", where=path, seen=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("the configuration file is not valid YAML", where=path, seen=str(error)) from error
-    if not isinstance(values, dict):
+        values = core_yaml.parse(content)
+    except core_yaml.CoreYamlError as error:
         raise ConfigError(
-            "the configuration file holds no sections", where=path, seen=type(values).__name__, expected="a mapping"
+            "the configuration file is not valid YAML",
+            where=path if error.line is None else f"{path}, line {error.line}",
+            seen=error.words,
+            expected="one document of YAML 1.2, each key once",
+        ) from error
+    if values is None:
+        words = "is empty" if not content.strip() else "holds no settings"
+        raise ConfigError(
+            f"the configuration file {words}", where=path, expected="sections such as optim, with settings"
         )
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration file holds no sections", where=path, seen=values, expected="a mapping")
     return values
 
 
@@ -358,17 +472,38 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(
             "an override must read section.key=value", where="--set", seen=text, expected="such as optim.lr=0.001"
         )
+    if parts[0] == "data" and parts[1] in ("synthetic", "real") and _is_there(dataset_path(value)) and value:
+        return {"data": {parts[1]: value}}  # what exists is a path, also where YAML would see something else in it
     try:
-        return {parts[0]: {parts[1]: yaml.safe_load(value)}}
-    except yaml.YAMLError as error:
-        raise ConfigError("the value of an override is not valid YAML", where=f"--set {name}", seen=value) from error
+        return {parts[0]: {parts[1]: core_yaml.parse(value)}}
+    except core_yaml.CoreYamlError as error:
+        raise ConfigError(
+            f"the value of an override is not valid YAML: {error.words}", where=f"--set {name}", seen=value
+        ) from error
 
 
 def _merge(values: dict[str, Any], update: Mapping[str, Any], *, where: str) -> None:
     for section, settings in update.items():
         if not isinstance(settings, Mapping):
-            raise ConfigError("a section must be a mapping of settings", where=f"{where}: {section}", seen=settings)
+            raise ConfigError(
+                "a section must be a mapping of settings", where=f"{where}: {section}", seen=_shown(settings)
+            )
         values.setdefault(section, {}).update(settings)
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list, such as [0.6, 0.9], or [depth, edge] for tasks",
+    "model_type": "a mapping of settings",
+}
+
+
+def _shown(value: object) -> str:
+    """A value for a message, so that text is told from a number, and nothing from text."""
+    return "nothing (null)" if value is None else repr(value)
 
 
 def _validated(values: dict[str, Any], where: Path | None = None) -> Config:
@@ -390,7 +525,10 @@ def _validated(values: dict[str, Any], where: Path | None = None) -> Config:
         if error["type"] == "value_error":
             raise ConfigError(message, where=where) from None
         raise ConfigError(
-            "a setting has a value that it cannot take", where=place, seen=error["input"], expected=message
+            "a setting has a value that it cannot take",
+            where=place,
+            seen=_shown(error["input"]),
+            expected=_EXPECTED.get(error["type"], message),
         ) from None
 
 

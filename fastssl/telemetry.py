@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fastssl.errors import DataError
+from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent
+
+log = logging.getLogger(__name__)
 
 Advance = Callable[..., None]
 """Called as `advance(done, total, words)`; total is None where it is not known, words may be left out."""
 
+CONTINUE = "then continue with --resume"
+_PATIENCE_S = 5.0
+_LINE_EVERY_S = 30.0
+
+
+@cache
+def _stderr() -> Console:
+    """One for the log and the progress bar, so that lines appear above the bar. It follows `sys.stderr`."""
+    return Console(stderr=True)
+
+
+class _LogHandler(logging.Handler):
+    """A record is a line: no breaks inside it, and outside a terminal what it is a warning of stands before it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            if _stderr().is_terminal:
+                _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+                sys.stderr.write(f"{level}{text}\n")
+                sys.stderr.flush()
+        except Exception:  # as every handler of logging
+            self.handleError(record)
+
 
 def log_to_stderr() -> None:
     """Show the package's log on stderr; for the command line, a library user configures `logging` as usual."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("fastssl")
-    logger.handlers = [handler]
+    logger.handlers = [_LogHandler()]
     logger.setLevel(logging.INFO)
 
 
@@ -40,9 +74,19 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(what: str, *, unit: str | None = None) -> Iterator[Advance]:
-    """A progress bar on stderr where that is a terminal; nothing where it is not. With `unit`, it shows the rate."""
-    console = Console(stderr=True)
+def progress_bar(what: str, *, unit: str | None = None, patience_s: float = _PATIENCE_S) -> Iterator[Advance]:
+    """Progress on stderr: a bar where that is a terminal, and lines where it is not. With `unit`, it shows the rate.
+
+    Of the lines there are the first report after `patience_s`, then one each half minute, and the last report; none at
+    all where everything took less than `patience_s`.
+    """
+    if not _stderr().is_terminal:
+        lines = _ProgressLines(what, unit, patience_s)
+        try:
+            yield lines.advance
+        finally:
+            lines.close()
+        return
     columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -51,7 +95,7 @@ def progress_bar(what: str, *, unit: str | None = None) -> Iterator[Advance]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=_stderr()) as bar:
         task = bar.add_task(what, total=None, words="")
 
         def advance(done: int, total: int | None = None, words: str = "") -> None:
@@ -60,29 +104,85 @@ def progress_bar(what: str, *, unit: str | None = None) -> Iterator[Advance]:
         yield advance
 
 
+class _ProgressLines:
+    """What a log file says of the progress."""
+
+    def __init__(self, what: str, unit: str | None, patience_s: float) -> None:
+        self._what, self._unit = what, unit
+        self._started = time.monotonic()
+        self._due = self._started + patience_s
+        self._first: tuple[float, int] | None = None
+        self._untold: str | None = None
+        self._has_told = self._is_mute = False
+
+    def advance(self, done: int, total: int | None = None, words: str = "") -> None:
+        now = time.monotonic()
+        if self._first is None:
+            # The rate is measured from here: a run that is continued begins with steps that were made before.
+            self._first = (now, done)
+        self._untold = self._line(now, done, total, words)
+        if now >= self._due:
+            self._tell()
+            self._due = now + _LINE_EVERY_S
+
+    def close(self) -> None:
+        if self._untold is not None and (self._has_told or time.monotonic() >= self._due):
+            self._tell()
+
+    def _line(self, now: float, done: int, total: int | None, words: str) -> str:
+        assert self._first is not None
+        seconds, made = now - self._first[0], done - self._first[1]
+        rate = made / seconds if made > 0 and seconds > 0 else None
+        parts = [f"{self._what}: {done:,}" if total is None else f"{self._what}: {done:,}/{total:,}"]
+        if self._unit and rate is not None:
+            parts.append(f"{rate:,.0f} {self._unit}/s")
+        if rate is not None and total is not None and done < total:
+            parts.append(f"{_duration((total - done) / rate)} left")
+        return " ".join(", ".join([*parts, *([words] if words else [])]).split())
+
+    def _tell(self) -> None:
+        if self._is_mute:
+            return
+        try:
+            sys.stderr.write(f"{self._untold}\n")
+            sys.stderr.flush()
+        except OSError:
+            # Nobody can be told of it, and the work itself is not harmed.
+            self._is_mute = True
+        self._untold, self._has_told = None, True
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 class MetricsWriter:
     """Writes one mapping of numbers per logged step to `metrics.jsonl` and to TensorBoard events.
 
     Lines of steps after `first_step` that an earlier, interrupted process left behind are dropped, so the file reads as
-    if the run had never stopped.
+    if the run had never stopped. Events are a copy: where they cannot be written, a warning says so once.
+
+    Raises:
+        MachineError: `metrics.jsonl` cannot be written.
+        DataError: a line of it has no step.
     """
 
     def __init__(self, run: Path, first_step: int = 0) -> None:
-        # Imports torch; `fastssl --help` imports this module.
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(run) if line["step"] <= first_step]
-        with complete_or_absent(path) as file:
-            file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
-        self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._path = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(run) if _step(line, self._path) <= first_step]
+        with machine_faults_named(self._path, do=CONTINUE):
+            with complete_or_absent(self._path) as file:
+                file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
+            self._file = self._path.open("ab")
+        self._events = _Events(run / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with machine_faults_named(self._path, do=CONTINUE):
+            self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+            self._file.flush()
+        self._events.write(step, values)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -90,28 +190,139 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         self._events.close()
+        try:
+            with machine_faults_named(self._path, do=CONTINUE):
+                self._file.close()
+        except Exception:
+            if error is None:
+                raise
+            # The line that could not be written is what is already being told.
+
+
+class _Events:
+    """Numbers as TensorBoard reads them.
+
+    Written in the caller's thread: the thread of TensorBoard's own writer dies of a full disk with a traceback, and
+    takes the caller along at some later step.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        self._path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
+        self._records: Any = None
+        try:
+            folder.mkdir(exist_ok=True)
+            is_continued = any(folder.iterdir())
+            self._records = RecordWriter(self._path.open("xb"))
+        except OSError as error:
+            self._give_up(error)
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if first_step or (self._records is not None and is_continued):
+            # What an interrupted process wrote of later steps is not shown.
+            start = SessionLog(status=SessionLog.START)
+            self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=numbers)))
+
+    def close(self) -> None:
+        self._attempt(lambda: self._records.close())
+        self._records = None
+
+    def _add(self, event: Any) -> None:
+        self._attempt(lambda: (self._records.write(event.SerializeToString()), self._records.flush()))
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._records is None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._records is not None:
+            with suppress(OSError):  # the same again, for what was not yet written
+                self._records.close()
+        self._records = None
+        reason = error.strerror or error
+        log.warning("%s: %s; the run goes on without TensorBoard events, metrics.jsonl has all", self._path, reason)
+
+
+def _step(line: Any, path: Path) -> float:
+    step = line.get("step") if isinstance(line, dict) else None
+    if not isinstance(step, int | float):
+        raise DataError("a line of the metrics has no step", where=path, seen=line, do="take the line out")
+    return step
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, oldest first; a last line cut short by a kill is left out."""
+    """The lines of a run's `metrics.jsonl`, oldest first.
+
+    A last line cut short by a kill is left out. So are lines in between that a power cut tore, with a warning.
+
+    Raises:
+        MachineError: the file cannot be read.
+    """
     path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    complete, _, _ = text.rpartition("\n")
-    return [json.loads(line) for line in complete.splitlines()]
+    with machine_faults_named(path):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return []
+    *complete, _ = content.split(b"\n")
+    lines = []
+    for line in complete:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # all that the bytes of a line can lead to; counted below
+            continue
+    if len(lines) < len(complete):
+        torn = len(complete) - len(lines)
+        log.warning("%s: %d of %d lines are torn, as after a power cut, and left out", path, torn, len(complete))
+    return lines
 
 
 def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
-    """Add sections to the run's `summary.json`, replacing those of the same name, and return all of it."""
+    """Add sections to the run's `summary.json`, replacing those of the same name, and return all of it.
+
+    A file that is torn, as after a power cut, is kept as `summary.json.damaged`, and a new one is begun.
+
+    Raises:
+        MachineError: it cannot be read or written.
+    """
     path = run / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    _merge(summary, values)
-    with complete_or_absent(path) as file:
-        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
-    return dict(summary)
+    with machine_faults_named(path, do="then try again, training with --resume"):
+        summary = _whole_summary(path)
+        _merge(summary, values)
+        with complete_or_absent(path) as file:
+            file.write(f"{json.dumps(summary, indent=2)}\n".encode())
+    return summary
+
+
+def _whole_summary(path: Path) -> dict[str, object]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    try:
+        summary = json.loads(content)
+    except ValueError:
+        summary = None
+    if isinstance(summary, dict):
+        return summary
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("%s is torn, as after a power cut; it is kept as %s, and a new one is begun", path, aside.name)
+    return {}
 
 
 def _merge(into: dict[str, object], values: Mapping[str, object]) -> None:

@@ -18,7 +18,7 @@ GROUPS = [
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],
-    ["files", "batch", "compiled", "config", "faults", "errors"],
+    ["batch", "compiled", "config", "core_yaml", "files", "faults", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [

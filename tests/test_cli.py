@@ -245,7 +245,7 @@ def test_bench_load_prints_figures_and_verdict(
     code, out, err = fastssl("bench", "load", *given)
     assert code == 0
     assert "Loading is limited by" in out
-    assert not err
+    assert all(line.startswith("measuring: ") for line in err.splitlines())  # on a slow machine, some progress
     code, out, err = fastssl("bench", "load", *given, "--json")
     assert code == 0
     assert json.loads(out)["verdict"]["limited_by"]
@@ -261,7 +261,7 @@ def test_bench_pack_prints_figures_and_verdict(fastssl: Callable[..., tuple[int,
     code, out, err = fastssl("bench", "pack", tmp_path, "--size", 64)
     assert code == 0
     assert "Packing is limited by" in out
-    assert not err
+    assert all(line.startswith("packing: ") for line in err.splitlines())
     code, out, _ = fastssl("bench", "pack", tmp_path, "--size", 64, "--json")
     assert code == 0
     assert json.loads(out)["samples"] == 3

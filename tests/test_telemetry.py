@@ -1,14 +1,23 @@
-"""Metrics files as a reader and as TensorBoard's own reader see them; the progress bar only where somebody looks."""
+"""Metrics as a reader and as TensorBoard's own reader see them, also torn; progress and log where nobody looks."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
+import sys
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastssl.telemetry import MetricsWriter, merge_summary, progress_bar, read_metrics
+from fastssl import telemetry
+from fastssl.errors import DataError, MachineError
+from fastssl.telemetry import MetricsWriter, log_to_stderr, merge_summary, progress_bar, read_metrics
 
 
 def test_metrics_reach_json_lines_and_tensorboard(tmp_path: Path) -> None:
@@ -39,7 +48,171 @@ def test_summary_sections_are_merged(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_no_progress_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("working") as advance:
-        advance(1, 2, "words")
+def test_events_are_a_copy_that_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tensorboard").touch()  # a file where their folder belongs
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write(1, {"loss": 1.0})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    assert caplog.text.count("without TensorBoard events") == 1
+
+
+def test_a_disk_that_fills_up_costs_events_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        metrics._events._records.close()
+        metrics._events._records = RecordWriter(open("/dev/full", "wb"))  # noqa: PTH123, SIM115
+        for step in (2, 3):
+            metrics.write(step, {"loss": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    assert caplog.text.count("No space left on device; the run goes on without TensorBoard events") == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1]
+
+
+def test_tensorboard_forgets_what_a_killed_process_wrote(tmp_path: Path) -> None:
+    for first_step, steps in ((0, (10, 20, 30)), (20, (30,)), (0, (10,))):
+        with MetricsWriter(tmp_path, first_step) as metrics:
+            for step in steps:
+                metrics.write(step, {"loss": first_step + step})
+        shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+        told = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
+        assert [(event.step, event.value) for event in shown] == told
+
+
+def test_a_full_disk_names_the_metrics(tmp_path: Path) -> None:
+    def fill() -> None:
+        with MetricsWriter(tmp_path) as metrics:
+            metrics._file.close()
+            metrics._file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+            metrics.write(1, {"loss": 1.0})
+
+    with pytest.raises(MachineError, match=r"disk is full(.|\n)*metrics.jsonl(.|\n)*--resume"):
+        fill()
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b"\0" * 512, b'\0\0{"step": 2}', b'{"a": "\xff"}'])
+def test_torn_lines_are_left_out_and_counted(torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
+    assert f"{tmp_path}/metrics.jsonl: 1 of 3 lines are torn" in caplog.text
+
+
+def test_a_line_without_a_step_is_no_metrics(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1.0}\n')
+    with pytest.raises(DataError, match="has no step"):
+        MetricsWriter(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"tasks": ', b"\0" * 64, b"[]", b"\xff"])
+def test_a_torn_summary_is_kept_aside(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    assert merge_summary(tmp_path, {"steps": 5}) == {"steps": 5}
+    assert (tmp_path / "summary.json.damaged").read_bytes() == content
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 5}
+    assert caplog.text.count("summary.json.damaged") == 1
+
+
+def test_a_summary_that_cannot_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text('{"tasks": 1}')
+
+    def broken(self: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken)
+        with pytest.raises(MachineError, match=r"summary\.json"):
+            merge_summary(tmp_path, {"steps": 5})
+    assert (tmp_path / "summary.json").read_text() == '{"tasks": 1}'
+
+
+class Clock:
+    """Set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(telemetry.time, "monotonic", lambda: self.now)
+
+
+def test_without_a_terminal_there_is_a_line_each_half_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    with progress_bar("packing", unit="samples") as advance:
+        for second in range(100):
+            clock.now = 100.0 + second
+            advance(1000 + 50 * second, 10_000, "two\nwords" + "!" * 200)
+        clock.now = 200.0
+    # Reports at 0, 1, ..., 99 s; the first line after 5 s, the next after 30 s each, and the last report.
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",", 1)[0] + "," + line.split(",")[1].split("/")[0] for line in lines] == [
+        f"packing: {count // 1000},{count % 1000:03}" for count in (1250, 2750, 4250, 5750, 5950)
+    ]
+    assert lines[0] == "packing: 1,250/10,000, 50 samples/s, 2 min 55 s left, two words" + "!" * 200
+    assert lines[-1].startswith("packing: 5,950/10,000, 50 samples/s, 1 min 21 s left")
+
+
+@pytest.mark.parametrize(("patience", "lines"), [(5.0, []), (0.0, ["training: 2/4", "training: 4/4"])])
+def test_short_work_is_told_only_where_it_is_asked_for(
+    patience: float, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it ends in an error."""
+    clock = Clock(monkeypatch)
+
+    def fail() -> None:
+        with progress_bar("training", patience_s=patience) as advance:
+            for step in (2, 3, 4):
+                advance(step, 4)
+                clock.now += 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_work_without_a_report_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("working", patience_s=0):
+        pass
     assert capsys.readouterr().err == ""
+
+
+def test_progress_that_nobody_takes_harms_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stderr", full)
+        with progress_bar("working", patience_s=0) as advance:
+            for step in range(3):
+                advance(step)
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+
+
+def test_a_record_is_a_line_and_says_if_it_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a_folder" * 40
+    logger = logging.getLogger("fastssl")
+    handlers, level = logger.handlers, logger.level
+    try:
+        log_to_stderr()
+        logging.getLogger("fastssl.x").warning("[red]%s[/red] is damaged", path)
+        logging.getLogger("fastssl.x").info("%s is read", path)
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
+    assert capsys.readouterr().err == f"warning: [red]{path}[/red] is damaged\n{path} is read\n"
+
+
+def test_a_record_is_a_line_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    logger = logging.getLogger("fastssl")
+    handlers, level = logger.handlers, logger.level
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    try:
+        log_to_stderr()
+        logging.getLogger("fastssl.x").warning("%s is damaged", "/a_folder" * 40)
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
+    assert terminal.getvalue() == f"{'/a_folder' * 40} is damaged\n"

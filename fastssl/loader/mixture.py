@@ -14,6 +14,7 @@ from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
 from fastssl.shards import Room, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
+from fastssl.shards.manifest import Domain
 
 _BATCHES_AHEAD = 8
 
@@ -166,3 +167,26 @@ def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
     if not isinstance(weights, Mapping):
         return Mixture([ShardSet(weights)])
     return Mixture([ShardSet(path) for path in weights], list(weights.values()))
+
+
+_DOMAINS: dict[Domain, str] = {"synthetic": "rendered images with labels (synthetic)", "real": "photos (real)"}
+
+
+def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: Domain) -> Mixture:
+    """`open_mixture` for datasets that were packed as what they are to be used as.
+
+    Raises:
+        DataError, ShardError: as `open_mixture`; or a dataset is of the wrong domain.
+    """
+    mixture = open_mixture(weights)
+    for dataset in mixture.datasets:
+        seen = dataset.manifest.domain
+        if seen != domain:
+            raise DataError(
+                "the dataset is of the wrong domain",
+                where=str(dataset.path),
+                seen=_DOMAINS[seen],
+                expected=_DOMAINS[domain],
+                do=f"give it as --{seen}, and as --{domain} another one",
+            )
+    return mixture

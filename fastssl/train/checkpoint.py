@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from fastssl.config import Config, read_config
+from fastssl.config import Config, plain, read_config
 from fastssl.errors import CheckpointError, DataError
-from fastssl.files import complete_or_absent
+from fastssl.faults import machine_faults_named
+from fastssl.files import PARTIAL, complete_or_absent
 from fastssl.models import Networks, build_networks
+from fastssl.telemetry import CONTINUE
+
+T = TypeVar("T")
 
 FORMAT = 2
+_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any], data: dict[str, str]) -> Path:
-    """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete.
+    """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete, then remove old ones.
+
+    The newest `train.keep_checkpoints` are kept, and those of steps that are multiples of `train.keep_every`.
 
     Args:
         run: the run folder.
@@ -26,31 +34,86 @@ def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]
         state: `TrainingStep.state_dict()`.
         data: fingerprint of each domain's datasets. With `step` it is all that the order of the samples and their views
             depend on.
+
+    Raises:
+        MachineError: the disk is full, or the like; the checkpoints that were there are still there.
     """
     folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
-    content = {"format": FORMAT, "step": step, "config": config.model_dump(mode="json"), "data": data}
+    content = {"format": FORMAT, "step": step, "config": plain(config), "data": data}
     content["state"] = state
-    with complete_or_absent(path) as file:
-        torch.save(content, file)
+    with machine_faults_named(path, do=CONTINUE):
+        folder.mkdir(exist_ok=True)
+        with complete_or_absent(path) as file:
+            _save(content, file)
+        _remove_old(folder, config)
     return path
 
 
-def latest_checkpoint(run: Path) -> Path:
-    """The checkpoint with the most steps.
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, whose own words for a full disk ("unexpected pos") do not always tell of the system's error."""
+    watched = _Watched(file)
+    try:
+        torch.save(content, watched)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if watched.fault is not None:
+            raise watched.fault from error
+        raise
+
+
+class _Watched:
+    """A file that remembers which of the system's errors it met first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.fault: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        return self._watched(lambda: self._file.write(content))
+
+    def flush(self) -> None:
+        self._watched(self._file.flush)
+
+    def _watched(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except OSError as error:
+            self.fault = self.fault or error
+            raise
+
+
+def _remove_old(folder: Path, config: Config) -> None:
+    settings = config.train
+    for step, path in _checkpoints(folder)[: -settings.keep_checkpoints]:
+        if not (settings.keep_every and step % settings.keep_every == 0):
+            path.unlink(missing_ok=True)
+    for path in folder.glob(f"*{PARTIAL}"):  # of processes that were killed
+        path.unlink(missing_ok=True)
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and files, oldest first."""
+    with machine_faults_named(folder):
+        try:
+            paths = list(folder.iterdir())
+        except FileNotFoundError:
+            return []
+    named = ((_NAME.fullmatch(path.name), path) for path in paths)
+    return sorted((int(match[1]), path) for match, path in named if match is not None)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the most steps; None if the run has none yet.
 
     Raises:
-        DataError: the folder is no run, or has no checkpoint.
+        DataError: the folder is no run.
     """
     if not (run / "config.yaml").is_file():
         raise DataError(
             "the folder holds no run", where=run, expected="a config.yaml", do="give the --out of a training"
         )
-    paths = sorted((run / "checkpoints").glob("step_*.pt"))
-    if not paths:
-        raise DataError("the run has no checkpoint", where=run / "checkpoints", do="train it first")
-    return paths[-1]
+    paths = _checkpoints(run / "checkpoints")
+    return paths[-1][1] if paths else None
 
 
 def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
@@ -58,17 +121,22 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: the file is damaged.
+        MachineError: the system cannot read it.
         CheckpointError: it belongs to another architecture than `config`, or to another version of the format.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise DataError(
-            "the checkpoint cannot be read", where=path, seen=error, do="remove it to use an older one"
-        ) from error
+    with machine_faults_named(path):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever the bytes of a damaged file lead torch to
+            raise DataError(
+                "the checkpoint is damaged, as after a power cut",
+                where=path,
+                seen=f"{path.stat().st_size:,} bytes; {str(error).splitlines()[0] if str(error) else repr(error)}",
+                do=_instead_of(path),
+            ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError("the file is not a checkpoint of this version", where=path, expected=f"format {FORMAT}")
-    stored, wanted = content["config"]["model"], config.model_dump(mode="json")["model"]
+    stored, wanted = content["config"]["model"], plain(config)["model"]
     different = [name for name in wanted if stored.get(name) != wanted[name]]
     if different:
         raise CheckpointError(
@@ -81,9 +149,26 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
     return content
 
 
+def _instead_of(path: Path) -> str:
+    others = [other for _, other in _checkpoints(path.parent) if other != path]
+    if not others:
+        return "there is no other one; remove it, and --resume begins the run from the start"
+    return f"remove it, and --resume continues from {others[-1].name}"
+
+
 def load_networks(run: Path) -> tuple[Networks, Config]:
-    """The trained networks of a run, in evaluation mode on the CPU, and its settings."""
+    """The trained networks of a run, in evaluation mode on the CPU, and its settings.
+
+    Raises:
+        DataError: there is no run, no checkpoint, or a damaged one.
+    """
     path = latest_checkpoint(run)
+    if path is None:
+        raise DataError(
+            "the run has no checkpoint yet",
+            where=run / "checkpoints",
+            do=f"train it first: fastssl train --out {run} --resume",
+        )
     config = read_config(run / "config.yaml")
     content = read_checkpoint(path, config)
     networks = build_networks(config.model, config.train.seed)

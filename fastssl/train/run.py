@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ import torch
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
-from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
+from fastssl.errors import CheckpointError, ConfigError, FastsslError, MachineError, UsageError
+from fastssl.faults import machine_faults_named
+from fastssl.files import PARTIAL
 from fastssl.loader import (
     Batches,
     LoaderOptions,
@@ -19,16 +24,18 @@ from fastssl.loader import (
     Plan,
     Share,
     ViewSettings,
-    open_mixture,
+    open_domain,
     real_batches,
     synthetic_batches,
 )
 from fastssl.loader.calibration import calibrated
 from fastssl.models import build_networks
-from fastssl.telemetry import Advance, merge_summary
+from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.train.checkpoint import latest_checkpoint, read_checkpoint
 from fastssl.train.step import TrainingStep
 from fastssl.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 _SYNTHETIC, _REAL = 0, 1
 
@@ -40,31 +47,62 @@ def start_run(config: Config, run: Path, advance: Advance) -> None:
         UsageError: the folder holds something.
         DataError: a dataset is missing, damaged, or of the wrong domain.
         ConfigError: a setting does not fit the data.
+        MachineError: the folder cannot be made, a disk is full, or the like; `resume_run` continues the run.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(
-            "the output folder is not empty", where=run, do="give another --out, or --resume to continue the run"
-        )
-    synthetic, real = _open_datasets(config)
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(config, run / "config.yaml")
-    _train(config, run, synthetic, real, None, advance)
+    _check_unused(run)
+    _train(config, run, None, advance)
 
 
 def resume_run(run: Path, advance: Advance) -> None:
-    """Continue a run from its last checkpoint, with the settings it was started with.
+    """Continue a run from its last checkpoint, or begin it again if it has none, with the settings it was started with.
 
     The steps that follow are the very steps that an undisturbed run would have made.
 
     Raises:
-        DataError: there is no run, no checkpoint, or a damaged one.
+        DataError: there is no run, or a damaged checkpoint.
         CheckpointError: the checkpoint is of another architecture or of other data, or the run is finished.
+        MachineError: as `start_run`.
     """
     path = latest_checkpoint(run)
     config = read_config(run / "config.yaml")
-    content = read_checkpoint(path, config)
-    synthetic, real = _open_datasets(config)
-    _train(config, run, synthetic, real, content, advance)
+    if path is None:
+        log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
+    _train(config, run, None if path is None else read_checkpoint(path, config), advance)
+
+
+def _check_unused(run: Path) -> None:
+    with machine_faults_named(run):
+        try:
+            names = {path.name for path in run.iterdir() if not path.name.endswith(PARTIAL)}
+        except FileNotFoundError:
+            return
+        except NotADirectoryError as error:
+            raise UsageError("the output is a file", where=run, do="give another --out") from error
+    if not names:
+        return
+    if "config.yaml" in names and latest_checkpoint(run) is None:
+        raise UsageError(
+            "the folder holds a run that has no checkpoint yet",
+            where=run,
+            do="begin it again from the start, with its own settings, by --out and --resume alone; "
+            "or remove the folder, or give another --out",
+        )
+    raise UsageError(
+        "the output folder is not empty", where=run, do="give another --out, or --resume to continue the run"
+    )
+
+
+def _prepare(config: Config, run: Path) -> None:
+    with machine_faults_named(run, do=CONTINUE):
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(
+                "the run folder cannot be made", where=run, seen=error.strerror, do="give another --out"
+            ) from error
+    if not (run / "config.yaml").exists():
+        with machine_faults_named(run / "config.yaml", do="then train again"):
+            write_config(config, run / "config.yaml")
 
 
 def training_batches(
@@ -95,17 +133,13 @@ def _open_datasets(config: Config) -> tuple[Mixture, Mixture | None]:
     data = config.data
     if not data.synthetic:
         raise UsageError("no synthetic dataset is given", do="add --synthetic FOLDER")
-    synthetic = open_mixture(data.synthetic)
-    if not synthetic.has_labels:
-        raise DataError(
-            "the synthetic dataset has no label planes", where=synthetic.path, do="give a packed synthetic dataset"
-        )
+    synthetic = open_domain(data.synthetic, "synthetic")
     if config.model.adapted_layer == "none":
         _check_size(config, synthetic)
         return synthetic, None
     if not data.real:
         raise UsageError("no real dataset is given", do="add --real FOLDER, or --set model.adapted_layer=none")
-    real = open_mixture(data.real)
+    real = open_domain(data.real, "real")
     _check_size(config, synthetic, real)
     return synthetic, real
 
@@ -122,14 +156,8 @@ def _check_size(config: Config, *datasets: Mixture) -> None:
             )
 
 
-def _train(
-    config: Config,
-    run: Path,
-    synthetic: Mixture,
-    real: Mixture | None,
-    content: dict[str, Any] | None,
-    advance: Advance,
-) -> None:
+def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: Advance) -> None:
+    synthetic, real = _open_datasets(config)
     _configure_torch(config)
     device = run_device()
     networks = build_networks(config.model, config.train.seed).to(device)
@@ -149,14 +177,32 @@ def _train(
         )
     options = calibrated_options(config, synthetic, device)
     batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device, options=options)
-    try:
+    # Not before: a start that fails leaves nothing behind.
+    _prepare(config, run)
+    with _damage_told(run, batches, photos):
         summary = Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance)
         merge_summary(run, {"steps": total_steps, **summary})
         if device.type == "cuda":
             merge_summary(run, {"throughput": {"hw_decoder_load": options.hw_decoder_load}})
-    finally:
-        damaged = {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
+
+
+@contextmanager
+def _damage_told(run: Path, synthetic: Batches[SyntheticBatch], real: Batches[RealBatch] | None) -> Iterator[None]:
+    """Put the damaged samples into the summary, also where the training fails; the training's error is the one told."""
+
+    def tell() -> None:
+        damaged = {"synthetic": synthetic.damaged(), "real": [] if real is None else real.damaged()}
         merge_summary(run, {"damaged_samples": damaged})
+
+    try:
+        yield
+    except BaseException:
+        try:
+            tell()
+        except FastsslError as second:
+            log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
+        raise
+    tell()
 
 
 def _check_data(before: dict[str, str], now: dict[str, str], config: Config) -> None:

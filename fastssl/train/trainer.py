@@ -13,8 +13,9 @@ from torch import Tensor
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, OptimConfig
 from fastssl.errors import NonFiniteLossError
+from fastssl.faults import machine_faults_named
 from fastssl.pictures import write_picture
-from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.telemetry import CONTINUE, Advance, MetricsWriter, gpu_readings
 from fastssl.train.checkpoint import write_checkpoint
 from fastssl.train.pictures import prediction_sheet
 from fastssl.train.step import TrainingStep
@@ -44,6 +45,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: a loss became infinite or not a number; names task and step; nothing is written after.
+            MachineError: a file of the run cannot be written.
         """
         settings = self.config.train
         meter = _Meter(self.step.device, first_step)
@@ -70,7 +72,9 @@ class Trainer:
 
     def _draw(self, batch: SyntheticBatch, number: int) -> None:
         sheet = prediction_sheet(self.step.networks, batch)
-        write_picture(sheet, self.run / "samples" / f"train_{number:08d}.png")
+        path = self.run / "samples" / f"train_{number:08d}.png"
+        with machine_faults_named(path, do=CONTINUE):
+            write_picture(sheet, path)
 
     def _gpu(self) -> dict[str, float]:
         device = self.step.device

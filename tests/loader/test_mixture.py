@@ -16,6 +16,7 @@ from fastssl.loader import (
     Mixture,
     Share,
     ViewSettings,
+    open_domain,
     open_mixture,
     real_batches,
     synthetic_batches,
@@ -112,3 +113,12 @@ def test_a_remote_dataset_is_shuffled_within_its_cache_and_fetched_ahead(
         assert got.keys == expected.keys
         assert torch.equal(got.image, expected.image)
         assert torch.equal(got.depth, expected.depth)
+
+
+def test_a_dataset_of_the_wrong_domain_is_refused(coded_synthetic: Path, coded_real: Path) -> None:
+    assert len(open_domain(coded_synthetic, "synthetic")) == 11
+    assert len(open_domain({str(coded_real): 1.0}, "real")) == 9
+    with pytest.raises(DataError, match=r"wrong domain(.|\n)*seen: photos(.|\n)*as --real"):
+        open_domain({str(coded_real): 1.0}, "synthetic")
+    with pytest.raises(DataError, match=rf"wrong domain\n  where: {coded_synthetic}\n  seen: rendered"):
+        open_domain(coded_synthetic, "real")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,15 @@ import yaml
 from patterns import SIDE, CodedSource
 
 from fastssl.config import Config, load_config, read_config
-from fastssl.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, ShardError, UsageError
+from fastssl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MachineError,
+    NonFiniteLossError,
+    ShardError,
+    UsageError,
+)
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import load_networks, resume_run, start_run
@@ -156,7 +166,8 @@ def test_wrong_datasets_are_refused_before_anything_is_written(
     coded_synthetic: Path, coded_real: Path, tmp_path: Path
 ) -> None:
     cases = [
-        (settings(coded_real, coded_real), DataError, "no label planes"),
+        (settings(coded_real, coded_real), DataError, "of the wrong domain"),
+        (settings(coded_synthetic, coded_synthetic), DataError, "of the wrong domain"),
         (settings(tmp_path / "nowhere", coded_real), DataError, "no such folder"),
         (settings(coded_synthetic, coded_real, "data.size=131"), ConfigError, "smaller than the network"),
         (load_config("tiny"), UsageError, "no synthetic dataset"),
@@ -180,7 +191,7 @@ def test_checkpoint_of_another_architecture(finished: Path, tmp_path: Path) -> N
         resume_run(run, quiet)
 
     (run / "checkpoints" / "step_00000004.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"is damaged(.|\n)*step_00000004.pt(.|\n)*there is no other one"):
         resume_run(run, quiet)
 
 
@@ -225,3 +236,89 @@ def test_two_datasets_are_mixed_by_their_weights(coded_synthetic: Path, coded_re
         config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})}), tmp_path / "run", quiet
     )
     assert read_config(tmp_path / "run" / "config.yaml").data.synthetic == json.loads(weights)
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_as_if_undisturbed(
+    finished: Path, coded_synthetic: Path, coded_real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From step 6 on no file may grow: metrics come first, and the summary that cannot be written hides nothing."""
+    run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int, total: int | None = None, words: str = "") -> None:
+        if done == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+
+    try:
+        with pytest.raises(MachineError, match=r"metrics.jsonl(.|\n)*continue with --resume"):
+            start_run(settings(coded_synthetic, coded_real, "train.steps=8", "train.checkpoint_every=4"), run, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "damaged samples are not in the summary" in caplog.text
+    assert "without TensorBoard events" not in caplog.text
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000004.pt"]
+    resume_run(run, quiet)
+    assert_same(state(finished, 8), state(run, 8))
+    assert [line["step"] for line in read_metrics(run)] == [2, 4, 6, 8]
+
+
+def test_a_run_folder_that_cannot_be_made(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = settings(coded_synthetic, coded_real, "train.steps=2")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match="is a file"):
+            start_run(config, run, quiet)
+    with pytest.raises(MachineError, match=r"cannot be made\n  where: /proc/run"):
+        start_run(config, Path("/proc/run"), quiet)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    finished: Path, coded_synthetic: Path, coded_real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    config = settings(coded_synthetic, coded_real, "train.steps=8", "train.checkpoint_every=4")
+
+    def killed(done: int, total: int | None = None, words: str = "") -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_run(config, run, killed)
+    assert [line["step"] for line in read_metrics(run)] == [2]
+    with pytest.raises(UsageError, match=r"no checkpoint yet(.|\n)*--resume"):
+        start_run(config, run, quiet)
+    caplog.set_level(logging.INFO)
+    resume_run(run, quiet)
+    assert "begins from the start" in caplog.text
+    assert_same(state(finished, 8), state(run, 8))
+    assert [line["step"] for line in read_metrics(run)] == [2, 4, 6, 8]
+
+
+def test_leftovers_of_a_killed_start_do_not_block(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml.0123.partial").touch()
+    start_run(settings(coded_synthetic, coded_real, "train.steps=1"), tmp_path, quiet)
+    assert state(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["\U0001f3e0", os.fsdecode(b"caf\xe9"), "a\nb"])
+def test_names_survive_in_all_that_a_run_writes(
+    name: str, coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(coded_real, tmp_path / name)
+    run = tmp_path / f"{name}_run"
+    start_run(
+        settings(coded_synthetic, coded_real, "train.steps=1").model_copy(
+            update={
+                "data": load_config(
+                    "tiny",
+                    overrides=SMALL,
+                    settings={"data": {"synthetic": {str(coded_synthetic): 1}, "real": {str(tmp_path / name): 1}}},
+                ).data
+            }
+        ),
+        run,
+        quiet,
+    )
+    assert read_config(run / "config.yaml").data.real == {str(tmp_path / name): 1.0}
+    assert len(list((run / "tensorboard").iterdir())) == len(read_metrics(run)) == 1
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 1", "steps: 2"))
+    resume_run(run, quiet)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
