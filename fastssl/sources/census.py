@@ -23,15 +23,18 @@ _STATE = ".packing"
 _ENDING = re.compile(r"\.[0-9a-z_+-]{1,12}")
 
 
-def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None = None) -> dict[str, PassedOver]:
+def passed_over(
+    top: Path, is_used: Callable[[str], bool], tally: Tally | None = None, *, count_empty: bool = False
+) -> dict[str, PassedOver]:
     """The entries below a folder that are no part of a sample, counted by reason.
 
-    Folders are walked and not counted, but for empty and hidden ones and packed datasets, which count as one entry each
-    and are not looked into. A folder that a packing is being written into does not count at all.
+    Folders are walked and not counted, but for hidden ones and packed datasets, which count as one entry each and are
+    not looked into. A folder that a packing is being written into does not count at all.
 
     Args:
         is_used: whether a file, by its path below the folder, is part of a sample; asked of regular files only.
         tally: counts that go into the result as well.
+        count_empty: count empty folders too, where a folder means something by itself.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -47,7 +50,7 @@ def passed_over(top: Path, is_used: Callable[[str], bool], tally: Tally | None =
             if own in above:
                 tally.add(LOOPS, below.rstrip("/"))
                 continue
-            is_empty = below != ""
+            is_empty = count_empty and below != ""
             with os.scandir(folder) as entries:
                 for entry in entries:
                     is_empty = False

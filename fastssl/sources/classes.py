@@ -127,7 +127,7 @@ class ClassesSource:
             for split in self._splits:
                 if split != self._subset:
                     tally.add("folders of other splits", split)
-        return passed_over(self._top, lambda name: name.lower().endswith(EXTENSIONS), tally)
+        return passed_over(self._top, lambda name: name.lower().endswith(EXTENSIONS), tally, count_empty=True)
 
     @property
     def _top(self) -> Path:

@@ -74,4 +74,4 @@ class FolderSource:
 
     def passed_over(self) -> dict[str, PassedOver]:
         """What is no image."""
-        return passed_over(self.path, lambda name: name.lower().endswith(EXTENSIONS))
+        return passed_over(self.path, lambda name: name.lower().endswith(EXTENSIONS), count_empty=True)

@@ -101,7 +101,8 @@ def test_every_entry_is_accounted_for(tree: Path, tmp_path: Path, workers: int) 
         "1 files ending in .exr: other.exr",
     ):
         assert words in told
-    quarantined = [json.loads(line)["reference"] for line in (tmp_path / "out" / "quarantine.jsonl").open()]
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    quarantined = [json.loads(line)["reference"] for line in lines]
     assert quarantined == ["damaged.jpg", "text.jpg", "zero.png"]
     assert len(list(read_samples(tmp_path / "out"))) == manifest.samples
 
