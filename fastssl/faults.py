@@ -45,6 +45,7 @@ _WORDS = {
     errno.EIO: "the file system reports an input/output error",
     errno.ESTALE: "the network file system lost a file (stale handle)",
     errno.EPIPE: "nobody reads the output any more",
+    errno.ENOENT: "there is no folder for temporary files",
 }
 _DO = {
     errno.ENOSPC: "make room on the disk",
@@ -57,6 +58,7 @@ _DO = {
     errno.ENOMEM: "use fewer workers, smaller batches, or a machine with more memory",
     errno.EIO: "see what the kernel's log says of the disk",
     errno.ESTALE: "see whether the file server answers, and mount it again",
+    errno.ENOENT: "let TMPDIR name a folder that can be written to",
 }
 
 _HDF5 = re.compile(r"errno = (\d+)")
@@ -86,6 +88,8 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
         return error
     if isinstance(error, FastsslError):
         return None  # its words may quote anything
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return error
     if isinstance(error, OSError) and error.errno is not None:
         return None if error.errno in _OF_THE_FILE else error
     words = str(error)
@@ -128,8 +132,9 @@ def machine_error(
         where: what was being read or written, if the error does not say it.
         do: what to do besides mending the machine, such as continuing.
     """
-    fault = machine_fault(error) or error
-    number = fault.errno if isinstance(fault, OSError) and fault.errno is not None else errno.ENOMEM
+    found = machine_fault(error)
+    number = 0 if found is None else found.errno or 0 if isinstance(found, OSError) else errno.ENOMEM
+    fault = found or error
     words = _WORDS.get(number, "the system refuses a call")
     if isinstance(error, FastsslError):
         what, where = error.what, error.where or where

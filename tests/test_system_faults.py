@@ -14,12 +14,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 STRACE = shutil.which("strace")
@@ -72,18 +73,17 @@ def calls(work: Work, log: Path) -> dict[str, tuple[int, int]]:
     done = run(work.command, work.folder, "-o", str(log), "-e", f"trace={','.join(FAULTS)}")
     assert done.returncode == 0, done.stderr
     counts, first = Counter[str](), dict[str, int]()
-    main = ""
-    begun = False
-    for line in log.open(errors="replace"):
-        thread, _, rest = line.partition(" ")
-        main = main or thread
-        match = re.match(r"\s*(\w+)\(", rest)
-        if thread != main or match is None:
-            continue
-        counts[match[1]] += 1
-        begun = begun or work.data in rest
-        if begun:
-            first.setdefault(match[1], counts[match[1]])
+    main, begun = "", False
+    with log.open(errors="replace") as lines:
+        for line in lines:
+            thread, _, rest = line.partition(" ")
+            main = main or thread
+            match = re.match(r"\s*(\w+)\(", rest)
+            if thread == main and match is not None:
+                counts[match[1]] += 1
+                begun = begun or work.data in rest
+                if begun:
+                    first.setdefault(match[1], counts[match[1]])
     return {name: (first[name], counts[name]) for name in first}
 
 
@@ -107,14 +107,18 @@ def check(work: Work, fresh: Callable[[], None], undisturbed: str, call: str, nu
     return "stopped and continued"
 
 
-def disturb(work: Work, fresh: Callable[[], None], log: Path, per_kind: int) -> Counter[str]:
+def disturb(
+    work: Work, fresh: Callable[[], None], log: Path, per_kind: int, faults: Mapping[str, tuple[str, ...]]
+) -> Counter[str]:
+    """Make so many calls of each kind fail with each error, once and for good; how often it ended in which way."""
     fresh()
     found = calls(work, log)
     undisturbed = work.digest(work.folder)
     rng = random.Random(0)
     ends = Counter[str]()
-    for call, (first, last) in found.items():
-        for error in FAULTS[call]:
+    for call in found.keys() & faults.keys():
+        first, last = found[call]
+        for error in faults[call]:
             for number in sorted(rng.sample(range(first, last + 1), min(per_kind, last + 1 - first))):
                 for how in ("once", "for good"):
                     ends[check(work, fresh, undisturbed, call, number, error, how)] += 1
@@ -131,9 +135,18 @@ def files_digest(folder: Path) -> str:
     return sha256.hexdigest() if names else "nothing"
 
 
-@pytest.mark.parametrize("per_kind", [pytest.param(40, marks=pytest.mark.soak), 1])
+FEW = {"openat": ("EMFILE",), "read": ("EIO",), "rename": ("EIO",)}
+"""For `make test`; all of them are many minutes."""
+
+
+@pytest.mark.parametrize(("per_kind", "faults"), [(1, FEW), pytest.param(10, FAULTS, marks=pytest.mark.soak)])
 @pytest.mark.timeout(5400)
-def test_a_packing(tmp_path: Path, per_kind: int, record_property: Callable[[str, object], None]) -> None:
+def test_a_packing(
+    tmp_path: Path,
+    per_kind: int,
+    faults: Mapping[str, tuple[str, ...]],
+    record_property: Callable[[str, object], None],
+) -> None:
     rng = np.random.default_rng(0)
     for name in ("data/cat/1.jpg", "data/cat/2.png", "data/dog/1.tif", "data/dog/2.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +158,49 @@ def test_a_packing(tmp_path: Path, per_kind: int, record_property: Callable[[str
     def fresh() -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
-    ends = disturb(work, fresh, tmp_path / "log", per_kind)
+    ends = disturb(work, fresh, tmp_path / "log", per_kind, faults)
     record_property("ends", dict(ends))
-    assert ends["stopped and continued"]
-    assert ends["same bytes"]
+    assert set(ends) == {"same bytes", "stopped and continued"}, ends
+
+
+def weights_digest(folder: Path) -> str:
+    """Of all weights and states in the last checkpoint; "nothing" where no run was begun."""
+    if not (folder / "out" / "config.yaml").exists():
+        return "nothing"
+    checkpoints = sorted((folder / "out" / "checkpoints").glob("step_*.pt"))
+    if not checkpoints:
+        return "begun"
+    content = torch.load(checkpoints[-1], weights_only=True)
+    sha256 = hashlib.sha256(str(content["step"]).encode())
+    waiting = [content["state"]]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [value[name] for name in sorted(value, key=str)]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        else:
+            sha256.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else str(value).encode())
+    return sha256.hexdigest()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(5400)
+def test_a_training(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "synthetic")
+    shutil.copytree(coded_real, tmp_path / "real")
+    settings = ["data.size=67", "data.batch_synthetic=4", "data.batch_real=4", "model.width=0.1", "train.steps=4"]
+    settings += ["model.fc_channels=16", "model.head_channels=4", "train.checkpoint_every=2", "train.threads=1"]
+    command = ["train", "--preset", "tiny", "--synthetic", "synthetic", "--real", "real", "--out", "out"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    work = Work(command, ["train", "--out", "out", "--resume"], tmp_path, "/synthetic", weights_digest)
+    run(command, tmp_path)
+
+    def fresh() -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    ends = disturb(work, fresh, tmp_path / "log", 3, FAULTS)
+    record_property("ends", dict(ends))
+    assert set(ends) == {"same bytes", "stopped and continued"}, ends

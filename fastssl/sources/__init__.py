@@ -102,7 +102,7 @@ def open_source(path: str | PathLike[str], layout: str | None = None, *, subset:
     if layout is None:
         layout, evidence = find_layout(path)
         log.info("%s has the layout %s: %s", escaped(str(path)), layout, escaped(evidence))
-    elif not path.is_dir() and not _evidence(path, LAYOUTS[layout]):
+    elif not path.is_dir() and (layout == FolderSource.layout or not _evidence(path, LAYOUTS[layout])):
         raise one_file(path)
     return LAYOUTS[layout](path, subset=subset)
 
