@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import processes
@@ -165,29 +167,89 @@ def test_shard_packs_a_folder_and_refuses_bad_images(
     fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     source = photos(tmp_path / "photos")
-    code, _, err = fastssl("shard", source, tmp_path / "packed", "--size", 32)
+    code, _, err = fastssl("shard", source, tmp_path / "packed", "--size", 32, "--layout", "classes")
     assert code == 0
     assert re.search(r"samples +3\n", err)
-    assert fastssl("shard", source, tmp_path / "packed", "--size", 32)[0] == 2
-    assert fastssl("shard", source, tmp_path / "packed", "--size", 32, "--resume")[0] == 0
+    assert fastssl("shard", source, tmp_path / "packed", "--size", 32, "--layout", "classes")[0] == 2
+    assert fastssl("shard", source, tmp_path / "packed", "--size", 32, "--layout", "classes", "--resume")[0] == 0
     path = source / "a" / "two.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    code, _, err = fastssl("shard", source, tmp_path / "again", "--size", 32, "--max-bad", 0)
+    code, _, err = fastssl("shard", source, tmp_path / "again", "--size", 32, "--layout", "classes", "--max-bad", 0)
     assert code == 3
     assert "two.jpg" in err
     assert not list((tmp_path / "again").glob("*.tar"))
-    code, out, err = fastssl("shard", source, tmp_path / "third", "--size", 32, "--json")
+    code, out, err = fastssl("shard", source, tmp_path / "third", "--size", 32, "--layout", "classes", "--json")
     assert code == 0
     (facts,) = json.loads(out).values()
     assert (facts["samples"], facts["shards"], facts["unusable"]) == (2, 1, 1)
     assert "1 images could not be used" in err
     assert fastssl("shard", source, tmp_path / "fourth", "--layout", "foldr")[0] == 2
     assert fastssl("shard", tmp_path / "nothing", tmp_path / "fifth")[0] == 3
+    code, _, err = fastssl("shard", source, tmp_path / "sixth")
+    assert code == 2
+    assert "--layout classes" in err
+    assert not (tmp_path / "sixth").exists()
+
+
+def test_the_layout_that_is_found_out_is_told_with_its_evidence(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        photos(tmp_path / "photos" / split)
+    for options in ([], ["--dry-run"]):
+        code, _, err = fastssl("shard", tmp_path / "photos", tmp_path / f"o{len(options)}", "--size", 32, *options)
+        assert code == 0
+        assert "photos has the layout classes: train and val hold the same folders, such as a\n" in err
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "fastssl", *map(str, arguments)]
+    return subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly(coded_synthetic: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = command("verify", coded_synthetic, "--json", stdout=writing)
+    os.close(writing)
+    assert done.returncode == 141
+    assert "error" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_stdout_that_is_full_or_closed_is_told(coded_synthetic: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command("verify", coded_synthetic, "--json", stdout=full)
+    assert done.returncode == 4
+    assert "the disk is full\n  where: stdout" in done.stderr
+    assert "Exception" not in done.stderr
+    # Without a stdout the next file that is opened would have its number, and get what is printed.
+    done = command("verify", coded_synthetic, "--json", preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0
+    assert "stdout is closed" in done.stderr
+
+
+def test_a_plane_without_a_known_pixel_is_warned_of(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    frame = tmp_path / "scenenet" / "val" / "0" / "7"
+    for plane in ("photo", "depth", "instance"):
+        (frame / plane).mkdir(parents=True)
+    Image.new("RGB", (320, 240), (90, 50, 10)).save(frame / "photo" / "0.jpg")
+    Image.fromarray(np.zeros((240, 320), np.uint16)).save(frame / "depth" / "0.png")
+    Image.fromarray((np.indices((240, 320))[1] // 40).astype(np.uint16)).save(frame / "instance" / "0.png")
+    code, _, err = fastssl("shard", tmp_path / "scenenet", tmp_path / "out", "--size", 32)
+    assert code == 0
+    assert "no depth is known in any sample" in err
+    assert "no normal is known in any sample" in err
+    assert "no contour" not in err
 
 
 def test_a_dry_run_writes_nothing(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
-    code, out, err = fastssl("shard", source, tmp_path / "packed", "--dry-run", "--json", "--size", 32)
+    code, out, err = fastssl(
+        "shard", source, tmp_path / "packed", "--dry-run", "--json", "--size", 32, "--layout", "classes"
+    )
     assert code == 0
     (facts,) = json.loads(out).values()
     assert (facts["layout"], facts["samples"], facts["shards"]) == ("classes", 3, 1)
@@ -197,7 +259,9 @@ def test_a_dry_run_writes_nothing(fastssl: Callable[..., tuple[int, str, str]], 
 
 def test_a_split_makes_a_dataset_of_each_part(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
-    code, out, _ = fastssl("shard", source, tmp_path / "p", "--split", "a=0.4,b=0.6", "--json", "--size", 32)
+    code, out, _ = fastssl(
+        "shard", source, tmp_path / "p", "--split", "a=0.4,b=0.6", "--json", "--size", 32, "--layout", "classes"
+    )
     assert code == 0
     assert list(json.loads(out)) == [f"{tmp_path}/p/a", f"{tmp_path}/p/b"]
     assert sum(len(list(read_samples(tmp_path / "p" / name))) for name in "ab") == 3
@@ -261,7 +325,9 @@ def test_bench_pack_prints_figures_and_verdict(fastssl: Callable[..., tuple[int,
     code, out, err = fastssl("bench", "pack", tmp_path, "--size", 64)
     assert code == 0
     assert "Packing is limited by" in out
-    assert all(line.startswith("packing: ") for line in err.splitlines())
+    layout, *progress = err.splitlines()
+    assert "has the layout folder" in layout
+    assert all(line.startswith("packing: ") for line in progress)
     code, out, _ = fastssl("bench", "pack", tmp_path, "--size", 64, "--json")
     assert code == 0
     assert json.loads(out)["samples"] == 3

@@ -114,14 +114,17 @@ def disturb(
     fresh()
     found = calls(work, log)
     undisturbed = work.digest(work.folder)
-    rng = random.Random(0)
-    ends = Counter[str]()
-    for call in found.keys() & faults.keys():
+    rng, ends, wrong = random.Random(0), Counter[str](), list[str]()
+    for call in sorted(found.keys() & faults.keys()):
         first, last = found[call]
         for error in faults[call]:
             for number in sorted(rng.sample(range(first, last + 1), min(per_kind, last + 1 - first))):
                 for how in ("once", "for good"):
-                    ends[check(work, fresh, undisturbed, call, number, error, how)] += 1
+                    try:
+                        ends[check(work, fresh, undisturbed, call, number, error, how)] += 1
+                    except AssertionError as failure:
+                        wrong.append(str(failure))
+    assert not wrong, f"{len(wrong)} of {len(wrong) + ends.total()}:\n" + "\n\n".join(wrong)
     return ends
 
 
