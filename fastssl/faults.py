@@ -93,6 +93,8 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return None if error.errno in _OF_THE_FILE else error
     words = str(error)
+    if isinstance(error, SystemError) and "without exception set" in words:
+        return OSError(errno.ENOMEM, f"the interpreter itself failed: {words}")
     hdf5 = _HDF5.search(words) if isinstance(error, OSError) else None
     if hdf5 is not None and int(hdf5[1]) not in {0, *_OF_THE_FILE}:
         return OSError(int(hdf5[1]), os.strerror(int(hdf5[1])))

@@ -81,6 +81,7 @@ def test_damage_is_a_files_fault(tmp_path: Path) -> None:
         RuntimeError("can't start new thread"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         ImportError("libx.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),  # CPython, where a frame gets no memory
     ],
 )
 def test_every_way_to_be_out_of_memory_is_known(error: Exception) -> None:
