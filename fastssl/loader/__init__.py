@@ -8,7 +8,7 @@ for batch in synthetic_batches(samples, training_plan(settings, share), LoaderOp
 """
 
 from fastssl.loader.iterator import Batches, LoaderOptions, real_batches, synthetic_batches
-from fastssl.loader.mixture import Mixture, open_mixture
+from fastssl.loader.mixture import Mixture, open_domain, open_mixture
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, evaluation_plan, training_plan
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ViewSettings",
     "centre_views",
     "evaluation_plan",
+    "open_domain",
     "open_mixture",
     "real_batches",
     "synthetic_batches",

@@ -12,7 +12,7 @@ from os import PathLike
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
-from fastssl.shards import Room, ShardSet, StoredSample
+from fastssl.shards import Domain, Room, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
 
 _BATCHES_AHEAD = 8
@@ -166,3 +166,22 @@ def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
     if not isinstance(weights, Mapping):
         return Mixture([ShardSet(weights)])
     return Mixture([ShardSet(path) for path in weights], list(weights.values()))
+
+
+def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: Domain) -> Mixture:
+    """As `open_mixture`, for datasets that have to be of one domain.
+
+    Raises:
+        DataError: one of them is of the other domain; else as `open_mixture`.
+    """
+    mixture = open_mixture(weights)
+    for dataset in mixture.datasets:
+        if dataset.manifest.domain != domain:
+            raise DataError(
+                "the dataset is of the wrong domain",
+                where=dataset.path,
+                seen=dataset.manifest.domain,
+                expected=domain,
+                do="give rendered images to --synthetic and photos to --real",
+            )
+    return mixture
