@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastssl.config import Config, read_config
-from fastssl.errors import CheckpointError, DataError
+from fastssl.errors import CheckpointError, DataError, FastsslError
 from fastssl.files import complete_or_absent
 from fastssl.models import Networks, build_networks
+from fastssl.shards.remote import masked
 
 FORMAT = 2
 
@@ -83,6 +85,12 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
 
 def load_networks(run: Path) -> tuple[Networks, Config]:
     """The trained networks of a run, in evaluation mode on the CPU, and its settings."""
+    networks, config, _ = load_trained(run)
+    return networks, config
+
+
+def load_trained(run: Path) -> tuple[Networks, Config, dict[str, str]]:
+    """As `load_networks`, with the fingerprint of each domain's datasets that the run was trained on."""
     path = latest_checkpoint(run)
     config = read_config(run / "config.yaml")
     content = read_checkpoint(path, config)
@@ -90,4 +98,21 @@ def load_networks(run: Path) -> tuple[Networks, Config]:
     for name, part in networks.parts().items():
         part.load_state_dict(content["state"][name])
         part.eval()
-    return networks, config
+    return networks, config, content["data"]
+
+
+def check_data(
+    before: Mapping[str, str], now: Mapping[str, str], config: Config, error: type[FastsslError] = CheckpointError
+) -> None:
+    """Compare the fingerprints of a run's datasets with those that it was trained on.
+
+    Raises:
+        CheckpointError: they are others; or the error that is asked for.
+    """
+    for domain, fingerprint in now.items():
+        if before[domain] != fingerprint:
+            raise error(
+                f"the {domain} data are not those that the run was trained on",
+                where=", ".join(map(masked, getattr(config.data, domain))),
+                do="put back the dataset as it was, or begin a new run",
+            )
