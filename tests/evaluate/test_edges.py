@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
@@ -15,36 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_run import make_run, strict
 from patterns import SIDE, CodedSource, coded_record
 from PIL import Image
 
 from fastssl.batch import Record
-from fastssl.config import load_config, write_config
 from fastssl.errors import DataError
 from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
-from fastssl.loader import open_mixture
-from fastssl.models import build_networks
 from fastssl.shards import pack
-from fastssl.train.checkpoint import write_checkpoint
-
-SMALL = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
-
-
-def make_run(folder: Path, synthetic: Path | str, real: Path | str | None, *overrides: str) -> Path:
-    """A run as training leaves it, of networks as they are drawn."""
-    data = [f"data.synthetic={synthetic}", *([f"data.real={real}"] if real else [])]
-    config = load_config("tiny", overrides=[*SMALL, *data, *overrides])
-    folder.mkdir()
-    write_config(config, folder / "config.yaml")
-    networks = build_networks(config.model, 7)
-    state = {name: part.state_dict() for name, part in networks.parts().items()}
-    adapted = config.model.adapted_layer != "none"
-    fingerprints = {
-        "synthetic": open_mixture(config.data.synthetic).fingerprint,
-        "real": open_mixture(config.data.real).fingerprint if adapted else "",
-    }
-    write_checkpoint(folder, 3, config, state, fingerprints)
-    return folder
 
 
 @pytest.fixture
@@ -80,15 +57,6 @@ def photos(folder: Path, *classes: int) -> Path:
 def renders(folder: Path, count: int = 3, **odd: bool) -> Path:
     pack(Patterns(count, "synthetic", **odd), folder, size=SIDE)
     return folder
-
-
-def strict(text: str) -> Any:
-    """JSON as its standard has it, without NaN and Infinity."""
-
-    def refuse(word: str) -> None:
-        raise AssertionError(word)
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def numbers(values: Any) -> list[float | None]:
