@@ -111,18 +111,34 @@ def untrained_networks(config: Config, shards: Mixture) -> Networks:
 
 
 def label_batches(config: Config, shards: Mixture) -> Iterator[SyntheticBatch]:
-    """Every sample of a synthetic dataset once, through its centre window."""
+    """Every sample of a synthetic dataset once, through its centre window.
+
+    Raises:
+        DataError: the packed images are smaller than the network's input, as training refuses them too.
+    """
     return synthetic_batches(shards, *_plan(config, shards, whole=False))
 
 
 def image_batches(config: Config, shards: Mixture) -> Iterator[RealBatch]:
-    """Every image of any dataset once, as the training would show it but through its centre window."""
+    """Every image of any dataset once, as the training would show it but through its centre window.
+
+    Raises:
+        DataError: as `label_batches`.
+    """
     whole = not shards.has_labels and config.data.real_window == "whole"
     return real_batches(shards, *_plan(config, shards, whole=whole))
 
 
 def _plan(config: Config, shards: Mixture, *, whole: bool) -> tuple[Plan, LoaderOptions]:
     data = config.data
+    if min(shards.image_size) < data.size:
+        raise DataError(
+            "the packed images are smaller than the network's input",
+            where=shards.path,
+            seen=f"{shards.image_size[0]} x {shards.image_size[1]} pixels",
+            expected=f"at least data.size = {data.size}",
+            do="pack them larger",
+        )
     settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
     plan = evaluation_plan(settings, len(shards), _BATCH)
     return plan, LoaderOptions(device=run_device(), threads=config.train.threads)

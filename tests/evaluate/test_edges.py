@@ -157,6 +157,22 @@ def test_few_photos_and_few_classes(
     strict((run / "summary.json").read_text())
 
 
+def test_images_smaller_than_the_input_are_refused(
+    run: Path, tmp_path: Path, coded_synthetic: Path, coded_real: Path
+) -> None:
+    synthetic, real = tmp_path / "rooms", tmp_path / "photos"
+    pack(Patterns(2, "synthetic"), synthetic, size=66)
+    pack(Patterns(2, "real", classes=(0, 0)), real, size=66)
+    for evaluate in (
+        lambda: evaluate_tasks(run, synthetic),
+        lambda: evaluate_neighbours(run, real),
+        lambda: evaluate_domain(run, coded_synthetic, real),
+        lambda: evaluate_domain(run, synthetic, coded_real),
+    ):
+        with pytest.raises(DataError, match=r"smaller than the network's input(.|\n)*66 x 66"):
+            evaluate()
+
+
 def test_a_diverged_network_is_told(run: Path, coded_synthetic: Path, coded_real: Path) -> None:
     checkpoint = run / "checkpoints" / "step_00000003.pt"
     import torch
