@@ -73,10 +73,10 @@ app.add_typer(benchmarks, name="bench")
 
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
-Dataset = Annotated[Path, typer.Argument(help="Packed dataset.")]
+Dataset = Annotated[str, typer.Argument(help="Packed dataset: a folder, or an address as s3://bucket/rooms.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, the --out of a training.")]
-Synthetic = Annotated[Path, typer.Option(help="Packed dataset of held-out rendered images.")]
-Real = Annotated[Path, typer.Option(help="Packed dataset of held-out photos.")]
+Synthetic = Annotated[str, typer.Option(help="Packed dataset of held-out rendered images: a folder or an address.")]
+Real = Annotated[str, typer.Option(help="Packed dataset of held-out photos: a folder or an address.")]
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ def _say_facts(title: str, facts: Mapping[str, object]) -> None:
 
 
 def _print_json(values: object) -> None:
-    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    sys.stdout.write(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def _version(wanted: bool) -> None:
@@ -315,7 +315,7 @@ def eval_domain(run: Run, synthetic: Synthetic, real: Real) -> None:
 @evaluations.command("neighbours")
 def eval_neighbours(
     run: Run,
-    real: Annotated[Path, typer.Option(help="Packed photos with classes: crops of one photograph share one.")],
+    real: Annotated[str, typer.Option(help="Packed photos with classes: crops of one photograph share one.")],
     not_adapted: Annotated[Path | None, typer.Option(help="Run trained without adaptation, to compare with.")] = None,
 ) -> None:
     """Whether the nearest neighbours of a crop come from the same photograph."""
@@ -337,6 +337,7 @@ def report(run: Run) -> None:
 @app.command()
 def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None:
     """Check every hash, every byte and every sample of a packed dataset; exit code 3 where anything is wrong."""
+    from fastssl.shards.remote import masked
     from fastssl.shards.verify import verify as check
 
     started = time.perf_counter()
@@ -352,12 +353,15 @@ def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None
         "samples_per_s": round(found.samples / seconds, 1),
     }
     if as_json:
-        _print_json({**facts, "listed": [asdict(fault) for fault in found.faults], "unlisted": found.unlisted})
+        listed = [asdict(fault) for fault in found.faults]
+        _print_json({**facts, "listed": listed, "unlisted": found.unlisted, "names_checked": found.names_checked})
     else:
         lines = [str(fault) for fault in found.faults]
         lines += [f"{file}: {count:,} more faults" for file, count in found.unlisted.items()]
         sys.stdout.writelines(f"{line}\n" for line in lines)
-    _say_facts(str(data), facts)
+    _say_facts(masked(data), facts)
+    if not found.names_checked:
+        _say("the store does not list its files, so files that the manifest does not promise were not looked for")
     if found.num_faults:
         raise typer.Exit(DataError.exit_code)
 

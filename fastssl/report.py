@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import logging
 import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from string import Template
 from typing import Any, Literal, NamedTuple
@@ -27,8 +29,11 @@ from fastssl import __version__
 from fastssl.charts import Reference, line_chart
 from fastssl.config import Config, read_config
 from fastssl.errors import DataError
-from fastssl.files import complete_or_absent
-from fastssl.telemetry import read_metrics
+from fastssl.faults import machine_faults_named
+from fastssl.files import complete_or_absent, escaped
+from fastssl.shards.remote import masked
+
+log = logging.getLogger(__name__)
 
 _Numbers = Mapping[str, float]
 
@@ -122,6 +127,8 @@ class _Run:
     config: Config
     metrics: Sequence[_Numbers]
     summary: Mapping[str, Any]
+    torn: list[str]
+    """What could not be read, file by file: a power cut leaves files that are not whole."""
 
     @property
     def name(self) -> str:
@@ -140,7 +147,8 @@ class _Run:
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder, complete or not at all, replacing an older one.
 
-    A part that was not measured says so and names the command that measures it.
+    A part that was not measured says so and names the command that measures it. Files that a power cut has torn are
+    read as far as they are whole; the page and a warning name them.
 
     Args:
         run: the run folder; nothing else in it changes.
@@ -149,14 +157,24 @@ def write_report(run: Path) -> Path:
         The path of the page.
 
     Raises:
-        DataError: the folder is no run, or one of its files is damaged; an older report stays.
+        DataError: the folder is no run, or one of its files holds something else; an older report stays.
         ConfigError: its `config.yaml` cannot be read.
+        MachineError: a file cannot be read or written, through no fault of its own.
     """
-    page = _page(_read_run(run))
     path = run / "report.html"
-    with complete_or_absent(path) as file:
-        file.write(page.encode())
+    with machine_faults_named():
+        read = _read_run(run)
+        page = _utf8(_page(read))
+        with complete_or_absent(path) as file:
+            file.write(page)
+    for words in read.torn:
+        log.warning("%s: %s", run, words)
     return path
+
+
+def _utf8(page: str) -> bytes:
+    """The page's bytes; of a name that is not UTF-8, or half an emoji, what is no character is spelt out."""
+    return re.sub("[\udc80-\udcff]", lambda byte: escaped(byte[0]), page).encode("utf-8", "backslashreplace")
 
 
 def summary_table(run: Path) -> str:
@@ -172,10 +190,12 @@ def summary_table(run: Path) -> str:
         The table; every line ends with a line break.
 
     Raises:
-        DataError: the folder is no run, or one of its files is damaged.
+        DataError: the folder is no run, or one of its files holds something else.
         ConfigError: its `config.yaml` cannot be read.
+        MachineError: a file cannot be read, through no fault of its own.
     """
-    read = _read_run(run)
+    with machine_faults_named():
+        read = _read_run(run)
     rows = {place: row for place in _KEY_RESULTS if (row := _known(read.section(*place)))}
     columns = [column for column in _TERMINAL_COLUMNS if any(column in row for row in rows.values())]
     table = [["", *_columns_in_words(columns)]]
@@ -198,21 +218,39 @@ def _read_run(run: Path) -> _Run:
         raise DataError(
             "the folder holds no run", where=run, expected="a config.yaml", do="give the --out of a training"
         )
-    try:
-        metrics = read_metrics(run)
-    except ValueError as error:
-        raise _damaged(run / "metrics.jsonl", error, "one JSON object a line") from error
-    for line in metrics:
+    torn = list[str]()
+    metrics = _read_metrics(run / "metrics.jsonl", torn)
+    summary = _read_summary(run / "summary.json", torn)
+    return _Run(folder=run, config=read_config(run / "config.yaml"), metrics=metrics, summary=summary, torn=torn)
+
+
+def _read_metrics(path: Path, torn: list[str]) -> list[dict[str, float]]:
+    """The lines that are whole; a last one that is being written is not missed."""
+    complete, _, rest = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    metrics, lost = [], int(b"\0" in rest)  # as a power cut leaves what was never written
+    for text in complete.splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            lost += 1
+            continue
         if not (isinstance(line, dict) and "step" in line and all(isinstance(v, int | float) for v in line.values())):
-            raise _damaged(run / "metrics.jsonl", line, "numbers by name, one of them the step")
-    path = run / "summary.json"
+            raise _damaged(path, line, "numbers by name, one of them the step")
+        metrics.append(line)
+    if lost:
+        torn.append(f"{path.name} has {lost} lines that are not whole")
+    return metrics
+
+
+def _read_summary(path: Path, torn: list[str]) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise _damaged(path, error, "JSON") from error
+        summary = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        torn.append(f"{path.name} is not whole, so nothing that was measured is known")
+        return {}
     if not isinstance(summary, dict):
         raise _damaged(path, type(summary).__name__, "a JSON object")
-    return _Run(folder=run, config=read_config(run / "config.yaml"), metrics=metrics, summary=summary)
+    return summary
 
 
 def _damaged(path: Path, seen: object, expected: str) -> DataError:
@@ -220,24 +258,30 @@ def _damaged(path: Path, seen: object, expected: str) -> DataError:
 
 
 def _page(run: _Run) -> str:
+    # First: what of the pictures is torn is told at the head.
+    parts = {"neighbours": _neighbours(run), "tasks": _tasks(run), "progress": _progress(run)}
     template = Template(files("fastssl").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         name=html.escape(run.name),
         version=__version__,
-        lead=_lead(run),
+        lead=_lead(run) + _torn(run.torn),
         facts=_facts(run.config),
         results=_key_results(run),
         curves=_charts(run, _TRAINING_CURVES),
-        tasks=_tasks(run),
-        neighbours=_neighbours(run),
+        **parts,
         domain=_domain(run),
-        progress=_progress(run),
         speed=_speed(run),
         settings=_settings(run.config),
     )
 
 
 # The head of the page
+
+
+def _torn(torn: Sequence[str]) -> str:
+    if not torn:
+        return ""
+    return f'<p class="missing">Not all files of this run are whole: {html.escape("; ".join(torn))}.</p>'
 
 
 def _lead(run: _Run) -> str:
@@ -277,7 +321,7 @@ def _facts(config: Config) -> str:
 
 def _datasets(weights: Mapping[str, float]) -> str:
     """The ends of the paths, enough to know the datasets by; the whole paths are in the settings."""
-    names = ["/".join(Path(path).parts[-2:]) for path in weights] or ["an unnamed dataset"]
+    names = ["/".join(Path(masked(path)).parts[-2:]) for path in weights] or ["an unnamed dataset"]
     return _listed([f"<code>{html.escape(name)}</code>" for name in names])
 
 
@@ -327,8 +371,22 @@ def _columns_in_words(columns: Iterable[str]) -> list[str]:
 
 # Tables of metrics
 
+_Groups = Mapping[str, tuple[tuple[str, ...], Mapping[str, _Metric]]]
 
-def _table(run: _Run, groups: Mapping[str, tuple[tuple[str, ...], Mapping[str, _Metric]]], caption: str) -> str:
+
+def _without_value(run: _Run, groups: _Groups) -> str:
+    """What was measured and has no value for any network, as a depth where none is known."""
+    names = [
+        f"{title}: {metric.name}" if title else metric.name
+        for title, (place, metrics) in groups.items()
+        for name, metric in metrics.items()
+        if (row := run.section(*place, name)) and not _known(row)
+    ]
+    words = "Without a value, as the images that were measured leave nothing to take it of: "
+    return f'<p class="missing">{words}{", ".join(names)}.</p>' if names else ""
+
+
+def _table(run: _Run, groups: _Groups, caption: str) -> str:
     """Metrics line by line, networks as columns.
 
     Args:
@@ -411,7 +469,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 def _tasks(run: _Run) -> str:
     command = f"eval tasks {_path(run)} --synthetic HELD_OUT_RENDERS"
     picture = _sheet(
-        run.folder / "samples" / "tasks.png",
+        run,
+        "tasks.png",
         "Held-out rendered images in rows: the image, then the ground truth and the prediction of every task",
         "Rendered images that the network has not seen. Depth is light where near and dark where far. Normals are red "
         "where they point right, green where up, blue towards the viewer. Contours are dark where certain. Gray pixels "
@@ -423,8 +482,9 @@ def _tasks(run: _Run) -> str:
         for task, metrics in _TASK_METRICS.items()
         if task in measured
     }
-    table = _table(run, groups, "Metrics of every task on held-out renders") if groups else _missing(_NOT_YET, command)
-    return picture + table
+    if not groups:
+        return picture + _missing(_NOT_YET, command)
+    return picture + _table(run, groups, "Metrics of every task on held-out renders") + _without_value(run, groups)
 
 
 def _neighbours(run: _Run) -> str:
@@ -432,12 +492,14 @@ def _neighbours(run: _Run) -> str:
     if not values:
         return _missing(_NOT_YET, f"eval neighbours {_path(run)} --real HELD_OUT_PHOTOS")
     picture = _sheet(
-        run.folder / "samples" / "neighbours.png",
+        run,
+        "neighbours.png",
         "Query crops in rows, each with its nearest neighbours by every network; right ones have a green frame",
         f"Queries and their nearest neighbours by the {_layer(values)} features of every network, nearest first. "
         "A green frame marks a crop of the same photograph.",
     )
-    return picture + _table(run, {"": (("neighbours",), _NEIGHBOUR_METRICS)}, "Precision of nearest neighbours")
+    groups = {"": (("neighbours",), _NEIGHBOUR_METRICS)}
+    return picture + _table(run, groups, "Precision of nearest neighbours") + _without_value(run, groups)
 
 
 def _domain(run: _Run) -> str:
@@ -460,14 +522,14 @@ def _progress(run: _Run) -> str:
             '<p class="missing">No pictures yet. Training draws one every <code>train.picture_every</code> steps.</p>'
         )
     shown = sorted({0, len(paths) // 2, len(paths) - 1})
-    return "".join(_progress_picture(paths[index]) for index in shown)
+    return "".join(_progress_picture(run, paths[index]) for index in shown)
 
 
-def _progress_picture(path: Path) -> str:
+def _progress_picture(run: _Run, path: Path) -> str:
     digits = path.stem.removeprefix("train_")
     step = f"{int(digits):,}" if digits.isdecimal() else html.escape(digits)
     alternative = f"Training images in rows, their ground truth and predictions at step {step}"
-    return f"<h3>Step {step}</h3>{_sheet(path, alternative)}"
+    return f"<h3>Step {step}</h3>{_sheet(run, path.name, alternative)}"
 
 
 def _speed(run: _Run) -> str:
@@ -516,7 +578,7 @@ def _settings_table(section: str, settings: BaseModel) -> str:
         meaning = re.sub("`([^`]+)`", r"<code>\1</code>", meaning)
         lines.append(
             f'<tr><th scope="row"><code>{section}.{name}</code></th>'
-            f"<td><code>{html.escape(words) or '&ndash;'}</code></td><td>{meaning}</td></tr>"
+            f"<td><code>{html.escape(masked(words)) or '&ndash;'}</code></td><td>{meaning}</td></tr>"
         )
     return f'<table class="settings">{"".join(lines)}</table>'
 
@@ -539,17 +601,20 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def _sheet(path: Path, alternative: str, caption: str = "") -> str:
-    """A picture of the run as a data URI; nothing where it does not exist."""
+def _sheet(run: _Run, name: str, alternative: str, caption: str = "") -> str:
+    """A picture of the run as a data URI; nothing where it does not exist, or is not whole."""
+    path = run.folder / "samples" / name
     if not path.exists():
         return ""
+    content = path.read_bytes()
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(content)) as image:
             width, height = image.size
             image.verify()
-    except (OSError, SyntaxError) as error:
-        raise _damaged(path, error, "a PNG picture; remove it to leave it out") from error
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    except (OSError, SyntaxError):  # of its bytes: they are all in memory
+        run.torn.append(f"samples/{name} is no whole picture")
+        return ""
+    data = base64.b64encode(content).decode("ascii")
     figcaption = f"<figcaption>{caption}</figcaption>" if caption else ""
     return (
         '<figure class="sheet"><div class="scroll" tabindex="0" role="region" aria-label="Picture, scrolls sideways">'

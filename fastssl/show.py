@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastssl.batch import Sample
 from fastssl.charts import PANEL, histogram
 from fastssl.errors import DataError, UsageError
+from fastssl.faults import machine_faults_named
 from fastssl.pictures import (
     FADED,
     INK,
@@ -111,13 +112,14 @@ def show(
     file of the same name that ends in ``_histograms``.
 
     Args:
-        path: packed dataset.
+        path: packed dataset, a folder or an address.
         out: PNG file.
         progress: called after each sample with the number that is done, and of all.
 
     Raises:
         DataError: the dataset cannot be read, or has no such key; the nearest keys are offered.
         UsageError: `out` is no name of a PNG file in a folder that exists, or `count` is below 1.
+        MachineError: a picture cannot be written.
     """
     _check(out, count)
     shards = ShardSet(path)
@@ -125,7 +127,7 @@ def show(
         index = find(shards, key)
         sample = decode_sample(shards, index)
         facts = sample_facts(shards, index, sample)
-        write_picture(sample_page(sample, facts, title(shards, key)), out)
+        _write(sample_page(sample, facts, title(shards, key)), out)
         return Shown(pictures=[out], samples=[facts])
     chosen, counted = drawn(shards.shard_sizes, count, seed), drawn(shards.shard_sizes, COUNTED, seed)
     done, total = counter(1), len(chosen) + len(counted)
@@ -142,10 +144,15 @@ def show(
     for sample, facts in read(counted):
         values.add(sample, facts)
     histograms = out.with_name(f"{out.stem}_histograms{out.suffix}")
-    write_picture(contact_sheet(samples, title(shards, _which(len(chosen), shards, f"drawn with seed {seed}"))), out)
+    _write(contact_sheet(samples, title(shards, _which(len(chosen), shards, f"drawn with seed {seed}"))), out)
     which = f"histograms of {_which(len(counted), shards, 'drawn')}"
-    write_picture(histogram_page(values, title(shards, which)), histograms)
+    _write(histogram_page(values, title(shards, which)), histograms)
     return Shown(pictures=[out, histograms], samples=[facts for _, facts in samples])
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    with machine_faults_named(path):
+        write_picture(picture, path)
 
 
 def _which(number: int, shards: ShardSet, how: str) -> str:

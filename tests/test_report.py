@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from PIL import Image
 
 from fastssl.cli import main
 from fastssl.config import load_config, write_config
-from fastssl.errors import ConfigError, DataError
+from fastssl.errors import ConfigError, DataError, MachineError
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
 from fastssl.report import summary_table, write_report
 
@@ -398,14 +400,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("metrics.jsonl", "{not json}\n"),
         ("metrics.jsonl", '{"loss/depth": 1.0}\n'),
         ("metrics.jsonl", '{"step": 1, "lr": "small"}\n'),
         ("metrics.jsonl", "[1, 2]\n"),
-        ("summary.json", '{"tasks": '),
         ("summary.json", "[]"),
         ("summary.json", '{"tasks": {"depth": {"rmse": 0.5}}}'),
-        ("samples/tasks.png", "no picture"),
         ("config.yaml", "preset: tiny\nmodel: {widht: 2}\n"),
     ],
 )
@@ -418,11 +417,107 @@ def test_a_damaged_file_is_named_and_an_older_report_stays(run: Path, name: str,
     assert not list(run.glob("*.partial"))
 
 
-def test_a_picture_cut_short_is_refused(run: Path) -> None:
-    path = run / "samples" / "tasks.png"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"tasks\.png"):
+@pytest.mark.parametrize(
+    ("name", "tear", "words"),
+    [
+        ("metrics.jsonl", lambda whole: whole[:60] + bytes(200) + whole[60:], "metrics.jsonl has 1 lines"),
+        ("metrics.jsonl", lambda whole: b"\xff\n" + whole + b'{"step": 4', "metrics.jsonl has 1 lines"),
+        ("metrics.jsonl", lambda whole: bytes(len(whole)), "metrics.jsonl has 1 lines"),
+        ("metrics.jsonl", lambda whole: whole + bytes(500), "metrics.jsonl has 1 lines"),
+        ("summary.json", lambda whole: whole[: len(whole) // 2], "summary.json is not whole"),
+        ("summary.json", lambda whole: b"", "summary.json is not whole"),
+        ("summary.json", lambda whole: bytes(len(whole)), "summary.json is not whole"),
+        ("samples/tasks.png", lambda whole: whole[:-40], "samples/tasks.png is no whole picture"),
+        ("samples/train_00000100.png", lambda whole: b"", "samples/train_00000100.png is no whole picture"),
+        ("samples/neighbours.png", lambda whole: b"no picture", "samples/neighbours.png is no whole picture"),
+    ],
+)
+def test_torn_files_are_read_as_far_as_they_are_whole(
+    run: Path, caplog: pytest.LogCaptureFixture, name: str, tear: Callable[[bytes], bytes], words: str
+) -> None:
+    """All that the other files say is on the page; what is torn is named there and in a warning."""
+    before = Page(write_report(run))
+    (run / name).write_bytes(tear((run / name).read_bytes()))
+    page = Page(write_report(run))
+    assert words in page.root.text
+    assert words in caplog.text
+    from_summary, from_metrics = {"domain", "tasks", "neighbours", "speed"}, {"curves", "speed"}
+    lost = {"metrics.jsonl": from_metrics, "summary.json": from_summary}.get(name, set())
+    for section in {"curves", "domain", "settings", "speed"} - lost:
+        assert page.section(section).text == before.section(section).text
+    assert bool(summary_table(run)) == (name != "summary.json")
+
+
+def test_whole_lines_beside_torn_ones_are_drawn(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", metrics=_series("loss/depth", [4.0, 3.0, 2.0]))
+    first, second, third = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(first + second[:9] + bytes(100) + b"\n" + third)
+    chart = Page(write_report(run)).section("curves").text
+    assert "2 values from step 10 to 30; lowest 2, highest 4, last 2" in chart
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_report_that_cannot_be_written_is_the_machine_s_fault(
+    run: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before, true = write_report(run).read_bytes(), Path.open
+
+    def fails(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "w" in mode:
+            raise OSError(number, os.strerror(number), str(path))
+        return true(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(MachineError, match=r"report\.html"):
         write_report(run)
+    assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "samples/tasks.png"])
+def test_a_file_that_the_machine_does_not_give_is_not_called_torn(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    true = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path == run / name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return true(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(MachineError, match=re.escape(name)):
+        write_report(run)
+
+
+def test_names_of_any_bytes_are_spelt_out(tmp_path: Path) -> None:
+    """An emoji, a byte that is not UTF-8, and half an emoji."""
+    summary = {**_SUMMARY, "limited_by": "half \ud83d"}
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x8d\x8e")
+    run = _write_run(tmp_path / name, summary=summary)
+    page = Page(write_report(run))
+    assert "caf\\xe9 \U0001f34e" in page.root.text
+    assert "half \\ud83d" in page.section("speed").text
+
+
+def test_secrets_of_addresses_are_not_shown(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", overrides=["data.real=https://ann:hunter2@host/photos?X-Amz-Signature=hunter2"])
+    text = write_report(run).read_text()
+    assert "https://***@host/photos?***" in text
+    assert "hunter2" not in text
+
+
+def test_what_has_no_value_is_said(tmp_path: Path) -> None:
+    nothing = {"trained": None, "untrained": None}
+    summary = {
+        "tasks": {"depth": {"rmse": nothing}, "edge": {"f": {"trained": 0.5, "untrained": None}}},
+        "neighbours": {"precision_at_1": {"trained": 1.0}, "precision_at_5": nothing},
+    }
+    run = _write_run(tmp_path / "run", summary=summary)
+    page = Page(write_report(run))
+    assert "Without a value" in page.section("tasks").text
+    assert page.section("tasks").text.endswith(": Depth: Root mean square error.")
+    assert page.section("neighbours").text.endswith(": Precision at 5.")
+    assert _cells(summary_table(run)).keys() >= {"Contour F-measure (higher is better)"}
 
 
 def test_the_same_run_gives_the_same_page_and_nothing_else_changes(run: Path) -> None:

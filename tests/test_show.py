@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -12,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from http_folder import served
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from fastssl.batch import Intrinsics, Record
-from fastssl.errors import DataError, UsageError
+from fastssl.errors import DataError, MachineError, UsageError
 from fastssl.shards import Domain, ShardSet, pack, read_samples
 from fastssl.show import COUNTED, Values, drawn, find, sample_facts, show
 
@@ -351,3 +354,33 @@ def test_what_cannot_be_shown_is_refused(labelled: Path, tmp_path: Path) -> None
 def test_neither_torch_nor_dali_nor_matplotlib_is_loaded() -> None:
     code = "import sys, fastssl.show; sys.exit(any(n in sys.modules for n in ('torch', 'nvidia.dali', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_sample_of_each_kind_is_drawn(tmp_path: Path) -> None:
+    """The least that a dataset can hold."""
+    domains: tuple[Domain, ...] = ("synthetic", "real")
+    for domain in domains:
+        pack(Plain(domain, 1), tmp_path / domain, size=16)
+        shown = show(tmp_path / domain, tmp_path / f"{domain}.png")
+        assert len(shown.samples) == 1
+        assert all(pixels(path).size for path in shown.pictures)
+
+
+def test_an_address_is_shown_as_its_folder_is(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSSL_CACHE", str(tmp_path / "cache"))
+    show(labelled, tmp_path / "local.png")
+    with served(labelled) as address:
+        show(address, tmp_path / "remote.png")
+    show(f"file://{labelled}", tmp_path / "file.png")
+    for name in ("remote", "file"):
+        for suffix in ("", "_histograms"):
+            assert (pixels(tmp_path / f"{name}{suffix}.png") == pixels(tmp_path / f"local{suffix}.png")).all()
+
+
+def test_a_full_disk_is_the_machine_s_fault(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fastssl.show.write_picture", full)
+    with pytest.raises(MachineError, match=r"disk is full(.|\n)*sheet\.png"):
+        show(labelled, tmp_path / "sheet.png")

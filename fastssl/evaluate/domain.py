@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -9,43 +10,45 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastssl.config import Config
-from fastssl.errors import UsageError
+from fastssl.errors import DataError, UsageError
 from fastssl.evaluate.features import compared_layer, pooled_features
 from fastssl.evaluate.networks import trained_networks, untrained_networks
-from fastssl.loader import Mixture, open_mixture
+from fastssl.evaluate.results import keep_results
+from fastssl.loader import Mixture, open_domain
 from fastssl.models import Networks
-from fastssl.telemetry import merge_summary
 
 _L2 = 1e-2
 _STEPS = 200
 
 
-def evaluate_domain(run: Path, synthetic: Path, real: Path) -> dict[str, object]:
+def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathLike[str]) -> dict[str, object]:
     """Fit a logistic classifier on the training images' features and score it on held-out ones.
 
     Writes `domain.accuracy.{trained,untrained}` into the run's summary: the mean of both domains' accuracies.
 
     Args:
         run: the run folder; its settings name the training datasets.
-        synthetic: packed held-out renders.
-        real: packed held-out photos.
+        synthetic: packed held-out renders, a folder or an address.
+        real: packed held-out photos, a folder or an address.
 
     Raises:
+        DataError: a dataset is missing or of the wrong domain, or the training data are not those of the run.
         UsageError: the run has no real dataset to fit the classifier on.
     """
-    networks, config = trained_networks(run)
+    trained = trained_networks(run)
+    config = trained.config
     if not config.data.real:
         raise UsageError(
             "the run names no real dataset", where=run, do="train with --real, even if no layer is adapted"
         )
-    fit = [open_mixture(config.data.synthetic), open_mixture(config.data.real)]
-    held_out = [open_mixture(synthetic), open_mixture(real)]
+    held_out = [open_domain(synthetic, "synthetic"), open_domain(real, "real")]
+    fit = [trained.data("synthetic"), trained.data("real")]
     accuracy = {
         name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
-        for name, parts in (("trained", networks), ("untrained", untrained_networks(config)))
+        for name, parts in (("trained", trained.networks), ("untrained", untrained_networks(config, fit[0])))
     }
     values: dict[str, object] = {"layer": compared_layer(config), "accuracy": accuracy}
-    merge_summary(run, {"domain": values})
+    keep_results(run, {"domain": values})
     return values
 
 
@@ -55,7 +58,13 @@ def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor])
     Args:
         fit: features (N, C) and domains (N,) of 0 and 1, to fit on.
         held_out: the same, to score on.
+
+    Raises:
+        DataError: one of them has images of one domain only, so that there is nothing to tell apart.
     """
+    for name, (_, domains) in (("training", fit), ("held-out", held_out)):
+        if len(domains.unique()) != 2:
+            raise DataError(f"the {name} images are of one domain only", expected="images of both")
     features, domains = fit
     mean, deviation = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     weight, bias = fit_logistic((features - mean) / deviation, domains)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastssl.config import Config
+from fastssl.errors import DataError
 from fastssl.evaluate.networks import image_batches
 from fastssl.loader import Mixture
 from fastssl.models import Networks
@@ -21,7 +22,19 @@ def compared_layer(config: Config) -> str:
 
 @torch.no_grad()
 def pooled_features(networks: Networks, config: Config, layer: str, shards: Mixture) -> Tensor:
-    """Features of every image of a dataset at a layer: (N, C) float32 on the CPU."""
+    """Features of every image of a dataset at a layer: (N, C) float32 on the CPU.
+
+    Raises:
+        DataError: some are not finite, so that nothing can be compared by them.
+    """
     batches = image_batches(config, shards)
     features = [networks.backbone(batch.image, until=layer)[layer].float().mean(dim=(2, 3)) for batch in batches]
-    return torch.cat(features).cpu()
+    pooled = torch.cat(features).cpu()
+    if not pooled.isfinite().all():
+        raise DataError(
+            "features of the network are not finite",
+            where=layer,
+            seen=f"{int((~pooled.isfinite()).any(dim=1).sum())} of {len(pooled)} images",
+            do="the training has diverged; use an earlier checkpoint, or train with a lower optim.lr",
+        )
+    return pooled

@@ -1,6 +1,11 @@
-"""Metrics over valid pixels, pooled over all images of a dataset, in memory that does not grow with it."""
+"""Metrics over valid pixels, pooled over all images of a dataset, in memory that does not grow with it.
+
+A metric without a value is None, never a zero or NaN that looks measured; `lack` says why.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,22 +17,51 @@ _ANGLE_BINS_PER_DEGREE = 100
 _DEPTH_SUMS = 5
 
 
+class Metrics(Protocol):
+    """What the metrics of every task have in common."""
+
+    def result(self) -> dict[str, float | None]:
+        """The metrics by their names; None where `lack` says that there is no value."""
+
+    @property
+    def lack(self) -> str | None:
+        """Why there are no values; None where there are."""
+
+
+_NO_PIXEL = "no pixel of these images has both a known depth and a known normal"
+
+
+def _unusable(count: int, kind: str = "not finite") -> str | None:
+    return f"{count} predicted values are {kind}" if count else None
+
+
 class DepthMetrics:
     """Depth errors as of Eigen et al. 2014: means over valid pixels of all images."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(_DEPTH_SUMS, dtype=torch.float64)
+        self._bad = 0
 
     def add(self, predicted: Tensor, depth: Tensor, valid: Tensor) -> None:
         """Add a batch: `predicted` and `depth` (N, 1, S, S) metres, `valid` (N, 1, S, S) bool."""
         p, d = predicted[valid].double().cpu(), depth[valid].double().cpu()
+        sound = p.isfinite() & (p > 0)
+        self._bad += int((~sound).sum())
+        p, d = p[sound], d[sound]
         log_error = p.log() - d.log()
         within = torch.maximum(p / d, d / p) < 1.25
         terms = ((p - d).abs() / d, (p - d) ** 2, log_error**2, within.double(), torch.ones_like(d))
         self._sums += torch.stack([term.sum() for term in terms])
 
-    def result(self) -> dict[str, float]:
+    @property
+    def lack(self) -> str | None:
+        """As of `Metrics`."""
+        return _unusable(self._bad, "not finite or not positive") or (None if self._sums[-1] else _NO_PIXEL)
+
+    def result(self) -> dict[str, float | None]:
         """`abs_rel`, `rmse` (m), `log_rmse` (natural logarithm), `delta_1.25` (share of pixels)."""
+        if self.lack:
+            return dict.fromkeys(("abs_rel", "rmse", "log_rmse", "delta_1.25"))
         abs_rel, square, log_square, within = (self._sums[:-1] / self._sums[-1]).tolist()
         return {"abs_rel": abs_rel, "rmse": square**0.5, "log_rmse": log_square**0.5, "delta_1.25": within}
 
@@ -39,18 +73,28 @@ class NormalMetrics:
         self._histogram = torch.zeros(180 * _ANGLE_BINS_PER_DEGREE, dtype=torch.int64)
         self._sum = 0.0
         self._within = torch.zeros(3, dtype=torch.int64)
+        self._bad = 0
 
     def add(self, predicted: Tensor, normal: Tensor, valid: Tensor) -> None:
         """Add a batch: `predicted` and `normal` (N, 3, S, S) unit vectors, `valid` (N, 1, S, S) bool."""
         cosine = (predicted.double() * normal.double()).sum(dim=1)[valid[:, 0]].cpu()
-        angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+        sound = cosine.isfinite()
+        self._bad += int((~sound).sum())
+        angle = torch.rad2deg(torch.acos(cosine[sound].clamp(-1, 1)))
         bins = (angle * _ANGLE_BINS_PER_DEGREE).long().clamp(max=len(self._histogram) - 1)
         self._histogram += torch.bincount(bins, minlength=len(self._histogram))
         self._sum += float(angle.sum())
         self._within += torch.stack([(angle < limit).sum() for limit in (11.25, 22.5, 30.0)])
 
-    def result(self) -> dict[str, float]:
+    @property
+    def lack(self) -> str | None:
+        """As of `Metrics`."""
+        return _unusable(self._bad) or (None if self._histogram.any() else _NO_PIXEL)
+
+    def result(self) -> dict[str, float | None]:
         """`mean`, `median` (degrees; the median to 0.01) and the shares of pixels `within_11.25`, `_22.5`, `_30`."""
+        if self.lack:
+            return dict.fromkeys(("mean", "median", "within_11.25", "within_22.5", "within_30"))
         count = int(self._histogram.sum())
         half = int(torch.searchsorted(self._histogram.cumsum(0), (count + 1) // 2))
         shares = (self._within / count).tolist()
@@ -70,9 +114,11 @@ class ContourMetrics:
 
     def __init__(self) -> None:
         self._counts = torch.zeros(THRESHOLDS, 4, dtype=torch.float64)  # right, predicted, found, true
+        self._bad = 0
 
     def add(self, probability: Tensor, edge: Tensor) -> None:
         """Add a batch: `probability` and `edge` (N, 1, S, S) in 0..1."""
+        self._bad += int((~probability.isfinite()).sum())
         true = edge > 0.5
         near_true = _grown(true)
         for line, threshold in enumerate(self.thresholds().tolist()):
@@ -84,8 +130,15 @@ class ContourMetrics:
     def thresholds() -> Tensor:
         return torch.arange(1, THRESHOLDS + 1) / (THRESHOLDS + 1)
 
-    def result(self) -> dict[str, float]:
+    @property
+    def lack(self) -> str | None:
+        """As of `Metrics`."""
+        return _unusable(self._bad) or (None if self._counts[:, 3].any() else "no pixel of these images is a contour")
+
+    def result(self) -> dict[str, float | None]:
         """`f`, and the `threshold`, `precision` and `recall` it is reached with."""
+        if self.lack:
+            return dict.fromkeys(("f", "threshold", "precision", "recall"))
         right, predicted, found, true = self._counts.unbind(1)
         precision = right / predicted.clamp(min=1)
         recall = found / true.clamp(min=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -14,52 +16,76 @@ from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.evaluate.features import compared_layer, pooled_features
 from fastssl.evaluate.networks import trained_networks, untrained_networks
-from fastssl.loader import Mixture
+from fastssl.evaluate.results import keep_results
+from fastssl.loader import open_domain
 from fastssl.models import Networks
-from fastssl.pictures import Picture, framed, grid, write_picture
+from fastssl.pictures import Picture, framed, grid
 from fastssl.shards import ShardSet, decode_sample
-from fastssl.telemetry import merge_summary
 
+log = logging.getLogger(__name__)
+
+_DEPTHS = (1, 5)
+"""Of neighbours, down to which the precision is measured."""
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS, _SHOWN_PX = 8, 4, 96
 
 
-def evaluate_neighbours(run: Path, real: Path, not_adapted: Path | None = None) -> dict[str, object]:
+def evaluate_neighbours(run: Path, real: str | PathLike[str], not_adapted: Path | None = None) -> dict[str, object]:
     """Leave-one-out retrieval by the cosine of the compared layer's pooled features.
 
-    The layer, distance and database are our choice: the paper shows pictures and names none of them.
+    The layer, distance and database are our choice: the paper shows pictures and names none of them. A precision at k
+    needs k neighbours: with fewer photos than k + 1 it is None, and a warning says so.
 
     Writes `neighbours.{precision_at_1,precision_at_5}.{trained,untrained[,not_adapted]}` into the run's summary and
     `samples/neighbours.png`.
 
     Args:
         run: the run folder.
-        real: packed photos with classes; crops of one photograph share a class.
+        real: packed photos with classes, a folder or an address; crops of one photograph share a class.
         not_adapted: a run trained without adaptation, to compare with.
 
     Raises:
-        DataError: the photos have no classes.
+        DataError: the photos have no classes, are rendered, or there is only one; or the training data are not those
+            of the run.
     """
-    networks, config = trained_networks(run)
-    shards = ShardSet(real)
-    candidates: dict[str, tuple[Networks, Config]] = {"trained": (networks, config)}
+    trained = trained_networks(run)
+    config, layer = trained.config, compared_layer(trained.config)
+    photos = open_domain(real, "real")
+    (shards,) = photos.datasets
+    labels = _labels(shards)
+    candidates: dict[str, tuple[Networks, Config]] = {"trained": (trained.networks, config)}
     if not_adapted is not None:
-        candidates["not_adapted"] = trained_networks(not_adapted)
-    candidates["untrained"] = (untrained_networks(config), config)
-    labels = torch.tensor([shards.label(i) for i in range(len(shards))])
-    if bool((labels < 0).any()):
-        raise DataError("the photos have no classes", where=real, do="pack them from a folder per photograph")
-    layer = compared_layer(config)
+        other = trained_networks(not_adapted)
+        candidates["not_adapted"] = (other.networks, other.config)
+    candidates["untrained"] = (untrained_networks(config, trained.data("synthetic")), config)
     order = {
-        name: neighbours(pooled_features(parts, settings, layer, Mixture([shards])))
+        name: neighbours(pooled_features(parts, settings, layer, photos))
         for name, (parts, settings) in candidates.items()
     }
     precision = {
-        f"precision_at_{k}": {name: precision_at(k, found, labels) for name, found in order.items()} for k in (1, 5)
+        f"precision_at_{k}": {name: precision_at(k, found, labels) for name, found in order.items()} for k in _DEPTHS
     }
     values: dict[str, object] = {"layer": layer, **precision}
-    merge_summary(run, {"neighbours": values})
-    write_picture(_draw(shards, order, labels), run / "samples" / "neighbours.png")
+    keep_results(run, {"neighbours": values}, {"neighbours.png": _draw(shards, order, labels)})
     return values
+
+
+def _labels(shards: ShardSet) -> Tensor:
+    """The class of each photo; says what classes and numbers make the precision mean little or nothing."""
+    labels = torch.tensor([shards.label(i) for i in range(len(shards))])
+    if bool((labels < 0).any()):
+        raise DataError("the photos have no classes", where=shards.path, do="pack them from a folder per photograph")
+    if len(labels) < 2:
+        raise DataError("a single photo has no neighbours", where=shards.path, seen="1 photo", expected="2 or more")
+    for k in _DEPTHS:
+        if len(labels) <= k:
+            log.warning("precision at %d needs %d photos, and there are %d: it has no value", k, k + 1, len(labels))
+    _, sizes = labels.unique(return_counts=True)
+    alone = int((sizes == 1).sum())
+    if len(sizes) == 1:
+        log.warning("all photos have the same class, so every neighbour is right")
+    elif alone:
+        log.warning("%d of %d photos have a class of their own, so no neighbour can be right", alone, len(labels))
+    return labels
 
 
 def neighbours(features: Tensor) -> Tensor:
@@ -70,25 +96,28 @@ def neighbours(features: Tensor) -> Tensor:
     return similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
-def precision_at(k: int, order: Tensor, labels: Tensor) -> float:
-    """Mean share of the first k neighbours that have their query's class."""
+def precision_at(k: int, order: Tensor, labels: Tensor) -> float | None:
+    """Mean share of the first k neighbours that have their query's class; None where there are fewer than k."""
+    if order.shape[1] < k:
+        return None
     return float((labels[order[:, :k]] == labels[:, None]).double().mean())
 
 
 def _draw(shards: ShardSet, order: dict[str, Tensor], labels: Tensor) -> Image.Image:
     """Queries, evenly spread over the dataset, with the first neighbours by each network; right ones are framed."""
-    queries = torch.linspace(0, len(shards) - 1, _SHOWN_QUERIES).long().tolist()
+    queries = torch.linspace(0, len(shards) - 1, min(_SHOWN_QUERIES, len(shards))).round().long().tolist()
+    shown = min(_SHOWN_NEIGHBOURS, len(shards) - 1)
     rows = []
     for query in queries:
         row = [_thumbnail(shards, query)]
         for found in order.values():
-            for other in found[query, :_SHOWN_NEIGHBOURS].tolist():
+            for other in found[query, :shown].tolist():
                 picture = _thumbnail(shards, other)
                 row.append(framed(picture) if labels[other] == labels[query] else picture)
         rows.append(row)
     headings = ["query"]
     for name in order:
-        headings += [name.replace("_", " "), *[""] * (_SHOWN_NEIGHBOURS - 1)]
+        headings += [name.replace("_", " "), *[""] * (shown - 1)]
     return grid(rows, headings)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -11,34 +13,89 @@ from torch import nn
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config
+from fastssl.errors import DataError
 from fastssl.loader import (
     LoaderOptions,
     Mixture,
     Plan,
     ViewSettings,
     evaluation_plan,
-    open_mixture,
+    open_domain,
     real_batches,
     synthetic_batches,
 )
 from fastssl.models import Networks, build_networks
-from fastssl.train import load_networks, run_device
+from fastssl.shards import Domain
+from fastssl.shards.remote import is_remote, local_path
+from fastssl.train import check_data, load_trained, run_device
+
+log = logging.getLogger(__name__)
 
 _BATCH = 32
 _CALIBRATION_BATCHES = 8
 
 
-def trained_networks(run: Path) -> tuple[Networks, Config]:
-    """The trained networks of a run, in evaluation mode on the device, and its settings."""
-    networks, config = load_networks(run)
-    return networks.to(run_device()), config
+@dataclass(frozen=True)
+class Trained:
+    """A run that is measured."""
+
+    run: Path
+    networks: Networks
+    """In evaluation mode, on the device."""
+    config: Config
+    fingerprints: Mapping[str, str]
+    """Of each domain's datasets that it was trained on; empty for one that it did not read."""
+
+    def data(self, domain: Domain) -> Mixture:
+        """The datasets that the run was trained on, on which an evaluation fits what it compares with.
+
+        Raises:
+            DataError: they are gone, damaged, or no longer those that the run was trained on.
+        """
+        weights: Mapping[str, float] = getattr(self.config.data, domain)
+        try:
+            mixture = open_domain(weights, domain)
+        except DataError as error:
+            raise DataError(
+                f"the training data of the run {self.run} cannot be used: {error.what}",
+                where=error.where,
+                seen=error.seen,
+                expected=error.expected,
+                do=f"put them back where the run found them, the evaluation compares with them{_hint(weights)}",
+            ) from error
+        if self.fingerprints[domain]:
+            now: dict[str, str] = {domain: mixture.fingerprint}
+            check_data(self.fingerprints, now, self.config, DataError)
+        else:
+            log.warning("the run %s read no %s data; the evaluation takes %s as it is", self.run, domain, mixture.path)
+        return mixture
 
 
-def untrained_networks(config: Config) -> Networks:
+def _hint(weights: Mapping[str, float]) -> str:
+    if all(is_remote(path) or local_path(path).is_absolute() for path in weights):
+        return ""
+    return "; the run names them relative to the folder in which it was begun"
+
+
+def trained_networks(run: Path) -> Trained:
+    """The trained networks of a run and what is known of it.
+
+    Raises:
+        DataError: the folder is no run, or has no sound checkpoint.
+    """
+    networks, config, fingerprints = load_trained(run)
+    return Trained(run, networks.to(run_device()), config, fingerprints)
+
+
+def untrained_networks(config: Config, shards: Mixture) -> Networks:
     """The networks as the run of `config` started, in evaluation mode.
 
     Their batch norms have the statistics of the training images (first batches of the synthetic dataset): with the
     statistics they are built with, 0 and 1, a deep network's features would be arbitrary, and too easy to beat.
+
+    Args:
+        config: of the run.
+        shards: the synthetic dataset that it was trained on.
     """
     networks = build_networks(config.model, config.train.seed).to(run_device())
     norms = [part for part in networks.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -48,24 +105,40 @@ def untrained_networks(config: Config) -> Networks:
         norm.momentum = None  # the plain mean over the batches
     networks.train()
     with torch.no_grad():
-        for batch in islice(image_batches(config, open_mixture(config.data.synthetic)), _CALIBRATION_BATCHES):
+        for batch in islice(image_batches(config, shards), _CALIBRATION_BATCHES):
             networks.heads(networks.backbone(batch.image)["fc7"])
     return networks.eval()
 
 
 def label_batches(config: Config, shards: Mixture) -> Iterator[SyntheticBatch]:
-    """Every sample of a synthetic dataset once, through its centre window."""
+    """Every sample of a synthetic dataset once, through its centre window.
+
+    Raises:
+        DataError: the packed images are smaller than the network's input, as training refuses them too.
+    """
     return synthetic_batches(shards, *_plan(config, shards, whole=False))
 
 
 def image_batches(config: Config, shards: Mixture) -> Iterator[RealBatch]:
-    """Every image of any dataset once, as the training would show it but through its centre window."""
+    """Every image of any dataset once, as the training would show it but through its centre window.
+
+    Raises:
+        DataError: as `label_batches`.
+    """
     whole = not shards.has_labels and config.data.real_window == "whole"
     return real_batches(shards, *_plan(config, shards, whole=whole))
 
 
 def _plan(config: Config, shards: Mixture, *, whole: bool) -> tuple[Plan, LoaderOptions]:
     data = config.data
+    if min(shards.image_size) < data.size:
+        raise DataError(
+            "the packed images are smaller than the network's input",
+            where=shards.path,
+            seen=f"{shards.image_size[0]} x {shards.image_size[1]} pixels",
+            expected=f"at least data.size = {data.size}",
+            do="pack them larger",
+        )
     settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
     plan = evaluation_plan(settings, len(shards), _BATCH)
     return plan, LoaderOptions(device=run_device(), threads=config.train.threads)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -11,51 +13,75 @@ from torch.nn import functional
 
 from fastssl.batch import SyntheticBatch
 from fastssl.config import Config, Task
-from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
+from fastssl.errors import DataError
+from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
 from fastssl.evaluate.networks import label_batches, trained_networks, untrained_networks
-from fastssl.loader import Mixture, open_mixture
+from fastssl.evaluate.results import keep_results
+from fastssl.loader import Mixture, open_domain
 from fastssl.models import Networks
-from fastssl.pictures import write_picture
-from fastssl.telemetry import merge_summary
 from fastssl.train.pictures import prediction_sheet
+
+log = logging.getLogger(__name__)
 
 Predictor = Callable[[SyntheticBatch], dict[str, Tensor]]
 """A batch to depth (m), normal (unit) and edge (probability), the shapes of the batch's planes."""
 
 
-def evaluate_tasks(run: Path, synthetic: Path) -> dict[Task, dict[str, dict[str, float]]]:
+Results = dict[Task, dict[str, dict[str, float | None]]]
+"""By task, metric and predictor; None where a metric has no value."""
+
+
+def evaluate_tasks(run: Path, synthetic: str | PathLike[str]) -> Results:
     """Measure the tasks of a run on a held-out synthetic dataset.
 
-    Writes `tasks.TASK.METRIC.{trained,untrained,constant}` into the run's summary and `samples/tasks.png`.
+    Writes `tasks.TASK.METRIC.{trained,untrained,constant}` into the run's summary and `samples/tasks.png`. A metric
+    that has no value, as that of depth where no depth is known, is None, and a warning says why.
 
     Args:
         run: the run folder.
-        synthetic: packed dataset with labels that the run was not trained on.
+        synthetic: packed dataset with labels that the run was not trained on, a folder or an address.
 
     Raises:
-        DataError: no run there, or a dataset without labels.
+        DataError: no run there, a dataset without labels or of photos, none that any task could be measured on, or the
+            training data are not those of the run.
     """
-    networks, config = trained_networks(run)
-    shards = open_mixture(synthetic)
+    trained = trained_networks(run)
+    config, shards = trained.config, open_domain(synthetic, "synthetic")
+    seen = trained.data("synthetic")
     predictors = {
-        "trained": _network_predictor(networks),
-        "untrained": _network_predictor(untrained_networks(config)),
-        "constant": fit_constant(label_batches(config, open_mixture(config.data.synthetic))),
+        "trained": _network_predictor(trained.networks),
+        "untrained": _network_predictor(untrained_networks(config, seen)),
+        "constant": fit_constant(label_batches(config, seen)),
     }
-    results = {name: measure(predictor, config, shards) for name, predictor in predictors.items()}
-    tasks = {
+    metrics = {name: measure(predictor, config, shards) for name, predictor in predictors.items()}
+    _say_what_lacks(metrics, shards)
+    results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}
+    tasks: Results = {
         task: {metric: {name: results[name][task][metric] for name in results} for metric in results["trained"][task]}
         for task in config.model.tasks
     }
-    merge_summary(run, {"tasks": tasks})
-    sheet = prediction_sheet(networks, next(iter(label_batches(config, shards))), rows=8)
-    write_picture(sheet, run / "samples" / "tasks.png")
+    sheet = prediction_sheet(trained.networks, next(iter(label_batches(config, shards))), rows=8)
+    keep_results(run, {"tasks": tasks}, {"tasks.png": sheet})
     return tasks
 
 
+def _say_what_lacks(metrics: Mapping[str, Mapping[Task, Metrics]], shards: Mixture) -> None:
+    lacks = {name: {task: found.lack for task, found in tasks.items()} for name, tasks in metrics.items()}
+    whys = [why for why in lacks["trained"].values() if why is not None]
+    if len(whys) == len(lacks["trained"]):
+        seen = "; ".join(dict.fromkeys(whys))
+        raise DataError("no task of the run can be measured on these images", where=shards.path, seen=seen)
+    for task, trained in lacks["trained"].items():
+        for name, why in ((name, lacks[name][task]) for name in lacks):
+            if name == "constant" and why is not None and trained is None:
+                why = "no pixel of the training images is valid, so there is none"
+            if why is not None:
+                log.warning("%s (%s) has no value: %s", task, name, why)
+
+
 @torch.no_grad()
-def measure(predictor: Predictor, config: Config, shards: Mixture) -> dict[Task, dict[str, float]]:
-    """The metrics of each task of `config` over a dataset."""
+def measure(predictor: Predictor, config: Config, shards: Mixture) -> dict[Task, Metrics]:
+    """The metrics of each task of `config` over a dataset. A task that is not predicted has no values."""
     depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
     for batch in label_batches(config, shards):
         predicted = predictor(batch)
@@ -65,15 +91,16 @@ def measure(predictor: Predictor, config: Config, shards: Mixture) -> dict[Task,
             normal.add(predicted["normal"], batch.normal, batch.valid)
         if "edge" in predicted:
             edge.add(predicted["edge"], batch.edge)
-    results = {"depth": depth.result(), "normal": normal.result(), "edge": edge.result()}
-    return {task: results[task] for task in config.model.tasks}
+    metrics: dict[Task, Metrics] = {"depth": depth, "normal": normal, "edge": edge}
+    return {task: metrics[task] for task in config.model.tasks}
 
 
 def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
     """The best predictor that does not look at the image: one depth, one normal and one probability everywhere.
 
     The mean depth has the least RMSE of all constants, the mean normal the least mean cosine error, and any constant
-    probability marks all pixels or none.
+    probability marks all pixels or none. Where no pixel is valid there is no best depth and no best normal, and none is
+    predicted.
     """
     sums: dict[str, Tensor] = {}
     for batch in batches:
@@ -89,13 +116,14 @@ def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
     depth = sums["depth"] / sums["valid"]
     normal = functional.normalize(sums["normal"], dim=0)
     edge = sums["edge"] / sums["pixels"]
+    some_valid = bool(sums["valid"] > 0)
 
     def predict(batch: SyntheticBatch) -> dict[str, Tensor]:
-        return {
-            "depth": depth.expand_as(batch.depth),
-            "normal": normal[None, :, None, None].expand_as(batch.normal),
-            "edge": edge.expand_as(batch.edge),
-        }
+        predicted = {"edge": edge.expand_as(batch.edge)}
+        if some_valid:
+            predicted["depth"] = depth.expand_as(batch.depth)
+            predicted["normal"] = normal[None, :, None, None].expand_as(batch.normal)
+        return predicted
 
     return predict
 

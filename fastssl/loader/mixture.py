@@ -12,9 +12,8 @@ from os import PathLike
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
-from fastssl.shards import Room, ShardSet, StoredSample
+from fastssl.shards import Domain, Room, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
-from fastssl.shards.manifest import Domain
 
 _BATCHES_AHEAD = 8
 

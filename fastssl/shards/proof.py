@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,8 +22,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
+from fastssl.faults import machine_faults_named
 from fastssl.shards.codec import LabelCodec, unpack_labels
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardEntry
+from fastssl.shards.reader import LocalFolder
+from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.tar import BLOCK, CHECKSUMS, KEY, KEY_BYTES, checksum_line
@@ -120,11 +123,41 @@ def key_hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode("ascii"), digest_size=HASH_BYTES).digest()
 
 
+Content = bytes | FileNotFoundError | ShardError
+"""Of a file, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a dataset as they are, in a folder or in a store; goes to the workers.
+
+    Its methods raise `MachineError` where the file system does not give a file, and `DataError` where a store does not
+    answer: neither says anything about the dataset.
+    """
+
+    folder: LocalFolder | RemoteFiles
+
+    def content(self, name: str) -> Content:
+        """All of a small file, or why it cannot be read."""
+        try:
+            return self.folder.read(name)
+        except (FileNotFoundError, ShardError) as error:
+            return error.with_traceback(None)
+
+    def archive(self, entry: ShardEntry) -> AbstractContextManager[BinaryIO]:
+        """A shard, open; raises also FileNotFoundError and `ShardError`, where it cannot be read."""
+        return self.folder.archive(entry)
+
+    def place(self, name: str) -> str:
+        """Path or address for messages."""
+        return str(self.folder.place(name))
+
+
 @dataclass(frozen=True)
 class ShardProof:
     """What all shards of a dataset have in common; goes to the workers that check them."""
 
-    folder: Path
+    files: Files
     height: int
     width: int
     members: tuple[str, ...]
@@ -132,18 +165,24 @@ class ShardProof:
     settings: Settings
 
     def findings(self, entry: ShardEntry) -> ShardFindings:
-        """Check one shard, its index and its checksums."""
+        """Check one shard, its index and its checksums.
+
+        Raises:
+            MachineError: the file system does not give a file, which says nothing about it.
+            DataError: a store does not answer.
+        """
         faults = Faults(entry.name)
-        samples = _Samples(self, entry, faults)
+        companions = {suffix: self.files.content(beside(entry, suffix)) for suffix in (INDEX, CHECKSUM_FILE)}
+        samples = _Samples(self, entry, companions, faults)
         try:
-            with (self.folder / entry.name).open("rb") as file:
+            with self.files.archive(entry) as file, machine_faults_named(self.files.place(entry.name)):
                 archive = _Archive(file, entry, samples.listed, faults)
                 for _, members in groupby(archive.members(), key=lambda member: member.key):
                     samples.add(list(members))
-        except OSError as error:
-            faults.add(_unreadable(error))
+        except (FileNotFoundError, ShardError) as error:
+            faults.add(unusable(error))
             return ShardFindings(faults=faults)
-        self._conclude(entry, archive, samples, faults)
+        self._conclude(entry, archive, samples, companions, faults)
         return ShardFindings(
             faults=faults,
             statistics=samples.statistics,
@@ -152,7 +191,14 @@ class ShardProof:
             sha256=archive.sha256,
         )
 
-    def _conclude(self, entry: ShardEntry, archive: _Archive, samples: _Samples, faults: Faults) -> None:
+    def _conclude(
+        self,
+        entry: ShardEntry,
+        archive: _Archive,
+        samples: _Samples,
+        companions: Mapping[str, Content],
+        faults: Faults,
+    ) -> None:
         """What can only be said when all of the archive has been seen."""
         sound = archive.sha256 == entry.sha256
         if archive.num_bytes != entry.bytes:
@@ -173,36 +219,35 @@ class ShardProof:
             faults.add("the number of samples is not the manifest's", seen=count, expected=entry.samples)
         # Where the archive is the damaged one, it cannot tell what its companions should be.
         index = [f"v1.2 {count}", *samples.index] if sound or archive.complete else None
-        self._compare(beside(entry, INDEX), index, samples.keys, faults)
+        _compare(beside(entry, INDEX), companions[INDEX], index, samples.keys, faults)
         told = sound or (archive.complete and not samples.mismatches)
         checksums = [f"{CHECKSUMS} {count}", *samples.checksums] if told else None
-        self._compare(beside(entry, CHECKSUM_FILE), checksums, samples.keys, faults)
-
-    def _compare(self, name: str, lines: list[str] | None, keys: list[str], faults: Faults) -> None:
-        """A file of a head and a line per sample against these lines; if None, it only has to be there."""
-        try:
-            seen = (self.folder / name).read_bytes()
-        except OSError as error:
-            faults.add(_unreadable(error), file=name)
-            return
-        expected = seen if lines is None else "\n".join([*lines, ""]).encode("ascii")
-        if seen == expected:
-            return
-        span = _difference(seen, expected, 0)
-        line = expected.count(b"\n", 0, span[0])
-        faults.add(
-            "the file does not describe its archive",
-            file=name,
-            key=keys[line - 1] if 1 <= line <= len(keys) else None,
-            span=span,
-            seen=_line(seen, line),
-            expected=_line(expected, line),
-        )
+        _compare(beside(entry, CHECKSUM_FILE), companions[CHECKSUM_FILE], checksums, samples.keys, faults)
 
 
-def _unreadable(error: OSError) -> str:
-    missing = isinstance(error, FileNotFoundError)
-    return "the file is missing" if missing else f"the file cannot be read: {error.strerror}"
+def _compare(name: str, seen: Content, lines: list[str] | None, keys: list[str], faults: Faults) -> None:
+    """A file of a head and a line per sample against these lines; if None, it only has to be there."""
+    if not isinstance(seen, bytes):
+        faults.add(unusable(seen), file=name)
+        return
+    expected = seen if lines is None else "\n".join([*lines, ""]).encode("ascii")
+    if seen == expected:
+        return
+    span = _difference(seen, expected, 0)
+    line = expected.count(b"\n", 0, span[0])
+    faults.add(
+        "the file does not describe its archive",
+        file=name,
+        key=keys[line - 1] if 1 <= line <= len(keys) else None,
+        span=span,
+        seen=_line(seen, line),
+        expected=_line(expected, line),
+    )
+
+
+def unusable(error: FileNotFoundError | ShardError) -> str:
+    """What is wrong with a file that cannot be read, through no fault of the machine."""
+    return f"the file cannot be read: {error.seen}" if isinstance(error, ShardError) else "the file is missing"
 
 
 def _line(content: bytes, number: int) -> str:
@@ -234,10 +279,10 @@ class Listed:
         return self.name.partition(".")[0]
 
 
-def read_listed(path: Path) -> dict[int, Listed]:
+def read_listed(content: Content) -> dict[int, Listed]:
     """The members in an index by the offsets of their data, as far as it can be understood; {} if there is none."""
     listed: dict[int, Listed] = {}
-    for row, words in enumerate(_lines_of_words(path)):
+    for row, words in enumerate(_lines_of_words(content)):
         for column in range(len(words) // 4):
             extension, offset, size, name = words[4 * column : 4 * column + 4]
             is_name = name.isascii() and len(name) <= _NAME_BYTES and name.endswith(f".{extension}")
@@ -246,12 +291,9 @@ def read_listed(path: Path) -> dict[int, Listed]:
     return listed
 
 
-def _lines_of_words(path: Path) -> list[list[str]]:
+def _lines_of_words(content: Content) -> list[list[str]]:
     """Of a file with a head and a line per sample, without the head; one that cannot be read is reported elsewhere."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return []
+    lines = content.split(b"\n") if isinstance(content, bytes) else []
     return [line.decode("ascii", "replace").split(" ") for line in lines[1:]]
 
 
@@ -400,10 +442,12 @@ def _difference(seen: bytes, expected: bytes, start: int) -> tuple[int, int]:
 class _Samples:
     """Takes samples in their order, proves each, and gathers what the files beside the archive should say."""
 
-    def __init__(self, common: ShardProof, entry: ShardEntry, faults: Faults) -> None:
+    def __init__(
+        self, common: ShardProof, entry: ShardEntry, companions: Mapping[str, Content], faults: Faults
+    ) -> None:
         self._common, self._faults = common, faults
-        self.listed = read_listed(common.folder / beside(entry, INDEX))
-        self._packed_checksums = _lines_of_words(common.folder / beside(entry, CHECKSUM_FILE))
+        self.listed = read_listed(companions[INDEX])
+        self._packed_checksums = _lines_of_words(companions[CHECKSUM_FILE])
         self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
         codec = common.settings.label_codec
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {

@@ -6,12 +6,13 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,24 @@ from PIL import Image
 
 from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
+from fastssl.faults import machine_faults_named
 from fastssl.shards.codec import LabelCodec, decode_labels
-from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Manifest, ShardEntry, read_manifest
-from fastssl.shards.remote import Cache, RemoteFolder, check_size, default_cache, is_remote, missing
+from fastssl.shards.descriptors import OpenShard, Owner, open_shards, unreadable
+from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, MANIFEST, Manifest, ShardEntry, read_manifest
+from fastssl.shards.remote import (
+    Cache,
+    RemoteFolder,
+    check_size,
+    default_cache,
+    is_remote,
+    local_path,
+    masked,
+    missing,
+)
 from fastssl.shards.tar import BLOCK, CHECKSUMS
 
-_OPEN = 256
-"""Shards held open at once; a process may have only 1024 file descriptors."""
+_CHECKSUMS_KEPT = 256
+"""Shards whose checksums are kept in memory."""
 _NAME_BYTES = 100
 """Of the name in a member's header."""
 _AHEAD = 3
@@ -68,8 +80,11 @@ class ShardSet:
     def __init__(self, path: str | PathLike[str], cache: Cache | None = None) -> None:
         self.is_remote = is_remote(path)
         """Its shards are fetched into a cache."""
-        self.path: str | Path = fspath(path) if self.is_remote else Path(path)
-        self._folder = RemoteFolder(fspath(path), cache or default_cache()) if self.is_remote else _Folder(Path(path))
+        self.path: str | Path = masked(fspath(path)) if self.is_remote else local_path(path)
+        """For messages."""
+        self._folder = (
+            RemoteFolder(fspath(path), cache or default_cache()) if self.is_remote else LocalFolder(local_path(path))
+        )
         self.manifest: Manifest = self._folder.manifest()
         self._columns = {name: column for column, name in enumerate(self.manifest.members)}
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
@@ -83,15 +98,18 @@ class ShardSet:
         return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_checksums")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_owner", "_checksums")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
 
     def _start_caches(self) -> None:
-        self._open = lru_cache(min(_OPEN, self._folder.max_open(self.manifest.shards)))(self._open_shard)
-        self._checksums = lru_cache(_OPEN)(self._read_checksums)
+        self._owner = Owner(self._folder.max_open(self.manifest.shards))
+        self._checksums = lru_cache(_CHECKSUMS_KEPT)(self._read_checksums)
+
+    def _open(self, shard: int) -> OpenShard:
+        return open_shards.get(self._owner, shard, self._open_shard)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -226,9 +244,9 @@ class ShardSet:
             raise IndexError(f"sample {index} of {len(self)}")
         return bisect_right(self._ends, index)
 
-    def _open_shard(self, shard: int) -> _OpenShard:
+    def _open_shard(self, shard: int) -> OpenShard:
         entry = self.manifest.shards[shard]
-        return _OpenShard(self._folder.open(entry), self._folder.place(entry.name))
+        return OpenShard(self._folder.open(entry), self._folder.place(entry.name))
 
     def _read_checksums(self, shard: int) -> list[list[int]]:
         """Of each member of each sample of a shard."""
@@ -239,7 +257,7 @@ class ShardSet:
             if head != f"{CHECKSUMS} {entry.samples}" or len(lines) != entry.samples:
                 raise ValueError(f"{len(lines)} lines under the head {head!r}")
             return [[int(word, 16) for word in line.split(" ")] for line in lines]
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             where = self._folder.place(name)
             raise ShardError("a shard's checksums cannot be used", where=where, seen=str(error)) from error
 
@@ -259,8 +277,6 @@ class ShardSet:
                 where=place,
                 do="pack the dataset with `fastssl shard`, or copy all of its files",
             ) from None
-        except OSError as error:
-            raise ShardError("a shard's index cannot be used", where=place, seen=str(error)) from error
 
     def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:
         place = self._folder.place(_beside(entry, ".idx"))
@@ -295,7 +311,7 @@ class ShardSet:
             )
 
 
-class _Folder:
+class LocalFolder:
     """A packed dataset in a local folder."""
 
     max_requests = 1
@@ -307,55 +323,73 @@ class _Folder:
         return self._path / name
 
     def manifest(self) -> Manifest:
-        return read_manifest(self._path)
+        """Read the manifest; raises as `read_manifest`.
+
+        Raises:
+            MachineError: the file system does not give it.
+        """
+        with machine_faults_named(self.place(MANIFEST)):
+            return read_manifest(self._path)
+
+    def names(self) -> list[str]:
+        """Of all that is in the folder."""
+        with machine_faults_named(self._path):
+            return sorted(path.name for path in self._path.iterdir())
+
+    @contextmanager
+    def archive(self, shard: ShardEntry) -> Iterator[BinaryIO]:
+        """A shard, whatever its size; raises as `read`."""
+        place = self.place(shard.name)
+        with _errors_named(place):
+            file = place.open("rb")
+        with file:
+            yield file
 
     def read(self, name: str) -> bytes:
-        return self.place(name).read_bytes()
+        """All of a small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ShardError: it is no file.
+            MachineError: the file system does not give it.
+        """
+        with _errors_named(self.place(name)):
+            return self.place(name).read_bytes()
 
     def check(self, shard: ShardEntry) -> None:
+        place = self.place(shard.name)
         try:
-            size = self.place(shard.name).stat().st_size
-        except OSError:
-            raise missing(self.place(shard.name), shard) from None
-        check_size(self.place(shard.name), shard, size)
+            with _errors_named(place):
+                size = place.stat().st_size
+        except FileNotFoundError as error:
+            raise missing(place, shard) from error
+        check_size(place, shard, size)
 
     def max_open(self, shards: list[ShardEntry]) -> int:
-        return _OPEN
+        return len(shards)
 
     def open(self, shard: ShardEntry) -> int:
         self.check(shard)  # it may have changed since
-        return os.open(self.place(shard.name), os.O_RDONLY)
+        place = self.place(shard.name)
+        try:
+            with _errors_named(place):
+                return os.open(place, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise missing(place, shard) from error
 
     def prefetch(self, shards: Iterable[ShardEntry]) -> None:
         pass
 
 
-class _OpenShard:
-    """An open archive; closed with the last reference to it."""
-
-    def __init__(self, descriptor: int, place: str | Path) -> None:
-        self._descriptor, self._place = descriptor, place
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-    def read(self, offset: int, size: int) -> bytes:
-        content = os.pread(self._descriptor, size, offset)
-        self._check(len(content), offset, size)
-        return content
-
-    def read_into(self, offset: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out`, which saves new memory for every read."""
-        self._check(os.preadv(self._descriptor, [out.data], offset), offset, len(out))
-
-    def _check(self, got: int, offset: int, size: int) -> None:
-        if got != size:
-            raise ShardError(
-                "a shard was cut short while it was in use",
-                where=self._place,
-                seen=f"{got} bytes at {offset}",
-                expected=f"{size}",
-            )
+@contextmanager
+def _errors_named(place: Path) -> Iterator[None]:
+    """Errors of the system as ours, but for the one about a file that is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(error, place) from error
 
 
 def _key(name: bytes) -> str:

@@ -14,16 +14,19 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from fastssl.errors import DataError, DeviceError, FastsslError, ShardError, UsageError
+from fastssl.errors import DataError, FastsslError, ShardError, UsageError
+from fastssl.faults import machine_error, machine_fault
 from fastssl.files import PARTIAL
+from fastssl.shards.descriptors import keep_no_longer, keeps
 from fastssl.shards.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
 
 T = TypeVar("T")
@@ -42,10 +45,29 @@ _LEAST_BYTES = 600_000
 """A try has failed when no answer, or less of a shard than this, came within `_PATIENCE_S`."""
 _FETCHES = 4
 """Shards that a dataset fetches ahead of need at the same time."""
-_KEPT = 128
-"""Descriptors that a dataset spends on keeping shards; a process may have only 1024."""
 _POLL_S = 0.02
 _LOOK_AGAIN_S = 0.25
+
+_FILE = "file://"
+_LONGER = 1 << 24
+"""Bytes more than the manifest says that are still fetched to be looked at."""
+_BOUND = f"bound the cache for remote shards with {BYTES_VARIABLE}, or move it with {FOLDER_VARIABLE}"
+_TEMPORARY = "set TMPDIR to a folder with room for a shard"
+_LOCAL = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+}
+"""Errors of this machine, met while something came from a store; those of the net or of a right may be the store's."""
+
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\")]*)\?[^\s'\")]*", re.IGNORECASE)
 
 _NAME = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(tar|(?P<coming>[0-9]+)\.lock)")
 
@@ -67,15 +89,24 @@ class Cache:
         max_bytes: what all shards in it may take together.
 
     Raises:
-        UsageError: the folder cannot be made or written to.
+        UsageError: the folder cannot be made or written to, or the home folder that it lies in is not known.
+        MachineError: the disk is full, or another fault of the machine.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = _DEFAULT_BYTES) -> None:
-        self.folder, self.max_bytes = Path(folder).expanduser().absolute(), max_bytes
+        try:
+            self.folder, self.max_bytes = Path(folder).expanduser().absolute(), max_bytes
+        except RuntimeError as error:
+            raise UsageError(
+                "the home folder of this user is not known, so the cache for remote shards has no place",
+                where=folder,
+                seen=str(error),
+                do=f"set {FOLDER_VARIABLE} to a folder that can be written to",
+            ) from error
         with self._alone():
             pass
 
-    def check(self, url: str, shards: Iterable[ShardEntry]) -> None:
+    def check(self, files: RemoteFiles, shards: Iterable[ShardEntry]) -> None:
         """Make sure that each shard fits in.
 
         Raises:
@@ -85,14 +116,14 @@ class Cache:
             if shard.bytes > self.max_bytes:
                 raise UsageError(
                     "a shard is larger than the cache for remote shards",
-                    where=f"{url}/{shard.name}",
+                    where=files.place(shard.name),
                     seen=f"{shard.bytes} bytes",
                     expected=f"at most {self.max_bytes}",
                     do=f"set {BYTES_VARIABLE} to several times the size of a shard",
                 )
 
-    def open(self, url: str, shard: ShardEntry) -> int:
-        """A shard of the dataset at `url`, fetched unless it is there; one that is being fetched is waited for.
+    def open(self, files: RemoteFiles, shard: ShardEntry) -> int:
+        """A shard of a dataset, fetched unless it is there; one that is being fetched is waited for.
 
         Returns:
             A descriptor to read from, which is the caller's.
@@ -101,9 +132,9 @@ class Cache:
             DataError: the store does not give it, after several tries.
             ShardError: it is missing there, or not what the manifest says.
             UsageError: it is larger than the whole cache, or the folder cannot be used.
-            DeviceError: the disk is full.
+            MachineError: the disk is full, or another fault of the machine.
         """
-        self.check(url, [shard])
+        self.check(files, [shard])
         while True:
             copy = self.copy(shard)
             if copy is not None:
@@ -111,7 +142,7 @@ class Cache:
             with suppress(NoRoomError):
                 claim = self.claim(shard)
                 if claim is not None:
-                    return self.fetch(url, shard, claim)
+                    return self.fetch(files, shard, claim)
             time.sleep(_POLL_S)
 
     def copy(self, shard: ShardEntry, *, keep: bool = False) -> int | None:
@@ -150,12 +181,13 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
         return file
 
-    def fetch(self, url: str, shard: ShardEntry, claim: FileIO, *, keep: bool = False) -> int:
+    def fetch(self, files: RemoteFiles, shard: ShardEntry, claim: FileIO, *, keep: bool = False) -> int:
         """Fetch, verify and open what was claimed; arguments and errors as for `copy` and `open`."""
-        place, partial = f"{url}/{shard.name}", self._partial(shard.sha256)
+        place, partial = files.place(shard.name), self._partial(shard.sha256)
         with claim:
             try:
-                _persistently(place, lambda: _download(place, shard, partial))
+                address = files.address(shard.name)
+                _persistently(place, lambda: _download(address, shard, partial))
                 with self._alone(), partial.open("rb") as file:
                     descriptor = _used(file.fileno(), keep=keep)
                     partial.replace(self._path(shard.sha256))
@@ -190,6 +222,8 @@ class Cache:
         try:
             yield
         except OSError as error:
+            if error.errno in _LOCAL - {errno.EROFS}:
+                raise machine_error(error, where=self.folder, do=_BOUND) from error
             raise UsageError(
                 "the cache folder for remote shards cannot be used",
                 where=self.folder,
@@ -255,18 +289,111 @@ def default_cache() -> Cache:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """It is an address, as ``s3://bucket/rooms``, and no local path."""
-    return "://" in os.fspath(path)
+    """It is an address, as ``s3://bucket/rooms``, and no local path; one of a local file is no other than its path."""
+    text = os.fspath(path)
+    return "://" in text and not text.startswith(_FILE)
 
 
-class RemoteFolder:
-    """A packed dataset in a store that fsspec knows, its shards through a cache."""
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path as it is, and that of an address as ``file:///data/rooms``."""
+    text = os.fspath(path)
+    return Path(text.removeprefix(_FILE))
+
+
+def masked(text: str) -> str:
+    """Words in which no address shows a password or what signs it: neither ``user:password@`` nor ``?...``."""
+    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+
+
+class RemoteFiles:
+    """The files of a packed dataset in a store that fsspec knows."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._query = url, ""
+        if url.startswith(("http://", "https://")):  # elsewhere a question mark may be part of a name
+            self._url, mark, query = url.partition("?")
+            self._query = mark + query
+        self._url = self._url.rstrip("/")
+
+    def address(self, name: str = "") -> str:
+        """Of a file, or of the folder."""
+        return f"{self._url}/{name}".rstrip("/") + self._query
+
+    def place(self, name: str) -> str:
+        """Address of a file for messages, without secrets."""
+        return masked(f"{self._url}/{name}")
+
+    def manifest(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            DataError: there is none, it is not valid, or the store does not answer.
+            UsageError: the address cannot be used.
+        """
+        place = self.place(MANIFEST)
+        try:
+            return parse_manifest(self.read(MANIFEST), place)
+        except FileNotFoundError as error:
+            raise DataError(
+                "there is no manifest", where=place, expected="a folder written by `fastssl shard`"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        """All of a small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DataError: the store does not give it, after several tries.
+        """
+        return _persistently(self.place(name), lambda: _read(self.address(name)))
+
+    def names(self) -> list[str] | None:
+        """Names of all files of the folder; None where the store does not list them.
+
+        Raises:
+            DataError: the store does not answer.
+        """
+        if self._url.startswith(("http://", "https://")):
+            return None
+        try:
+            return _persistently(self.place(""), lambda: _names(self.address()))
+        except DataError as error:
+            if isinstance(error.__cause__, PermissionError | NotImplementedError):
+                return None  # a right to read is no right to list
+            raise
+
+    @contextmanager
+    def archive(self, shard: ShardEntry) -> Iterator[BinaryIO]:
+        """A copy of a shard as it is in the store, fetched for as long as it is open; no cache takes part.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DataError: the store does not give it, after several tries; as a `ShardError`, it gives far too much.
+            MachineError: there is no room for it.
+        """
+        place, address = self.place(shard.name), self.address(shard.name)
+        with _temporary_folder() as folder:
+            path = Path(folder, shard.name)
+
+            def receive() -> None:
+                with _full_disk_named(path.parent, _TEMPORARY):
+                    # What is longer than it was packed is wanted as well, so that it can be said by how much.
+                    _receive(address, path, shard.bytes + _LONGER)
+
+            _persistently(place, receive)
+            with path.open("rb") as file:
+                yield file
+
+
+class RemoteFolder(RemoteFiles):
+    """A packed dataset in a store, its shards through a cache."""
 
     max_requests = 32
     """That are worth making at the same time."""
 
     def __init__(self, url: str, cache: Cache) -> None:
-        self.url, self.cache = url.rstrip("/"), cache
+        super().__init__(url)
+        self.cache = cache
         self._lock = threading.Lock()
         self._announced: dict[str, ShardEntry] = {}
         self._there: dict[str, int | None] = {}
@@ -283,37 +410,17 @@ class RemoteFolder:
             self._let_go(name)
 
     def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str, Cache]]:
-        return RemoteFolder, (self.url, self.cache)
-
-    def place(self, name: str) -> str:
-        """Address of a file."""
-        return f"{self.url}/{name}"
+        return RemoteFolder, (self.address(), self.cache)
 
     def manifest(self) -> Manifest:
-        """Read the manifest.
+        """Read the manifest; raises as that of `RemoteFiles`.
 
         Raises:
-            DataError: there is none, it is not valid, or the store does not answer.
-            UsageError: the address cannot be used, or a shard is larger than the cache.
+            UsageError: a shard is larger than the cache.
         """
-        place = self.place(MANIFEST)
-        try:
-            manifest = parse_manifest(self.read(MANIFEST), place)
-        except FileNotFoundError:
-            raise DataError(
-                "there is no manifest", where=place, expected="a folder written by `fastssl shard`"
-            ) from None
-        self.cache.check(self.url, manifest.shards)
+        manifest = super().manifest()
+        self.cache.check(self, manifest.shards)
         return manifest
-
-    def read(self, name: str) -> bytes:
-        """All of a small file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            DataError: the store does not give it, after several tries.
-        """
-        return _persistently(self.place(name), lambda: _read(self.place(name)))
 
     def check(self, shard: ShardEntry) -> None:
         """Look whether a shard is there and has its size, without fetching it.
@@ -322,9 +429,9 @@ class RemoteFolder:
             ShardError: it is missing, or has another size. A store that tells no sizes is not doubted.
             DataError: the store does not answer.
         """
-        place = self.place(shard.name)
+        place, address = self.place(shard.name), self.address(shard.name)
         try:
-            size = _persistently(place, lambda: _size(place))
+            size = _persistently(place, lambda: _size(address))
         except FileNotFoundError as error:
             raise missing(place, shard) from error
         if size is not None:
@@ -346,7 +453,7 @@ class RemoteFolder:
                     self.place(shard.name),
                     BYTES_VARIABLE,
                 )
-            descriptor = self.cache.open(self.url, shard)
+            descriptor = self.cache.open(self, shard)
         with self._lock:
             self._opened |= {shard.name} & self._announced.keys()
         return descriptor
@@ -410,7 +517,7 @@ class RemoteFolder:
     def _fetch(self, shard: ShardEntry, claim: FileIO) -> None:
         copy = None
         try:
-            copy = self.cache.fetch(self.url, shard, claim, keep=True)
+            copy = self.cache.fetch(self, shard, claim, keep=True)
         except FastsslError as error:
             log.warning("a shard could not be fetched ahead of need: %s", error)
         with self._lock, suppress(FastsslError):  # an unusable folder is met by whoever needs a shard
@@ -424,15 +531,33 @@ class RemoteFolder:
             self._advance()
 
     def _keep(self, name: str, descriptor: int) -> None:
-        enough = len(self._there) < _KEPT
-        if not enough:
+        kept = keeps(descriptor)
+        if not kept:
             os.close(descriptor)
-        self._there[name] = descriptor if enough else None
+        self._there[name] = descriptor if kept else None
 
     def _let_go(self, name: str) -> None:
         descriptor = self._there.pop(name)
         if descriptor is not None:
-            os.close(descriptor)
+            keep_no_longer(descriptor)
+
+
+@contextmanager
+def _full_disk_named(folder: Path, do: str) -> Iterator[None]:
+    """A folder that takes no more bytes as the machine's error, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise machine_error(error, where=folder, do=do) from error
+        raise
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="fastssl-")
+    except OSError as error:  # also where no folder at all is usable
+        raise machine_error(error, where=os.environ.get("TMPDIR"), do=_TEMPORARY) from error
 
 
 def _used(descriptor: int, *, keep: bool) -> int:
@@ -485,6 +610,7 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
     """The result of an attempt that may fail several times.
 
     Raises:
+        MachineError: a fault of this machine stays.
         FileNotFoundError: at once.
         DataError: it failed too often, or is forbidden.
         ShardError: what came was wrong too often, or twice in the same way.
@@ -498,7 +624,10 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
         except (FastsslError, FileNotFoundError):
             raise
         except Exception as error:  # each store's package has its own errors
-            seen, wrong = str(error) or type(error).__name__, isinstance(error, _WrongContentError)
+            seen, wrong = masked(str(error)) or type(error).__name__, isinstance(error, _WrongContentError)
+            fault = _local_fault(error)
+            if fault is not None and tries == _TRIES:
+                raise machine_error(fault, where=place) from error
             if tries == _TRIES or isinstance(error, PermissionError) or (wrong and seen == before):
                 raise (ShardError if wrong else DataError)(
                     "a remote file could not be fetched",
@@ -509,6 +638,11 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
             log.warning("fetching %s failed, and is tried again: %s", place, seen)
             time.sleep(pause)
             pause, before = 2 * pause, seen
+
+
+def _local_fault(error: BaseException) -> OSError | MemoryError | None:
+    fault = machine_fault(error)
+    return None if isinstance(fault, OSError) and fault.errno not in _LOCAL else fault
 
 
 def _size(place: str) -> int | None:
@@ -530,31 +664,34 @@ def _read(place: str) -> bytes:
     return content
 
 
-def _download(place: str, shard: ShardEntry, partial: Path) -> None:
+def _names(address: str) -> list[str]:
+    filesystem, path = _filesystem(address)
+    filesystem.invalidate_cache()
+    return [name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False)]
+
+
+def _download(address: str, shard: ShardEntry, partial: Path) -> None:
     """Fetch a shard once, and compare."""
-    filesystem, path = _filesystem(place)
-    partial.unlink(missing_ok=True)  # what a try that was given up may still write to
-    download = _get_file(filesystem, path, partial, shard.bytes)
-    future = asyncio.run_coroutine_threadsafe(download, filesystem.loop)
-    try:
-        future.result()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DeviceError(
-                "the disk of the cache for remote shards is full",
-                where=partial.parent,
-                do=f"make room, or bound it with {BYTES_VARIABLE}, or move it with {FOLDER_VARIABLE}",
-            ) from error
-        raise
-    finally:
-        future.cancel()
+    with _full_disk_named(partial.parent, _BOUND):
+        size, sha256 = _receive(address, partial, shard.bytes)
     if size != shard.bytes:
         raise _WrongContentError(f"{size} bytes came, the manifest says {shard.bytes}")
     if sha256 != shard.sha256:
         raise _WrongContentError(f"SHA-256 {sha256} came, the manifest says {shard.sha256}")
+
+
+def _receive(address: str, out: Path, most: int) -> tuple[int, str]:
+    """Fetch a file once, of at most so many bytes; its size and SHA-256."""
+    filesystem, path = _filesystem(address)
+    out.unlink(missing_ok=True)  # what a try that was given up may still write to
+    future = asyncio.run_coroutine_threadsafe(_get_file(filesystem, path, out, most), filesystem.loop)
+    try:
+        future.result()
+        with out.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    finally:
+        future.cancel()
 
 
 async def _get_file(filesystem: Any, path: str, partial: Path, most: int) -> None:
@@ -563,7 +700,7 @@ async def _get_file(filesystem: Any, path: str, partial: Path, most: int) -> Non
 
     def check(*_: int | None) -> None:
         if partial.exists() and partial.stat().st_size > most:
-            raise _WrongContentError(f"more than the {most} bytes of the manifest came")
+            raise _WrongContentError(f"more than {most} bytes came, the manifest says fewer")
 
     arrived, before = Callback(hooks={"check": check}), 0
     download = asyncio.ensure_future(filesystem._get_file(path, str(partial), callback=arrived))
@@ -588,13 +725,16 @@ def _filesystem(address: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UsageError(
             "the package for an address is not installed",
-            where=address,
-            seen=str(error),
+            where=masked(address),
+            seen=masked(str(error)),
             do="pip install 'fastssl[remote]'",
         ) from error
     except ValueError as error:
         raise UsageError(
-            "an address cannot be used", where=address, seen=str(error), expected="s3://, gs://, http:// or https://"
+            "an address cannot be used",
+            where=masked(address),
+            seen=masked(str(error)),
+            expected="s3://, gs://, http:// or https://",
         ) from error
     return filesystem if filesystem.async_impl else AsyncFileSystemWrapper(filesystem), path
 

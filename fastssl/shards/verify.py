@@ -16,26 +16,32 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
-from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes, read_manifest
+from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
 from fastssl.shards.proof import (
     CHECKSUM_FILE,
     HASH_BYTES,
     INDEX,
+    Content,
     Fault,
     Faults,
+    Files,
     ShardFindings,
     ShardProof,
     beside,
     key_hash,
     read_listed,
+    unusable,
 )
+from fastssl.shards.reader import LocalFolder
+from fastssl.shards.remote import RemoteFiles, is_remote, local_path
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.workers import in_order
 
@@ -56,6 +62,8 @@ class Report:
     """Of the dataset as a whole, then in the order of the shards; of each at most `fastssl.shards.proof.LISTED`."""
     unlisted: dict[str, int]
     """How many more there are, by shard; those of the dataset as a whole count for the manifest."""
+    names_checked: bool
+    """It was looked for files that nothing promises; False for a store that does not list its files."""
 
     @property
     def num_faults(self) -> int:
@@ -71,29 +79,33 @@ def verify(
     per sample, for the proof that no key comes twice.
 
     Args:
-        path: folder of the dataset.
+        path: folder of the dataset, or the address of one that fsspec knows. Each remote shard is fetched as it is
+            in the store, past any cache, and looked at in a temporary copy.
         workers: processes that check shards side by side.
         progress: called after each shard with the number of samples that are done, and of all.
 
     Raises:
-        DataError: there is no manifest, or it is not valid, so that nothing says what the other files should be.
+        DataError: there is no manifest, or it is not valid, so that nothing says what the other files should be; or a
+            store that does not answer.
+        MachineError: the file system does not give a file. That is no fault of the dataset.
         DeviceError: a worker died.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
+    folder = RemoteFiles(os.fspath(path)) if is_remote(path) else LocalFolder(local_path(path))
+    files, manifest, names = Files(folder), folder.manifest(), folder.names()
     whole = Faults(MANIFEST)
-    _check_names(folder, manifest, whole)
-    _check_manifest(folder, manifest, whole)
-    _check_quarantine(folder, manifest, whole)
+    if names is not None:
+        _check_names(names, manifest, whole)
+    _check_manifest(files.content(MANIFEST), manifest, whole)
+    _check_quarantine(files.content(QUARANTINE), manifest, whole)
     found, done = _Found(manifest), 0
-    proof = ShardProof(folder, manifest.height, manifest.width, tuple(manifest.members), manifest.settings)
+    proof = ShardProof(files, manifest.height, manifest.width, tuple(manifest.members), manifest.settings)
     with closing(in_order(proof.findings, manifest.shards, workers=workers)) as results:
         for entry, findings in zip(manifest.shards, results, strict=True):
             found.add(entry, findings)
             done += entry.samples
             if progress is not None:
                 progress(done, manifest.samples)
-    _check_keys(folder, manifest, found.hashes, whole)
+    _check_keys(files, manifest, found.hashes, whole)
     if not found.faults:
         _check_statistics(manifest, found.statistics, whole)
     unlisted = Counter({MANIFEST: whole.num_unlisted}) + found.unlisted
@@ -103,6 +115,7 @@ def verify(
         num_bytes=found.num_bytes,
         faults=[*whole.listed, *found.faults],
         unlisted=dict(unlisted),
+        names_checked=names is not None,
     )
 
 
@@ -133,12 +146,12 @@ class _Found:
         self.hashes.frombytes(findings.hashes)
 
 
-def _check_names(folder: Path, manifest: Manifest, faults: Faults) -> None:
+def _check_names(names: list[str], manifest: Manifest, faults: Faults) -> None:
     """Files that nothing promises. Those that are missing are noticed where they are read."""
     promised = {MANIFEST, QUARANTINE}
     for entry in manifest.shards:
         promised |= {entry.name, beside(entry, INDEX), beside(entry, CHECKSUM_FILE)}
-    for name in sorted(path.name for path in folder.iterdir()):
+    for name in sorted(names):
         if name == _STATE:
             faults.add("the state of a packing that was interrupted was left behind", file=name)
         elif name.endswith(PARTIAL):
@@ -147,9 +160,9 @@ def _check_names(folder: Path, manifest: Manifest, faults: Faults) -> None:
             faults.add("the manifest promises no such file", file=name)
 
 
-def _check_manifest(folder: Path, manifest: Manifest, faults: Faults) -> None:
+def _check_manifest(content: Content, manifest: Manifest, faults: Faults) -> None:
     """What its fields say about each other, beyond what is checked whenever it is read."""
-    if (folder / MANIFEST).read_bytes() != manifest_bytes(manifest):
+    if content != manifest_bytes(manifest):
         faults.add("the file is not written the way in which fastssl writes it")
     settings = manifest.settings
     if not manifest.height == manifest.width == settings.size:
@@ -179,24 +192,22 @@ def _check_shard_numbers(manifest: Manifest, faults: Faults) -> None:
             faults.add("a shard has more samples than it could", seen=entry.samples, expected=f"{most} at most")
 
 
-def _check_quarantine(folder: Path, manifest: Manifest, faults: Faults) -> None:
+def _check_quarantine(content: Content, manifest: Manifest, faults: Faults) -> None:
     """The list exists if there is anything to list, and each line is one that packing could have written."""
-    count = start = 0
-    try:
-        with (folder / QUARANTINE).open("rb") as file:
-            for line in file:
-                stop = start + len(line)
-                if not _is_quarantine_line(line):
-                    what = "a line is not an image and the reason why it was left out"
-                    faults.add(what, file=QUARANTINE, span=(start, stop))
-                count, start = count + 1, stop
-    except FileNotFoundError:
+    if isinstance(content, FileNotFoundError):
         if manifest.quarantined:
             faults.add("the file is missing", file=QUARANTINE, expected=f"{manifest.quarantined} lines")
         return
-    except OSError as error:
-        faults.add(f"the file cannot be read: {error.strerror}", file=QUARANTINE)
+    if isinstance(content, ShardError):
+        faults.add(unusable(content), file=QUARANTINE)
         return
+    count = start = 0
+    for line in BytesIO(content):
+        stop = start + len(line)
+        if not _is_quarantine_line(line):
+            what = "a line is not an image and the reason why it was left out"
+            faults.add(what, file=QUARANTINE, span=(start, stop))
+        count, start = count + 1, stop
     if count == 0 or count != manifest.quarantined:
         expected = manifest.quarantined or "no such file"
         faults.add("the number of lines is not the manifest's", file=QUARANTINE, seen=count, expected=expected)
@@ -215,7 +226,7 @@ def _is_quarantine_line(line: bytes) -> bool:
     )
 
 
-def _check_keys(folder: Path, manifest: Manifest, hashes: array[int], faults: Faults) -> None:
+def _check_keys(files: Files, manifest: Manifest, hashes: array[int], faults: Faults) -> None:
     """No key comes twice. Only where hashes are the same are the keys themselves looked at, in the indexes."""
     ordered = np.frombuffer(hashes, np.uint64)
     ordered.sort()
@@ -224,7 +235,7 @@ def _check_keys(folder: Path, manifest: Manifest, hashes: array[int], faults: Fa
         return
     places = defaultdict[str, list[str]](list)
     for entry in manifest.shards:
-        for start, listed in read_listed(folder / beside(entry, INDEX)).items():
+        for start, listed in read_listed(files.content(beside(entry, INDEX))).items():
             if listed.column == 0 and int.from_bytes(key_hash(listed.key), sys.byteorder) in suspects:
                 places[listed.key].append(f"{entry.name}, byte {start}")
     for key, (first, *others) in places.items():

@@ -1,6 +1,6 @@
 """Losses, the step, the trainer and its files."""
 
-from fastssl.train.checkpoint import load_networks
+from fastssl.train.checkpoint import check_data, load_networks, load_trained
 from fastssl.train.run import (
     calibrated_options,
     loader_options,
@@ -12,7 +12,9 @@ from fastssl.train.run import (
 
 __all__ = [
     "calibrated_options",
+    "check_data",
     "load_networks",
+    "load_trained",
     "loader_options",
     "resume_run",
     "run_device",

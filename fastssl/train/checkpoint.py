@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 
 from fastssl.config import Config, plain, read_config
-from fastssl.errors import CheckpointError, DataError
+from fastssl.errors import CheckpointError, DataError, FastsslError
 from fastssl.faults import machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent
 from fastssl.models import Networks, build_networks
+from fastssl.shards.remote import masked
 from fastssl.telemetry import CONTINUE
 
 T = TypeVar("T")
@@ -162,6 +163,12 @@ def load_networks(run: Path) -> tuple[Networks, Config]:
     Raises:
         DataError: there is no run, no checkpoint, or a damaged one.
     """
+    networks, config, _ = load_trained(run)
+    return networks, config
+
+
+def load_trained(run: Path) -> tuple[Networks, Config, dict[str, str]]:
+    """As `load_networks`, with the fingerprint of each domain's datasets that the run was trained on."""
     path = latest_checkpoint(run)
     if path is None:
         raise DataError(
@@ -175,4 +182,21 @@ def load_networks(run: Path) -> tuple[Networks, Config]:
     for name, part in networks.parts().items():
         part.load_state_dict(content["state"][name])
         part.eval()
-    return networks, config
+    return networks, config, content["data"]
+
+
+def check_data(
+    before: Mapping[str, str], now: Mapping[str, str], config: Config, error: type[FastsslError] = CheckpointError
+) -> None:
+    """Compare the fingerprints of a run's datasets with those that it was trained on.
+
+    Raises:
+        CheckpointError: they are others; or the error that is asked for.
+    """
+    for domain, fingerprint in now.items():
+        if before[domain] != fingerprint:
+            raise error(
+                f"the {domain} data are not those that the run was trained on",
+                where=", ".join(map(masked, getattr(config.data, domain))),
+                do="put back the dataset as it was, or begin a new run",
+            )

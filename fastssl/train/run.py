@@ -31,7 +31,7 @@ from fastssl.loader import (
 from fastssl.loader.calibration import calibrated
 from fastssl.models import build_networks
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
-from fastssl.train.checkpoint import latest_checkpoint, read_checkpoint
+from fastssl.train.checkpoint import check_data, latest_checkpoint, read_checkpoint
 from fastssl.train.step import TrainingStep
 from fastssl.train.trainer import Trainer
 
@@ -167,7 +167,7 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
     first_step = 0
     fingerprints = {"synthetic": synthetic.fingerprint, "real": "" if real is None else real.fingerprint}
     if content is not None:
-        _check_data(content["data"], fingerprints, config)
+        check_data(content["data"], fingerprints, config)
         step.load_state_dict(content["state"])
         first_step = content["step"]
     total_steps = config.train.steps or config.train.epochs * math.ceil(len(synthetic) / config.data.batch_synthetic)
@@ -203,16 +203,6 @@ def _damage_told(run: Path, synthetic: Batches[SyntheticBatch], real: Batches[Re
             log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
         raise
     tell()
-
-
-def _check_data(before: dict[str, str], now: dict[str, str], config: Config) -> None:
-    for domain, fingerprint in now.items():
-        if before[domain] != fingerprint:
-            raise CheckpointError(
-                f"the {domain} data are not those that the run was trained on",
-                where=", ".join(getattr(config.data, domain)),
-                do="put back the dataset as it was, or begin a new run",
-            )
 
 
 def _plan(config: Config, shards: Mixture, stream: int, first_step: int) -> Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
+from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -89,3 +91,55 @@ def test_contour_tolerance_is_two_pixels() -> None:
         metrics = ContourMetrics()
         metrics.add(edge.roll(shift, dims=-1), edge)
         assert metrics.result()["f"] == pytest.approx(expected)
+
+
+Case = tuple[Metrics, Callable[[Tensor], None], Tensor]
+"""Metrics, a way to add predictions to them, and predictions that are right."""
+
+
+def cases(valid: Tensor, edge: Tensor) -> dict[str, Case]:
+    depth, normal = 0.5 + random(0, 2, 1, 6, 6), torch.nn.functional.normalize(random(1, 2, 3, 6, 6), dim=1)
+    d, n, e = DepthMetrics(), NormalMetrics(), ContourMetrics()
+    return {
+        "depth": (d, lambda predicted: d.add(predicted, depth, valid), depth),
+        "normal": (n, lambda predicted: n.add(predicted, normal, valid), normal),
+        "edge": (e, lambda predicted: e.add(predicted, edge), edge),
+    }
+
+
+ALL, NONE = torch.ones(2, 1, 6, 6, dtype=torch.bool), torch.zeros(2, 1, 6, 6, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("task", ["depth", "normal", "edge"])
+def test_without_a_pixel_there_is_no_value_and_a_reason(task: str) -> None:
+    metrics, add, right = cases(NONE, NONE.float())[task]
+    names = metrics.result().keys()
+    add(right)
+    assert metrics.result() == dict.fromkeys(names)
+    assert str(metrics.lack).startswith("no pixel")
+    metrics, add, right = cases(ALL, ALL.float())[task]
+    add(right)
+    assert metrics.lack is None
+    assert metrics.result().keys() == names
+    assert all(value is not None and np.isfinite(value) for value in metrics.result().values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("task", ["depth", "normal", "edge"])
+def test_a_prediction_that_is_not_finite_gives_no_value_and_a_reason(task: str, bad: float) -> None:
+    metrics, add, right = cases(ALL, ALL.float())[task]
+    wrong = right.clone()
+    wrong[0, :, 2, 3] = bad
+    add(wrong)
+    add(right)
+    assert set(metrics.result().values()) == {None}
+    assert "1 predicted values are not finite" in str(metrics.lack)
+
+
+def test_a_depth_of_zero_has_no_logarithm() -> None:
+    metrics, add, right = cases(ALL, ALL.float())["depth"]
+    add(right * 0)
+    assert "72 predicted values" in str(metrics.lack)
+    unseen, add, right = cases(NONE, ALL.float())["depth"]
+    add(right * 0)
+    assert str(unseen.lack).startswith("no pixel")

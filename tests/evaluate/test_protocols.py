@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from fastssl.config import load_config
+from fastssl.errors import DataError
 from fastssl.evaluate.domain import domain_accuracy, fit_logistic
 from fastssl.evaluate.neighbours import neighbours, precision_at
 from fastssl.evaluate.networks import image_batches, label_batches, untrained_networks
 from fastssl.evaluate.tasks import fit_constant, measure
+from fastssl.loader import open_mixture
 from fastssl.shards import ShardSet
 
 
@@ -33,7 +35,7 @@ def test_constants_are_the_best_constants(coded_synthetic: Path) -> None:
     assert predicted["depth"].unique().tolist() == pytest.approx([depth.mean()])
     mean = normals.mean(axis=0)
     assert predicted["normal"][0, :, 0, 0].tolist() == pytest.approx((mean / np.linalg.norm(mean)).tolist())
-    assert measure(predictor, config, shards)["depth"]["rmse"] == pytest.approx(depth.std(), rel=1e-6)
+    assert measure(predictor, config, shards)["depth"].result()["rmse"] == pytest.approx(depth.std(), rel=1e-6)
 
 
 def test_logistic_fit_is_the_minimum() -> None:
@@ -72,11 +74,31 @@ def test_neighbours_against_numpy() -> None:
     assert precision_at(1, neighbours(torch.eye(5).repeat_interleave(4, 0) + 1e-3 * features[:, :5]), labels) == 1
 
 
+def test_precision_needs_as_many_neighbours() -> None:
+    """Six photos of two classes on a line: 0 0 0 1 1 1. By hand; with one photo less, 5 neighbours do not exist."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    angles = torch.deg2rad(torch.tensor([0.0, 1, 3, 40, 41, 43]))
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert precision_at(1, neighbours(features), labels) == 1
+    assert precision_at(5, neighbours(features), labels) == pytest.approx(2 / 5)  # all others: two of five are right
+    assert precision_at(5, neighbours(features[:5]), labels[:5]) is None
+    assert precision_at(1, neighbours(features[:2]), labels[:2]) == 1
+    assert precision_at(1, neighbours(features[2:4]), labels[2:4]) == 0
+
+
+def test_a_domain_without_images_is_refused() -> None:
+    both, one = (normal(0, 6, 3), torch.arange(6) % 2), (normal(1, 6, 3), torch.zeros(6))
+    with pytest.raises(DataError, match="training images are of one domain"):
+        domain_accuracy(one, both)
+    with pytest.raises(DataError, match="held-out images are of one domain"):
+        domain_accuracy(both, one)
+
+
 def test_untrained_networks_have_the_statistics_of_the_training_images(coded_synthetic: Path) -> None:
     """The first layer's statistics are those of all the training images together."""
     small = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
     config = load_config("tiny", overrides=[*small, f"data.synthetic={coded_synthetic}"])
-    backbone = untrained_networks(config).backbone
+    backbone = untrained_networks(config, open_mixture(coded_synthetic)).backbone
     norm = backbone.layers["conv1"].norm
     with torch.no_grad():
         images = torch.cat([batch.image for batch in image_batches(config, ShardSet(coded_synthetic))])

@@ -71,7 +71,7 @@ class FaultyStore:
 
     def answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         if isinstance(self.origin, Path):
-            file = self.origin / path.rpartition("/")[2]
+            file = self.origin / urlsplit(path).path.rpartition("/")[2]
             return (200, {}, file.read_bytes()) if file.is_file() else (404, {}, b"")
         connection = http.client.HTTPConnection(urlsplit(self.origin).netloc)
         try:

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from analytic_rooms import RoomSource, room
 from numpy.typing import NDArray
 
-from fastssl.errors import DataError, ShardError
-from fastssl.shards import JPEG, LABEL, LABELS, ShardSet, decode_sample, pack, read_samples, reader
+from fastssl.errors import DataError, MachineError, ShardError
+from fastssl.faults import machine_fault
+from fastssl.shards import JPEG, LABEL, LABELS, ShardSet, decode_sample, descriptors, pack, read_samples
 from fastssl.sources.folder import FolderSource
 
 
@@ -125,7 +129,7 @@ def test_indices_outside_are_refused(rooms: Path) -> None:
 
 
 def test_few_open_files_serve_many_shards(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_OPEN", 1)
+    monkeypatch.setattr(descriptors, "_OPEN", 1)
     shards, plain = ShardSet(rooms), list(read_samples(rooms))
     early = shards.member(0, JPEG)
     first = early.tobytes()
@@ -174,6 +178,36 @@ def test_a_missing_shard_is_refused(copy: Path) -> None:
     (copy / "000002.tar").unlink()
     with pytest.raises(ShardError, match=r"missing(.|\n)*000002\.tar"):
         ShardSet(copy)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("call", ["stat", "open", "manifest", "index", "checksums"])
+def test_a_fault_of_the_machine_is_named_as_that(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    """No shard is called missing, or its lists unusable, because the file system does not answer."""
+    suffix = {"manifest": ".json", "index": ".idx", "checksums": ".crc"}.get(call, ".tar")
+    shards = ShardSet(copy)
+
+    def failing(name: str, owner: Any) -> None:
+        true = getattr(owner, name)
+
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).endswith(suffix):
+                raise OSError(number, os.strerror(number), str(path))
+            return true(path, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    if call == "open":
+        failing("open", os)
+    else:
+        failing("stat" if call == "stat" else "read_bytes", Path)
+    calls = {"open": lambda: shards.key(0), "checksums": lambda: shards.checksum(0, JPEG)}
+    with pytest.raises(MachineError) as caught:
+        calls.get(call, lambda: ShardSet(copy))()
+    assert str(caught.value.where).endswith(suffix)
+    assert isinstance(machine_fault(caught.value), OSError)
 
 
 def test_a_missing_index_is_refused(copy: Path) -> None:

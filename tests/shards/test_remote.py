@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -28,7 +29,7 @@ import pytest
 from analytic_rooms import RoomSource
 from faulty_store import FaultyStore, digests
 
-from fastssl.errors import DataError, DeviceError, ShardError, UsageError
+from fastssl.errors import DataError, DeviceError, MachineError, ShardError, UsageError
 from fastssl.shards import (
     JPEG,
     LABEL,
@@ -36,12 +37,13 @@ from fastssl.shards import (
     MANIFEST,
     ShardSet,
     decode_sample,
+    descriptors,
     pack,
     read_manifest,
     read_samples,
     remote,
 )
-from fastssl.shards.remote import Cache, default_cache
+from fastssl.shards.remote import Cache, RemoteFiles, default_cache, masked
 
 ROOM = 10**9
 SLOW = {"silent", "stall", "trickle"}
@@ -195,8 +197,8 @@ def test_faults_that_pass_are_survived(
         ("404", ShardError, 1, "missing"),
         ("unsized", ShardError, 2, "bytes came, the manifest says"),
         ("short", ShardError, 2, "bytes came, the manifest says"),
-        ("long", ShardError, 2, "more than the .* bytes of the manifest came"),
-        ("endless", ShardError, 2, "more than the .* bytes of the manifest came"),
+        ("long", ShardError, 2, "more than .* bytes came, the manifest says fewer"),
+        ("endless", ShardError, 2, "more than .* bytes came, the manifest says fewer"),
         ("wrong", ShardError, 2, "SHA-256 .* came, the manifest says"),
     ],
 )
@@ -448,7 +450,7 @@ def test_the_least_recently_used_shard_goes_first(single_store: FaultyStore, sin
     (cache.folder / "notes.txt").write_bytes(bytes(10**6))
     entries = read_manifest(singles).shards
     for number in (0, 1, 2, 0, 3):
-        os.close(cache.open(single_store.address, entries[number]))
+        os.close(cache.open(RemoteFiles(single_store.address), entries[number]))
     assert single_store.count() == {f"{number:06d}.tar": 1 for number in range(4)}
     there = [number for number, entry in enumerate(entries) if (cache.folder / f"{entry.sha256}.tar").exists()]
     assert there == [0, 2, 3]
@@ -457,7 +459,7 @@ def test_the_least_recently_used_shard_goes_first(single_store: FaultyStore, sin
 
 def test_what_is_there_or_claimed_cannot_be_claimed(store: FaultyStore, rooms: Path, cache: Cache) -> None:
     entries = read_manifest(rooms).shards
-    os.close(cache.open(store.address, entries[0]))
+    os.close(cache.open(RemoteFiles(store.address), entries[0]))
     assert cache.claim(entries[0]) is None
     claim = cache.claim(entries[1])
     assert claim is not None
@@ -466,7 +468,7 @@ def test_what_is_there_or_claimed_cannot_be_claimed(store: FaultyStore, rooms: P
         assert cache.copy(entries[1]) is None
     again = cache.claim(entries[1])  # whoever had it is gone
     assert again is not None
-    os.close(cache.fetch(store.address, entries[1], again))
+    os.close(cache.fetch(RemoteFiles(store.address), entries[1], again))
     assert len(sound(cache.folder)) == 2
 
 
@@ -682,7 +684,7 @@ def num_descriptors() -> int:
 def test_few_descriptors_keep_many_shards(
     single_store: FaultyStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_KEPT", 2)
+    monkeypatch.setattr(descriptors, "_KEPT", 2)
     shards = ShardSet(single_store.address, cache)
     before = num_descriptors()
     shards.prefetch(range(12))
@@ -762,6 +764,111 @@ def test_a_full_disk_is_told(store: FaultyStore, cache: Cache, monkeypatch: pyte
     with pytest.raises(DeviceError, match=r"disk(.|\n)*full(.|\n)*FASTSSL_CACHE_BYTES"):
         shards.member(0, JPEG)
     assert sound(cache.folder) == []
+
+
+def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry in the list of users."""
+    for name in ("HOME", "FASTSSL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UsageError, match=r"home folder(.|\n)*FASTSSL_CACHE"):
+        default_cache()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, MachineError), (errno.EIO, MachineError), (errno.EMFILE, MachineError), (errno.EACCES, UsageError)],
+)
+def test_a_fault_of_the_cache_s_folder_is_the_machine_s(
+    cache: Cache, rooms: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    entry = read_manifest(rooms).shards[0]
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(kind, match="FASTSSL_CACHE") as caught:
+        cache.claim(entry)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_too_many_open_files_are_not_the_store_s_fault(
+    store: FaultyStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_file(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    shards = ShardSet(store.address, cache)
+    monkeypatch.setattr("fsspec.implementations.http.HTTPFileSystem._get_file", no_file)
+    with pytest.raises(MachineError, match=r"too many files open(.|\n)*ulimit -n"):
+        shards.member(0, JPEG)
+
+
+def test_the_process_keeps_so_many_shards_whatever_the_number_of_datasets(
+    single_store: FaultyStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "_KEPT", 3)
+    datasets = [ShardSet(single_store.address, cache) for _ in range(4)]
+    before = num_descriptors()
+    for shards in datasets:
+        shards.prefetch(range(12))
+        wait_until(lambda: len(list(cache.folder.glob("*.tar"))) == 12)
+    for shards in datasets:
+        shards.prefetch(range(1, 12))
+    assert num_descriptors() - before <= 3 + 4  # connections
+    del shards
+    datasets.clear()
+    gc.collect()
+    assert len(descriptors._keeping) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://bucket/rooms", "s3://bucket/rooms"),
+        ("http://ann:secret@host:80/rooms", "http://***@host:80/rooms"),
+        ("http://ann:s@cret@host/rooms", "http://***@host/rooms"),
+        ("https://host/a?X-Amz-Signature=secret&b=1", "https://host/a?***"),
+        (
+            "404, url='https://host/a?sig=secret' and ftp://u:secret@h/x",
+            "404, url='https://host/a?***' and ftp://***@h/x",
+        ),
+        ("/data/who?/a@b", "/data/who?/a@b"),
+        ("what? s3://bucket/a@b", "what? s3://bucket/a@b"),
+    ],
+)
+def test_secrets_of_addresses_are_masked(text: str, expected: str) -> None:
+    assert masked(text) == expected
+
+
+def test_an_address_with_secrets_is_read_and_they_are_not_told(
+    store: FaultyStore, rooms: Path, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The query goes to the store with every file; words about it do not hold it."""
+    address = store.address.replace("http://", "http://ann:secret@") + "?sig=secret"
+    shards = ShardSet(address, cache)
+    store.faults["GET 000001.tar"] = iter(["500"])
+    assert same_samples(shards, rooms)
+    store.faults["GET 000001.crc"] = repeat("500")
+    with pytest.raises(DataError) as caught:
+        shards.checksum(3, JPEG)
+    for words in (str(caught.value), shards.place(0), str(shards.path), caplog.text):
+        assert "://" in words
+        assert "secret" not in words
+    assert "tried again" in caplog.text
+
+
+def test_a_file_s_address_is_its_path(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FASTSSL_CACHE", "HOME"):
+        monkeypatch.setenv(name, "/proc/no/such/place")  # no cache is needed
+    shards = ShardSet(f"file://{rooms}")
+    assert not shards.is_remote
+    assert shards.path == rooms
+    assert same_samples(shards, rooms)
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
+import boto3
 import lz4.block
 import numpy as np
 import pytest
 from analytic_rooms import RoomSource
+from faulty_store import FaultyStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fastssl.batch import Record
-from fastssl.errors import DataError
-from fastssl.shards import Domain, pack
+from fastssl.errors import DataError, MachineError
+from fastssl.shards import Domain, pack, read_samples, remote
 from fastssl.shards.codec import LabelLayout, encode_labels
 from fastssl.shards.proof import LISTED
 from fastssl.shards.split import key_place
@@ -74,7 +79,7 @@ def copy(packed: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed["rooms"], tmp_path / "copy"))
 
 
-def faults(folder: Path) -> list[Fault]:
+def faults(folder: Path | str) -> list[Fault]:
     return verify(folder).faults
 
 
@@ -159,6 +164,107 @@ def test_the_shard_writer_of_these_tests_writes_what_pack_does(copy: Path) -> No
     for archive in copy.glob("*.tar"):
         write_shard(copy, archive.stem, members(archive))
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+# Other places than a folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_is_checked_as_it_is(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """The same faults as in the folder that it serves, although a cache holds whole copies of the shards."""
+    with FaultyStore(copy) as store:
+        monkeypatch.setenv("FASTSSL_CACHE", str(tmp_path / "cache"))
+        assert len(list(read_samples(store.address))) == 6
+        assert verify(store.address, workers=workers).faults == []
+        for number in range(2):
+            archive = copy / f"{number:06d}.tar"
+            archive.write_bytes(flipped(archive.read_bytes(), 700 + number, 1))
+        (copy / "000002.tar").unlink()
+        (copy / "000001.idx").unlink()
+        (copy / "000000.crc").write_bytes(b"")
+        (copy / "quarantine.jsonl").unlink()
+        local, remote = verify(copy), verify(store.address, workers=workers)
+    assert local.num_faults > 6
+    assert (remote.faults, remote.samples, remote.num_bytes) == (local.faults, local.samples, local.num_bytes)
+
+
+@pytest.mark.parametrize(("extra", "what"), [(1000, "longer than it was packed"), (1 << 25, "cannot be read")])
+def test_a_longer_archive_of_a_store_is_found(copy: Path, extra: int, what: str) -> None:
+    archive = copy / "000001.tar"
+    archive.write_bytes(archive.read_bytes() + bytes(extra))
+    with FaultyStore(copy) as store:
+        assert any(fault.file == "000001.tar" and what in fault.what for fault in verify(store.address).faults)
+
+
+def test_a_store_that_cannot_list_says_so(copy: Path, bucket: str) -> None:
+    for path in copy.iterdir():
+        boto3.client("s3").upload_file(str(path), bucket.removeprefix("s3://"), f"rooms/{path.name}")
+    whole = verify(f"{bucket}/rooms")
+    assert (whole.faults, whole.names_checked) == ([], True)
+    (copy / "notes.txt").write_text("")
+    boto3.client("s3").upload_file(str(copy / "notes.txt"), bucket.removeprefix("s3://"), "rooms/notes.txt")
+    assert [fault.file for fault in faults(f"{bucket}/rooms")] == ["notes.txt"]
+    assert [fault.file for fault in faults(f"file://{copy}")] == ["notes.txt"]
+    with FaultyStore(copy) as store:
+        report = verify(store.address)
+    assert (report.faults, report.names_checked) == ([], False)
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_the_dataset(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    for name in ("000001.tar", "000001.idx", "quarantine.jsonl"):
+        with FaultyStore(copy) as store:
+            store.faults[f"GET {name}"] = repeat("500")
+            with pytest.raises(DataError, match=rf"could not be fetched(.|\n)*{name}"):
+                verify(store.address)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["000001.tar", "000001.idx", "000002.crc", "manifest.json", "quarantine.jsonl"])
+def test_a_fault_of_the_machine_is_no_fault_of_the_dataset(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    true = Path.open
+
+    def fails(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return true(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(MachineError, match=re.escape(name)):
+        verify(copy)
+
+
+def test_an_archive_that_cannot_be_read_to_its_end_is_no_fault_of_the_dataset(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 2000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+        def fileno(self) -> int:
+            return file.fileno()
+
+    true, whole = Path.open, (copy / "000000.tar").read_bytes()
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, *arguments, **options: (
+            Failing(whole) if path.suffix == ".tar" else true(path, *arguments, **options)
+        ),
+    )
+    with true(copy / "000000.tar", "rb") as file, pytest.raises(MachineError, match=r"000000\.tar"):
+        verify(copy)
+
+
+def test_a_file_that_is_a_folder_is_a_fault_of_the_dataset(copy: Path) -> None:
+    for name in ("000001.tar", "000000.idx"):
+        (copy / name).unlink()
+        (copy / name).mkdir()
+    assert {fault.file for fault in faults(copy) if "cannot be read" in fault.what} == {"000001.tar", "000000.idx"}
 
 
 # Damage at random

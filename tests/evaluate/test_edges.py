@@ -1,0 +1,288 @@
+"""Whole evaluations of small and odd data, and of runs whose folder or data are not as they were."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_run import make_run, strict
+from patterns import SIDE, CodedSource, coded_record
+from PIL import Image
+
+from fastssl.batch import Record
+from fastssl.errors import DataError
+from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
+from fastssl.shards import pack
+
+
+@pytest.fixture
+def run(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> Path:
+    return make_run(tmp_path / "run", coded_synthetic, coded_real)
+
+
+@dataclass(frozen=True)
+class Patterns(CodedSource):
+    """Coded patterns, and what is odd about them."""
+
+    classes: tuple[int, ...] = ()
+    depth: bool = True
+    contours: bool = True
+
+    def references(self) -> Iterator[str]:
+        return (str(number) for number in range(self.count))
+
+    def read(self, reference: str) -> Record:
+        if self.domain == "real":
+            return replace(super().read(reference), label=self.classes[int(reference)])
+        record = coded_record(int(reference))
+        if not self.depth:
+            record = replace(record, depth=np.zeros((SIDE, SIDE), np.float32))
+        return record if self.contours else replace(record, instance=np.zeros((SIDE, SIDE), np.int32))
+
+
+def photos(folder: Path, *classes: int) -> Path:
+    pack(Patterns(len(classes), "real", classes=classes), folder, size=SIDE)
+    return folder
+
+
+def renders(folder: Path, count: int = 3, **odd: bool) -> Path:
+    pack(Patterns(count, "synthetic", **odd), folder, size=SIDE)
+    return folder
+
+
+def numbers(values: Any) -> list[float | None]:
+    if isinstance(values, dict):
+        return [number for value in values.values() for number in numbers(value)]
+    return [] if isinstance(values, str) else [values]
+
+
+@pytest.mark.parametrize("task", ["depth", "normal", "edge"])
+def test_a_run_with_one_task(tmp_path: Path, coded_synthetic: Path, coded_real: Path, task: str) -> None:
+    run = make_run(tmp_path / "run", coded_synthetic, coded_real, f'model.tasks=["{task}"]')
+    tasks = evaluate_tasks(run, coded_synthetic)
+    assert list(tasks) == [task]
+    assert all(value is not None and math.isfinite(value) for value in numbers(tasks))
+    evaluate_domain(run, coded_synthetic, coded_real)
+    evaluate_neighbours(run, coded_real)
+    summary = strict((run / "summary.json").read_text())
+    assert summary["tasks"] == tasks
+    assert set(summary) == {"tasks", "domain", "neighbours"}
+
+
+def test_held_out_images_without_known_depth(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tasks = evaluate_tasks(run, renders(tmp_path / "blind", depth=False))
+    assert set(numbers(tasks["depth"])) == set(numbers(tasks["normal"])) == {None}
+    assert None not in numbers(tasks["edge"])
+    assert "depth (trained) has no value: no pixel" in caplog.text
+    assert strict((run / "summary.json").read_text())["tasks"] == tasks
+
+
+def test_training_images_without_known_depth_give_no_constant(
+    tmp_path: Path, coded_synthetic: Path, coded_real: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", renders(tmp_path / "blind", depth=False), coded_real)
+    tasks = evaluate_tasks(run, coded_synthetic)
+    for row in (tasks["depth"]["rmse"], tasks["normal"]["mean"]):
+        assert row["constant"] is None
+        assert row["trained"] is not None
+    assert "depth (constant) has no value: no pixel of the training images is valid" in caplog.text
+
+
+def test_images_without_a_contour(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tasks = evaluate_tasks(run, renders(tmp_path / "smooth", contours=False))
+    assert set(numbers(tasks["edge"])) == {None}
+    assert "edge (trained) has no value: no pixel of these images is a contour" in caplog.text
+
+
+def test_nothing_to_measure_is_an_error(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    run = make_run(tmp_path / "run", coded_synthetic, coded_real, 'model.tasks=["depth", "normal"]')
+    with pytest.raises(DataError, match=r"no task(.|\n)*blind(.|\n)*known depth"):
+        evaluate_tasks(run, renders(tmp_path / "blind", depth=False))
+    assert not (run / "summary.json").exists()
+
+
+def test_one_image_of_each_domain(tmp_path: Path) -> None:
+    """Fewer than a calibration or a picture takes, to fit on and to measure."""
+    synthetic, real = renders(tmp_path / "one", 1), photos(tmp_path / "photo", 0)
+    run = make_run(tmp_path / "run", synthetic, real)
+    assert all(value is not None and math.isfinite(value) for value in numbers(evaluate_tasks(run, synthetic)))
+    accuracy = evaluate_domain(run, synthetic, real)["accuracy"]
+    assert accuracy == {"trained": 0.5, "untrained": 0.5}  # both are the same picture
+    with pytest.raises(DataError, match="a single photo has no neighbours"):
+        evaluate_neighbours(run, real)
+    strict((run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("classes", "known", "words"),
+    [
+        ((0, 0), {1: 1.0, 5: None}, ["precision at 5 needs 6 photos, and there are 2", "same class"]),
+        ((0, 1), {1: 0.0, 5: None}, ["2 of 2 photos have a class of their own"]),
+        ((0, 0, 0, 0), {1: 1.0, 5: None}, ["needs 6 photos, and there are 4"]),
+        ((0, 1, 2, 3, 4, 5), {1: 0.0, 5: 0.0}, ["6 of 6 photos have a class of their own"]),
+        ((0, 0, 1, 1, 2, 2), {5: 0.2}, []),  # five others, one of which is right
+        ((3, 3, 3, 3, 3, 3, 3), {1: 1.0, 5: 1.0}, ["same class"]),
+    ],
+)
+def test_few_photos_and_few_classes(
+    run: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    classes: tuple[int, ...],
+    known: dict[int, float | None],
+    words: list[str],
+) -> None:
+    values = evaluate_neighbours(run, photos(tmp_path / "photos", *classes))
+    for k, expected in known.items():
+        row = values[f"precision_at_{k}"]
+        assert isinstance(row, dict)
+        assert set(row) == {"trained", "untrained"}
+        assert all(value == pytest.approx(expected) if expected else value == expected for value in row.values())
+    for expected_words in words:
+        assert expected_words in caplog.text
+    assert words or not caplog.text
+    with Image.open(run / "samples" / "neighbours.png") as picture:
+        columns, rows = (picture.width - 4) // 100, (picture.height - 24) // 100
+    shown = min(len(classes) - 1, 4)
+    assert (columns, rows) == (1 + 2 * shown, min(len(classes), 8))
+    strict((run / "summary.json").read_text())
+
+
+def test_images_smaller_than_the_input_are_refused(
+    run: Path, tmp_path: Path, coded_synthetic: Path, coded_real: Path
+) -> None:
+    synthetic, real = tmp_path / "rooms", tmp_path / "photos"
+    pack(Patterns(2, "synthetic"), synthetic, size=66)
+    pack(Patterns(2, "real", classes=(0, 0)), real, size=66)
+    for evaluate in (
+        lambda: evaluate_tasks(run, synthetic),
+        lambda: evaluate_neighbours(run, real),
+        lambda: evaluate_domain(run, coded_synthetic, real),
+        lambda: evaluate_domain(run, synthetic, coded_real),
+    ):
+        with pytest.raises(DataError, match=r"smaller than the network's input(.|\n)*66 x 66"):
+            evaluate()
+
+
+def test_a_diverged_network_is_told(run: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    checkpoint = run / "checkpoints" / "step_00000003.pt"
+    import torch
+
+    content = torch.load(checkpoint, weights_only=True)
+    for value in content["state"]["backbone"].values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+    torch.save(content, checkpoint)
+    with pytest.raises(DataError, match="features of the network are not finite"):
+        evaluate_neighbours(run, coded_real)
+    with pytest.raises(DataError, match="no task of the run can be measured"):
+        evaluate_tasks(run, coded_synthetic)
+
+
+def evaluations(run: Path, synthetic: Path, real: Path) -> list[Any]:
+    return [
+        lambda: evaluate_tasks(run, synthetic),
+        lambda: evaluate_domain(run, synthetic, real),
+        lambda: evaluate_neighbours(run, real),
+    ]
+
+
+def test_other_training_data_are_refused(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    data, mine = tmp_path / "data", tmp_path / "photos"
+    shutil.copytree(coded_synthetic, data)
+    shutil.copytree(coded_real, mine)
+    run = make_run(tmp_path / "run", data, mine)
+    for evaluate in evaluations(run, coded_synthetic, coded_real):
+        evaluate()
+    before = (run / "summary.json").read_bytes()
+    shutil.rmtree(data)
+    renders(data, 4)
+    for evaluate in evaluations(run, coded_synthetic, coded_real):
+        with pytest.raises(DataError, match=rf"not those that the run was trained on(.|\n)*{data}"):
+            evaluate()
+    shutil.rmtree(data)
+    shutil.copytree(coded_synthetic, data)
+    shutil.rmtree(mine)
+    photos(mine, 0, 1, 2)
+    with pytest.raises(DataError, match=rf"real data are not those(.|\n)*{mine}"):
+        evaluate_domain(run, coded_synthetic, coded_real)
+    evaluate_tasks(run, coded_synthetic)  # photos take no part in it
+    assert (run / "summary.json").read_bytes() != b""
+    assert strict(before.decode())["tasks"] == strict((run / "summary.json").read_text())["tasks"]
+
+
+def test_missing_training_data_are_said_to_be_the_run_s(
+    tmp_path: Path, coded_synthetic: Path, coded_real: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "rooms")
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", tmp_path / "rooms", coded_real)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(tmp_path / "rooms"), "rooms"))  # as older versions wrote it
+    evaluate_tasks(run, coded_synthetic)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for evaluate in evaluations(run, coded_synthetic, coded_real):
+        with pytest.raises(DataError) as caught:
+            evaluate()
+        assert "the training data of the run" in str(caught.value)
+        assert "no such folder" in str(caught.value)
+        assert "where: rooms" in str(caught.value)
+        assert "relative to the folder in which" in str(caught.value)
+
+
+def test_a_dataset_of_the_wrong_domain_is_refused(run: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    for evaluate in (
+        lambda: evaluate_tasks(run, coded_real),
+        lambda: evaluate_domain(run, coded_synthetic, coded_synthetic),
+        lambda: evaluate_domain(run, coded_real, coded_real),
+        lambda: evaluate_neighbours(run, coded_synthetic),
+    ):
+        with pytest.raises(DataError, match="wrong domain"):
+            evaluate()
+
+
+def test_photos_that_the_run_did_not_read_are_taken_with_a_word(
+    tmp_path: Path, coded_synthetic: Path, coded_real: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", coded_synthetic, coded_real, "model.adapted_layer=none")
+    evaluate_domain(run, coded_synthetic, coded_real)
+    assert f"read no real data; the evaluation takes {coded_real} as it is" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_results_are_given_even_if_they_cannot_be_kept(
+    run: Path,
+    coded_synthetic: Path,
+    coded_real: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    true = Path.open
+
+    def fails(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "w" in mode and run in path.parents:
+            raise OSError(number, os.strerror(number), str(path))
+        return true(path, mode, *arguments, **options)
+
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(Path, "open", fails)
+    for evaluate in evaluations(run, coded_synthetic, coded_real):
+        caplog.clear()
+        assert None not in numbers(evaluate())
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        warnings = [words for words in warnings if "class of their own" not in words]
+        assert len(warnings) == 1
+        assert str(run) in warnings[0]
+        assert os.strerror(number) in warnings[0]
+    assert sorted(run.rglob("*")) == before

@@ -1,0 +1,40 @@
+"""Run folders as training leaves them, and what they hold read strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastssl.config import load_config, write_config
+from fastssl.loader import open_mixture
+from fastssl.models import build_networks
+from fastssl.train.checkpoint import write_checkpoint
+
+SMALL = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
+
+
+def make_run(folder: Path, synthetic: Path | str, real: Path | str | None, *overrides: str) -> Path:
+    """A run as training leaves it, of networks as they are drawn."""
+    data = [f"data.synthetic={synthetic}", *([f"data.real={real}"] if real else [])]
+    config = load_config("tiny", overrides=[*SMALL, *data, *overrides])
+    folder.mkdir()
+    write_config(config, folder / "config.yaml")
+    networks = build_networks(config.model, 7)
+    state = {name: part.state_dict() for name, part in networks.parts().items()}
+    adapted = config.model.adapted_layer != "none"
+    fingerprints = {
+        "synthetic": open_mixture(config.data.synthetic).fingerprint,
+        "real": open_mixture(config.data.real).fingerprint if adapted else "",
+    }
+    write_checkpoint(folder, 3, config, state, fingerprints)
+    return folder
+
+
+def strict(text: str) -> Any:
+    """JSON as its standard has it, without NaN and Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
