@@ -137,13 +137,18 @@ def _say_facts(title: str, facts: Mapping[str, object]) -> None:
         _say(f"  {name.replace('_', ' '):18} {text}")
 
 
+def _print(data: str) -> None:
+    with machine_faults_named("stdout"):
+        sys.stdout.write(data)
+
+
 def _print_json(values: object) -> None:
-    sys.stdout.write(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    _print(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"fastssl {__version__}\n")
+        _print(f"fastssl {__version__}\n")
         raise typer.Exit
 
 
@@ -330,7 +335,7 @@ def report(run: Run) -> None:
     from fastssl.report import summary_table, write_report
 
     path = write_report(run)
-    sys.stdout.write(summary_table(run))
+    _print(summary_table(run))
     _say(f"the report is {path}")
 
 
@@ -358,7 +363,7 @@ def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None
     else:
         lines = [str(fault) for fault in found.faults]
         lines += [f"{file}: {count:,} more faults" for file, count in found.unlisted.items()]
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        _print("".join(f"{line}\n" for line in lines))
     _say_facts(masked(data), facts)
     if not found.names_checked:
         _say("the store does not list its files, so files that the manifest does not promise were not looked for")
@@ -383,7 +388,7 @@ def show(
     if as_json:
         _print_json({"pictures": [str(path) for path in shown.pictures], "samples": [asdict(s) for s in shown.samples]})
     elif key is not None:
-        sys.stdout.writelines(f"{line}\n" for line in [key, *shown.samples[0].lines()])
+        _print("".join(f"{line}\n" for line in [key, *shown.samples[0].lines()]))
     _say(f"drawn: {', '.join(str(path) for path in shown.pictures)}")
 
 
@@ -410,7 +415,7 @@ def bench_load(
     if as_json:
         _print_json({**asdict(measured), "verdict": asdict(verdict)})
     else:
-        sys.stdout.write(loading_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict.sentences))
+        _print(loading_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict.sentences))
 
 
 @benchmarks.command("pack")
@@ -433,4 +438,4 @@ def bench_pack(
     if as_json:
         _print_json({**asdict(measured), "limited_by": measured.limited_by, "verdict": verdict})
     else:
-        sys.stdout.write(packing_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict))
+        _print(packing_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict))

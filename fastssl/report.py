@@ -572,7 +572,7 @@ def _settings(config: Config) -> str:
 
 def _settings_table(section: str, settings: BaseModel) -> str:
     lines = []
-    for name, value in settings.model_dump(mode="json").items():
+    for name, value in settings.model_dump().items():
         words = _value(value)
         meaning = html.escape(type(settings).model_fields[name].description or "")
         meaning = re.sub("`([^`]+)`", r"<code>\1</code>", meaning)

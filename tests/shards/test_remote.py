@@ -22,7 +22,6 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
-import boto3
 import fsspec.implementations.http
 import numpy as np
 import pytest
@@ -81,7 +80,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def upload(folder: Path, bucket: str) -> None:
-    client = boto3.client("s3")
+    client = pytest.importorskip("boto3").client("s3")
     for path in folder.iterdir():
         client.upload_file(str(path), bucket.removeprefix("s3://"), f"sets/rooms/{path.name}")
 
