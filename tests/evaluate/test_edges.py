@@ -33,7 +33,7 @@ def run(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> Path:
 class Patterns(CodedSource):
     """Coded patterns, and what is odd about them."""
 
-    classes: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
     depth: bool = True
     contours: bool = True
 
@@ -42,7 +42,7 @@ class Patterns(CodedSource):
 
     def read(self, reference: str) -> Record:
         if self.domain == "real":
-            return replace(super().read(reference), label=self.classes[int(reference)])
+            return replace(super().read(reference), label=self.numbers[int(reference)])
         record = coded_record(int(reference))
         if not self.depth:
             record = replace(record, depth=np.zeros((SIDE, SIDE), np.float32))
@@ -50,7 +50,7 @@ class Patterns(CodedSource):
 
 
 def photos(folder: Path, *classes: int) -> Path:
-    pack(Patterns(len(classes), "real", classes=classes), folder, size=SIDE)
+    pack(Patterns(len(classes), "real", numbers=classes), folder, size=SIDE)
     return folder
 
 
