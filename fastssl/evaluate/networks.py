@@ -26,7 +26,6 @@ from fastssl.loader import (
 )
 from fastssl.models import Networks, build_networks
 from fastssl.shards import Domain
-from fastssl.shards.remote import is_remote, local_path
 from fastssl.train import check_data, load_trained, run_device
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Trained:
                 where=error.where,
                 seen=error.seen,
                 expected=error.expected,
-                do=f"put them back where the run found them, the evaluation compares with them{_hint(weights)}",
+                do="put them back where the run found them, the evaluation compares with them",
             ) from error
         if self.fingerprints[domain]:
             now: dict[str, str] = {domain: mixture.fingerprint}
@@ -69,12 +68,6 @@ class Trained:
         else:
             log.warning("the run %s read no %s data; the evaluation takes %s as it is", self.run, domain, mixture.path)
         return mixture
-
-
-def _hint(weights: Mapping[str, float]) -> str:
-    if all(is_remote(path) or local_path(path).is_absolute() for path in weights):
-        return ""
-    return "; the run names them relative to the folder in which it was begun"
 
 
 def trained_networks(run: Path) -> Trained:

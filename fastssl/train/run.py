@@ -14,7 +14,7 @@ import torch
 
 from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.config import Config, read_config, write_config
-from fastssl.errors import CheckpointError, ConfigError, FastsslError, MachineError, UsageError
+from fastssl.errors import CheckpointError, ConfigError, DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_faults_named
 from fastssl.files import PARTIAL
 from fastssl.loader import (
@@ -134,6 +134,7 @@ def _open_datasets(config: Config) -> tuple[Mixture, Mixture | None]:
     if not data.synthetic:
         raise UsageError("no synthetic dataset is given", do="add --synthetic FOLDER")
     synthetic = open_domain(data.synthetic, "synthetic")
+    _check_labels(config, synthetic)
     if config.model.adapted_layer == "none":
         _check_size(config, synthetic)
         return synthetic, None
@@ -142,6 +143,20 @@ def _open_datasets(config: Config) -> tuple[Mixture, Mixture | None]:
     real = open_domain(data.real, "real")
     _check_size(config, synthetic, real)
     return synthetic, real
+
+
+def _check_labels(config: Config, synthetic: Mixture) -> None:
+    """Refuse to learn what no sample tells: a pixel counts where its depth and its normal are known."""
+    for plane in ("depth", "normal"):
+        known = sum(dataset.manifest.statistics.planes[plane].known for dataset in synthetic.datasets)
+        if known == 0 and {"depth", "normal"} & set(config.model.tasks):
+            raise DataError(
+                f"no {plane} is known in any sample of the dataset",
+                where=synthetic.path,
+                expected="samples with known depth and normals",
+                do="look whether it was packed with the right layout, or learn contours alone: "
+                "--set model.tasks=[edge]",
+            )
 
 
 def _check_size(config: Config, *datasets: Mixture) -> None:

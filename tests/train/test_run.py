@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import processes
 import pytest
 import torch
 import yaml
 from patterns import SIDE, CodedSource
 
+from fastssl.batch import Record
 from fastssl.config import Config, load_config, read_config
 from fastssl.errors import (
     CheckpointError,
@@ -322,3 +325,18 @@ def test_names_survive_in_all_that_a_run_writes(
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 1", "steps: 2"))
     resume_run(run, quiet)
     assert json.loads((run / "summary.json").read_text())["steps"] == 2
+
+
+def test_what_no_sample_tells_cannot_be_learnt(tmp_path: Path, coded_real: Path) -> None:
+    """Its losses would be 0 from the first step on, which looks like success."""
+
+    class Unknown(CodedSource):
+        def read(self, reference: str) -> Record:
+            record = super().read(reference)
+            return replace(record, depth=np.zeros_like(record.depth))
+
+    pack(Unknown(4, "synthetic"), tmp_path / "rooms", size=SIDE)
+    with pytest.raises(DataError, match=r"no depth is known(.|\n)*model\.tasks=\[edge\]"):
+        start_run(settings(tmp_path / "rooms", coded_real), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+    start_run(settings(tmp_path / "rooms", coded_real, "model.tasks=[edge]", "train.steps=1"), tmp_path / "run", quiet)
