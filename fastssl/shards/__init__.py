@@ -4,10 +4,12 @@ from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_label
 from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
 from fastssl.shards.passed import PassedOver, Tally
+from fastssl.shards.plan import STATE
 from fastssl.shards.reader import Room, ShardSet, StoredSample, decode_sample, read_samples
+from fastssl.shards.source import Source
 from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES
-from fastssl.shards.writer import Source, pack
+from fastssl.shards.writer import pack
 
 __all__ = [
     "JPEG",
@@ -16,6 +18,7 @@ __all__ = [
     "LABELS",
     "MANIFEST",
     "QUARANTINE",
+    "STATE",
     "Domain",
     "Estimate",
     "LabelLayout",

@@ -14,9 +14,10 @@ from fastssl.files import escaped
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.passed import PassedOver
+from fastssl.shards.plan import packing_settings
+from fastssl.shards.source import Counting, Source, selected
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.tar import BLOCK
-from fastssl.shards.writer import Counting, Source, packing_settings, selected
 
 _TRIED = 16
 

@@ -25,6 +25,7 @@ import simplejpeg
 from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
+from fastssl.shards.plan import STATE
 from fastssl.shards.proof import (
     CHECKSUM_FILE,
     HASH_BYTES,
@@ -44,8 +45,6 @@ from fastssl.shards.reader import LocalFolder
 from fastssl.shards.remote import RemoteFiles, is_remote, local_path
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.workers import in_order
-
-_STATE = ".packing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +151,7 @@ def _check_names(names: list[str], manifest: Manifest, faults: Faults) -> None:
     for entry in manifest.shards:
         promised |= {entry.name, beside(entry, INDEX), beside(entry, CHECKSUM_FILE)}
     for name in sorted(names):
-        if name == _STATE:
+        if name == STATE:
             faults.add("the state of a packing that was interrupted was left behind", file=name)
         elif name.endswith(PARTIAL):
             faults.add("what a killed process was writing was left behind", file=name)

@@ -18,21 +18,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
 
-import lz4
-import numpy as np
-import PIL
-import simplejpeg
 from pydantic import ValidationError
 
-import fastssl
-from fastssl.batch import Record
 from fastssl.errors import DataError, FastsslError, UsageError
 from fastssl.faults import machine_faults_named, patiently
 from fastssl.files import escaped
@@ -42,18 +33,15 @@ from fastssl.shards.manifest import (
     LABEL,
     MANIFEST,
     QUARANTINE,
-    Domain,
     Manifest,
-    Selection,
-    Settings,
     ShardEntry,
     manifest_bytes,
     members,
-    parse_manifest,
 )
 from fastssl.shards.output import Output
 from fastssl.shards.passed import PassedOver
-from fastssl.shards.split import key_place
+from fastssl.shards.plan import STATE, Plan, begin, claim, packing_settings, plan_of
+from fastssl.shards.source import Counting, Source, selected
 from fastssl.shards.statistics import Count, Part, Statistics
 from fastssl.shards.tar import ShardFile
 from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
@@ -62,65 +50,7 @@ log = logging.getLogger(__name__)
 
 _MERGED_AT_ONCE = 256
 """Statistics of samples; so many are kept."""
-_STATE = ".packing"
-_PLAN = f"{_STATE}/plan.json"
 _CONTINUE = "then continue with --resume"
-_LISTED_CLASSES = 5
-
-
-class Source(Protocol):
-    """A dataset on disk. It travels to worker processes, so it pickles."""
-
-    @property
-    def layout(self) -> str:
-        """Name of the way in which the files lie."""
-
-    @property
-    def domain(self) -> Domain: ...
-
-    @property
-    def labelled(self) -> bool:
-        """Its records have depth, normal, instance (or edge) and camera."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def licence(self) -> str: ...
-
-    @property
-    def subset(self) -> str | None:
-        """The split that was asked for; None = all there is."""
-
-    def references(self) -> Iterator[str]:
-        """What `read` takes, one per sample: streamed, cheap, and in the same order every time."""
-
-    def key(self, reference: str) -> str:
-        """The sample's key, from its reference alone."""
-
-    def read(self, reference: str) -> Record:
-        """One sample.
-
-        Raises:
-            DataError: it cannot be used; the message is its line in the quarantine list.
-        """
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """A source that tells what of its folder is no part of any sample."""
-
-    def passed_over(self) -> Mapping[str, PassedOver]:
-        """The entries that are passed over, by reason; takes a walk through the folder."""
-
-
-@runtime_checkable
-class Numbering(Protocol):
-    """A source that numbers classes by their names."""
-
-    @property
-    def classes(self) -> Mapping[str, int]:
-        """The number of each class by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,46 +116,20 @@ def pack(
     settings = packing_settings(
         source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level
     )
-    plan = _Plan(
-        source=_identity(source, licence),
-        settings=settings,
-        labelled=source.labelled,
-        versions=software_versions(),
-        classes=_class_numbers(source),
-    )
+    plan = plan_of(source, settings, licence)
     output = Output(str(out))
     with machine_faults_named(do=_CONTINUE):
-        complete = _claim(output, plan, resume=resume)
+        complete = claim(output, plan, resume=resume)
         if complete is not None:
             return complete
         packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
         if next(packing.references(), None) is None:
             raise DataError("the dataset holds no samples", where=source.path)
         with output.alone():
-            _begin(output, plan, resume=resume)
+            begin(output, plan, resume=resume)
             passed_over = _in_background(source.passed_over) if isinstance(source, Counting) else None
             with closing(_pack_all(packing, workers, ray, progress)) as records:
                 return _finish(packing, plan, records, passed_over)
-
-
-class _Identity(Part):
-    """What the manifest says about where the data came from."""
-
-    domain: Domain
-    layout: str
-    source: str
-    licence: str
-
-
-class _Plan(Part):
-    """All that the bytes depend on, except the source's files."""
-
-    format: Literal["fastssl-packing-1"] = "fastssl-packing-1"
-    source: _Identity
-    settings: Settings
-    labelled: bool
-    versions: dict[str, str]
-    classes: dict[str, Count] | None = None
 
 
 class _ShardRecord(Part):
@@ -357,194 +261,10 @@ class _Shard:
         return Statistics().merged(*self._statistics)
 
 
-def selected(source: Source, selection: Selection) -> Iterator[str]:
-    """The source's references that the selection leaves, in their order."""
-    low, high = selection.part
-    references = source.references()
-    if (low, high) != (0.0, 1.0):
-        references = (reference for reference in references if low <= key_place(source.key(reference)) < high)
-    return islice(references, selection.limit)
-
-
-def packing_settings(
-    source: Source,
-    size: int,
-    samples_per_shard: int,
-    jpeg_quality: int,
-    label_codec: LabelCodec,
-    part: tuple[float, float],
-    limit: int | None,
-    *,
-    lz4_level: int = LZ4_LEVEL,
-) -> Settings:
-    """The settings of a packing; the arguments are those of `pack`.
-
-    Raises:
-        UsageError: one is out of range.
-    """
-    values = {
-        "size": size,
-        "jpeg_quality": jpeg_quality,
-        "label_codec": label_codec,
-        "lz4_level": lz4_level,
-        "samples_per_shard": samples_per_shard,
-        "selection": {"subset": source.subset, "part": part, "limit": limit},
-    }
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
-        name = ".".join(str(place) for place in error["loc"])
-        raise UsageError(
-            "a packing setting is out of range", where=name, seen=error["input"], expected=error["msg"]
-        ) from None
-
-
 def _check(**values: tuple[int, int]) -> None:
     for name, (value, low) in values.items():
         if value < low:
             raise UsageError("a packing setting is out of range", where=name, seen=value, expected=f"{low} or more")
-
-
-def _class_numbers(source: Source) -> dict[str, int] | None:
-    return {escaped(name): number for name, number in source.classes.items()} if isinstance(source, Numbering) else None
-
-
-def _identity(source: Source, licence: str | None) -> _Identity:
-    return _Identity(
-        domain=source.domain,
-        layout=source.layout,
-        source=escaped(source.path.resolve().name),
-        licence=source.licence if licence is None else licence,
-    )
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of the packages that the bytes depend on; of plug-ins only where they are installed."""
-    plugins = {}
-    with suppress(PackageNotFoundError):
-        plugins["pillow-heif"] = version("pillow-heif")
-    return plugins | {
-        "fastssl": fastssl.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "simplejpeg": simplejpeg.__version__,
-        "lz4": lz4.__version__,
-        "liblz4": lz4.library_version_string(),
-    }
-
-
-def _claim(output: Output, plan: _Plan, *, resume: bool) -> Manifest | None:
-    """Make sure that the output is free, or holds what `resume` may continue; its manifest if it is complete."""
-    names = output.names()
-    if not names:
-        return None
-    if MANIFEST not in names and _STATE not in names:
-        raise UsageError(
-            "an output folder that already holds something cannot be packed into",
-            where=str(output),
-            seen=names[0],
-            expected="an empty folder, or none",
-            do="choose another folder, or remove this one",
-        )
-    if not resume:
-        state = "a packed dataset" if MANIFEST in names else "a packing that was interrupted"
-        raise UsageError(
-            f"the output folder already holds {state}",
-            where=str(output),
-            do="choose another folder, or continue it with --resume",
-        )
-    return _claim_again(output, plan, complete=MANIFEST in names)
-
-
-def _claim_again(output: Output, plan: _Plan, *, complete: bool) -> Manifest | None:
-    if complete:
-        manifest = parse_manifest(output.read(MANIFEST) or b"", f"{output}/{MANIFEST}")
-        before = _Plan(
-            source=_Identity(**{name: getattr(manifest, name) for name in _Identity.model_fields}),
-            settings=manifest.settings,
-            labelled=manifest.statistics.camera is not None,
-            versions=manifest.versions,
-            classes=manifest.classes,
-        )
-    else:
-        manifest = None
-        # Without a plan it was killed between making the folder and writing the plan: nothing was packed yet.
-        before = _read_plan(output) or plan
-    _check_same(plan, before, output)
-    _check_classes(plan, before, output)
-    if manifest is not None and _STATE in output.names():
-        with output.alone():
-            output.remove_partial()
-            output.remove(_STATE)
-    return manifest
-
-
-def _begin(output: Output, plan: _Plan, *, resume: bool) -> None:
-    """Leave the plan in the output, which nobody else writes to now."""
-    if resume:
-        output.remove_partial()
-    elif output.names():
-        raise UsageError("another packing began to write into the output folder", where=str(output))
-    if not resume or output.read(_PLAN) is None:
-        with output.write(_PLAN) as file:
-            file.write(_json(plan))
-
-
-def _read_plan(output: Output) -> _Plan | None:
-    content = output.read(_PLAN)
-    if content is None:
-        return None
-    try:
-        return _Plan.model_validate_json(content)
-    except ValidationError as error:
-        raise UsageError(
-            "the plan of the packing that was interrupted is damaged, or of another version",
-            where=f"{output}/{_PLAN}",
-            seen=error.errors(include_url=False)[0]["msg"],
-            do="remove the output folder, and pack again from the beginning",
-        ) from error
-
-
-def _check_classes(plan: _Plan, before: _Plan, output: Output) -> None:
-    """Refuse other numbers of classes; a dataset that was packed before they were noted is not doubted."""
-    if before.classes is None or plan.classes == before.classes:
-        return
-    now = plan.classes or {}
-    names = sorted(name for name in now.keys() | before.classes.keys() if now.get(name) != before.classes.get(name))
-    raise DataError(
-        "the classes are not those that the packing was begun with",
-        where=str(output),
-        seen=_table(now, names),
-        expected=_table(before.classes, names),
-        do="bring the folders of classes back to what they were, or pack into another folder from the beginning",
-    )
-
-
-def _table(classes: Mapping[str, int], names: list[str]) -> str:
-    shown = ", ".join(f"{name} {classes.get(name, 'not there')}" for name in names[:_LISTED_CLASSES])
-    return shown + (f" and {len(names) - _LISTED_CLASSES} more" if len(names) > _LISTED_CLASSES else "")
-
-
-def _check_same(plan: _Plan, before: _Plan, output: Output) -> None:
-    wanted, there = (_flat(values.model_dump(exclude={"classes"})) for values in (plan, before))
-    for name in wanted.keys() | there.keys():
-        if wanted.get(name) != there.get(name):
-            raise UsageError(
-                "the packing was begun with other settings",
-                where=f"{output}: {name}",
-                seen=there.get(name),
-                expected=wanted.get(name),
-                do="continue it with the settings that it was begun with, or choose another folder",
-            )
-
-
-def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        flat |= inner
-    return flat
 
 
 def _pack_all(
@@ -606,7 +326,7 @@ def _in_background(count: Callable[[], Mapping[str, PassedOver]]) -> Future[Mapp
 
 def _finish(
     packing: _Packing,
-    plan: _Plan,
+    plan: Plan,
     records: Iterable[_ShardRecord],
     passed_over: Future[Mapping[str, PassedOver]] | None,
 ) -> Manifest:
@@ -636,7 +356,7 @@ def _finish(
     manifest = _manifest(plan, statistics, entries, num_quarantined, passed)
     with packing.output.write(MANIFEST) as file:
         file.write(manifest_bytes(manifest))
-    packing.output.remove(_STATE)
+    packing.output.remove(STATE)
     return manifest
 
 
@@ -662,7 +382,7 @@ def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
 
 
 def _manifest(
-    plan: _Plan,
+    plan: Plan,
     statistics: Statistics,
     shards: list[ShardEntry],
     quarantined: int,
@@ -694,7 +414,7 @@ def _manifest(
 
 
 def _record_name(number: int) -> str:
-    return f"{_STATE}/{number:06d}.json"
+    return f"{STATE}/{number:06d}.json"
 
 
 def _json(part: Part) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastssl.errors import DataError
-from fastssl.shards import MANIFEST, PassedOver, Tally
+from fastssl.shards import MANIFEST, STATE, PassedOver, Tally
 from fastssl.sources.formats import wanting
 
 HIDDEN = "hidden files and folders"
@@ -19,7 +19,7 @@ PACKED = "folders of packed shards"
 EMPTY = "empty folders"
 LOOPS = "links that lead back to a folder above them"
 
-_STATE = ".packing"
+
 _ENDING = re.compile(r"\.[0-9a-z_+-]{1,12}")
 
 
@@ -119,4 +119,4 @@ def is_packed(path: str) -> bool:
 
 def is_being_packed(path: str) -> bool:
     """A packing is being written into the folder, or was interrupted there."""
-    return Path(path, _STATE).is_dir()
+    return Path(path, STATE).is_dir()
