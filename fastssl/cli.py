@@ -295,7 +295,7 @@ def train(
 def _training_settings(
     synthetic: list[str] | None, real: list[str] | None, *, amp: bool, paranoid: bool
 ) -> dict[str, dict[str, Any]]:
-    """What the options of `train` set, by section; nothing for those that are not given."""
+    """Settings that the options of `train` stand for, by section; nothing for those that are not given."""
     named = {"synthetic": synthetic, "real": real}
     data: dict[str, Any] = {name: dataset_weights(paths) for name, paths in named.items() if paths}
     return {"data": data | ({"paranoid": True} if paranoid else {}), "train": {"amp": True} if amp else {}}

@@ -18,14 +18,14 @@ _DEPTH_SUMS = 5
 
 
 class Metrics(Protocol):
-    """What the metrics of every task have in common."""
+    """The metrics of one task."""
 
     def result(self) -> dict[str, float | None]:
         """The metrics by their names; None where `lack` says that there is no value."""
 
     @property
     def lack(self) -> str | None:
-        """Why there are no values; None where there are."""
+        """The reason why there are no values; None where there are."""
 
 
 _NO_PIXEL = "no pixel of these images has both a known depth and a known normal"
@@ -55,7 +55,7 @@ class DepthMetrics:
 
     @property
     def lack(self) -> str | None:
-        """As of `Metrics`."""
+        """The reason why there are no values; None where there are."""
         return _unusable(self._bad, "not finite or not positive") or (None if self._sums[-1] else _NO_PIXEL)
 
     def result(self) -> dict[str, float | None]:
@@ -88,7 +88,7 @@ class NormalMetrics:
 
     @property
     def lack(self) -> str | None:
-        """As of `Metrics`."""
+        """The reason why there are no values; None where there are."""
         return _unusable(self._bad) or (None if self._histogram.any() else _NO_PIXEL)
 
     def result(self) -> dict[str, float | None]:
@@ -132,7 +132,7 @@ class ContourMetrics:
 
     @property
     def lack(self) -> str | None:
-        """As of `Metrics`."""
+        """The reason why there are no values; None where there are."""
         return _unusable(self._bad) or (None if self._counts[:, 3].any() else "no pixel of these images is a contour")
 
     def result(self) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from fastssl.shards import ShardSet, decode_sample
 log = logging.getLogger(__name__)
 
 _DEPTHS = (1, 5)
-"""Of neighbours, down to which the precision is measured."""
+"""Numbers of neighbours at which the precision is measured."""
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS, _SHOWN_PX = 8, 4, 96
 
 

@@ -43,7 +43,7 @@ class Trained:
     """In evaluation mode, on the device."""
     config: Config
     fingerprints: Mapping[str, str]
-    """Of each domain's datasets that it was trained on; empty for one that it did not read."""
+    """Fingerprint of the datasets of each domain that it was trained on; empty for one that it did not read."""
 
     def data(self, domain: Domain) -> Mixture:
         """The datasets that the run was trained on, on which an evaluation fits what it compares with.

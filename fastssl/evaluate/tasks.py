@@ -28,7 +28,7 @@ Predictor = Callable[[SyntheticBatch], dict[str, Tensor]]
 
 
 Results = dict[Task, dict[str, dict[str, float | None]]]
-"""By task, metric and predictor; None where a metric has no value."""
+"""Values by task, metric and predictor; None where a metric has none."""
 
 
 def evaluate_tasks(run: Path, synthetic: str | PathLike[str]) -> Results:
