@@ -27,7 +27,7 @@ from fastssl.faults import machine_error, machine_fault, machine_faults_named
 from fastssl.telemetry import log_to_stderr, progress_bar
 
 if TYPE_CHECKING:
-    from fastssl.shards import PassedOver
+    from fastssl.shards import Manifest, PassedOver
 
 log = logging.getLogger("fastssl")
 
@@ -71,12 +71,26 @@ app.add_typer(evaluations, name="eval")
 benchmarks = typer.Typer(no_args_is_help=True, help="Measure what limits this machine, in numbers and in words.")
 app.add_typer(benchmarks, name="bench")
 
+
+def _path(text: str) -> Path:
+    return Path(_home(text))
+
+
+def _home(text: str) -> str:
+    """A path with ``~`` expanded, which a shell leaves as it is in ``--out=~/run``."""
+    return os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for an unknown user
+
+
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
-Dataset = Annotated[str, typer.Argument(help="Packed dataset: a folder, or an address as s3://bucket/rooms.")]
-Run = Annotated[Path, typer.Argument(help="Run folder, the --out of a training.")]
-Synthetic = Annotated[str, typer.Option(help="Packed dataset of held-out rendered images: a folder or an address.")]
-Real = Annotated[str, typer.Option(help="Packed dataset of held-out photos: a folder or an address.")]
+Dataset = Annotated[
+    str, typer.Argument(parser=_home, help="Packed dataset: a folder, or an address as s3://bucket/rooms.")
+]
+Run = Annotated[Path, typer.Argument(parser=_path, help="Run folder, the --out of a training.")]
+Synthetic = Annotated[
+    str, typer.Option(parser=_home, help="Packed dataset of held-out rendered images: a folder or an address.")
+]
+Real = Annotated[str, typer.Option(parser=_home, help="Packed dataset of held-out photos: a folder or an address.")]
 
 
 def main() -> None:
@@ -163,7 +177,9 @@ def _options(
 
 @app.command()
 def render(
-    out: Annotated[Path, typer.Argument(help="Folder for the rooms; rooms that are complete there are kept.")],
+    out: Annotated[
+        Path, typer.Argument(parser=_path, help="Folder for the rooms; rooms that are complete there are kept.")
+    ],
     count: Annotated[int, typer.Option(help="Number of rooms.", min=1)],
     seed: Annotated[int, typer.Option(help="The same seed gives the same rooms.", min=0)] = 0,
     size: Annotated[int, typer.Option(help="Side of the square images in pixels.", min=16)] = 256,
@@ -178,8 +194,11 @@ def render(
 
 @app.command()
 def shard(
-    source: Annotated[Path, typer.Argument(help="Dataset to pack.")],
-    out: Annotated[str, typer.Argument(help="New or empty folder for the shards, or an address as s3://bucket/rooms.")],
+    source: Annotated[Path, typer.Argument(parser=_path, help="Dataset to pack.")],
+    out: Annotated[
+        str,
+        typer.Argument(parser=_home, help="New or empty folder for the shards, or an address as s3://bucket/rooms."),
+    ],
     layout: Annotated[str | None, typer.Option(help="How the dataset is laid out; found out where it can be.")] = None,
     subset: Annotated[str | None, typer.Option(help="A split that the dataset has, such as train.")] = None,
     size: Annotated[int, typer.Option(help="Side of the packed images in pixels.", min=16)] = 256,
@@ -203,60 +222,62 @@ def shard(
 
     opened = open_source(source, layout, subset=subset)
     parts = {f"{out}/{name}": part for name, part in parse_split(split).items()} if split else {out: (0.0, 1.0)}
+    choices: dict[str, Any] = {
+        "size": size,
+        "samples_per_shard": samples_per_shard,
+        "jpeg_quality": jpeg_quality,
+        "label_codec": label_codec,
+        "lz4_level": lz4_level,
+        "limit": limit,
+    }
     results: dict[str, dict[str, Any]] = {}
-    for target, part in parts.items():
-        if dry_run:
-            guess = estimate(
-                opened,
-                size=size,
-                samples_per_shard=samples_per_shard,
-                jpeg_quality=jpeg_quality,
-                label_codec=label_codec,
-                lz4_level=lz4_level,
-                part=part,
-                limit=limit,
-            )
-            results[target] = {**asdict(guess), "passed_over": _plain(guess.passed_over)}
-            continue
-        started = time.perf_counter()
-        with progress_bar("packing", unit="samples") as advance:
-            manifest = pack(
-                opened,
-                target,
-                size=size,
-                workers=workers,
-                ray=ray,
-                samples_per_shard=samples_per_shard,
-                jpeg_quality=jpeg_quality,
-                label_codec=label_codec,
-                lz4_level=lz4_level,
-                licence=licence,
-                max_bad=max_bad,
-                part=part,
-                limit=limit,
-                resume=resume,
-                progress=lambda now: advance(now.references, now.total, f"{now.quarantined} unusable"),
-            )
-        seconds = time.perf_counter() - started
-        results[target] = {
-            "layout": manifest.layout,
-            "samples": manifest.samples,
-            "shards": len(manifest.shards),
-            "bytes": sum(entry.bytes for entry in manifest.shards),
-            "unusable": manifest.quarantined,
-            "seconds": round(seconds, 2),
-            "samples_per_s": round(manifest.samples / seconds, 1),
-            "classes": len(manifest.classes or ()) or manifest.statistics.classes,
-            "passed_over": _plain(manifest.passed_over or {}),
-        }
-    for target, facts in results.items():
-        passed = facts["passed_over"]
-        _say_facts(target, {**facts, "passed_over": sum(entry["count"] for entry in passed.values())})
-        for reason, entry in passed.items():
-            more = ", ..." if entry["count"] > len(entry["first"]) else ""
-            _say(f"    {entry['count']:,} {reason}: {', '.join(entry['first'])}{more}")
-    if as_json:
-        _print_json(results)
+    try:
+        for target, part in parts.items():
+            if dry_run:
+                guess = estimate(opened, part=part, **choices)
+                results[target] = {**asdict(guess), "passed_over": _plain(guess.passed_over)}
+            else:
+                started = time.perf_counter()
+                with progress_bar("packing", unit="samples") as advance:
+                    manifest = pack(
+                        opened,
+                        target,
+                        part=part,
+                        workers=workers,
+                        ray=ray,
+                        licence=licence,
+                        max_bad=max_bad,
+                        resume=resume,
+                        progress=lambda now: advance(now.references, now.total, f"{now.quarantined} unusable"),
+                        **choices,
+                    )
+                results[target] = _packed_facts(manifest, time.perf_counter() - started)
+            _say_packed(target, results[target])
+    finally:  # what is packed is told, also where the next part of a split fails
+        if as_json and results:
+            _print_json(results)
+
+
+def _packed_facts(manifest: Manifest, seconds: float) -> dict[str, Any]:
+    return {
+        "layout": manifest.layout,
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "unusable": manifest.quarantined,
+        "seconds": round(seconds, 2),
+        "samples_per_s": round(manifest.samples / seconds, 1),
+        "classes": len(manifest.classes or ()) or manifest.statistics.classes,
+        "passed_over": _plain(manifest.passed_over or {}),
+    }
+
+
+def _say_packed(target: str, facts: dict[str, Any]) -> None:
+    passed = facts["passed_over"]
+    _say_facts(target, {**facts, "passed_over": sum(entry["count"] for entry in passed.values())})
+    for reason, entry in passed.items():
+        more = ", ..." if entry["count"] > len(entry["first"]) else ""
+        _say(f"    {entry['count']:,} {reason}: {', '.join(entry['first'])}{more}")
 
 
 def _plain(passed_over: Mapping[str, PassedOver]) -> dict[str, dict[str, Any]]:
@@ -265,11 +286,19 @@ def _plain(passed_over: Mapping[str, PassedOver]) -> dict[str, dict[str, Any]]:
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder: new or empty, or with --resume the run to continue.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=_path, metavar="PATH", help="Run folder: new or empty, or with --resume the run to continue."
+        ),
+    ],
     synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
     real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
     preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings that differ from the preset.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(parser=_path, metavar="PATH", help="YAML file with settings that differ from the preset."),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     paranoid: Annotated[bool, typer.Option("--paranoid", help="Check all that is read against its checksum.")] = False,
@@ -320,8 +349,12 @@ def eval_domain(run: Run, synthetic: Synthetic, real: Real) -> None:
 @evaluations.command("neighbours")
 def eval_neighbours(
     run: Run,
-    real: Annotated[str, typer.Option(help="Packed photos with classes: crops of one photograph share one.")],
-    not_adapted: Annotated[Path | None, typer.Option(help="Run trained without adaptation, to compare with.")] = None,
+    real: Annotated[
+        str, typer.Option(parser=_home, help="Packed photos with classes: crops of one photograph share one.")
+    ],
+    not_adapted: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="Run trained without adaptation, to compare with.")
+    ] = None,
 ) -> None:
     """Whether the nearest neighbours of a crop come from the same photograph."""
     from fastssl.evaluate import evaluate_neighbours
@@ -374,7 +407,9 @@ def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None
 @app.command()
 def show(
     data: Dataset,
-    out: Annotated[Path, typer.Option(help="PNG file; histograms go beside it.")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(parser=_path, metavar="PATH", help="PNG file; histograms go beside it.")] = Path(
+        "sheet.png"
+    ),
     count: Annotated[int, typer.Option(help="Samples on the sheet.", min=1)] = 12,
     seed: Annotated[int, typer.Option(help="The same seed shows the same samples.", min=0)] = 0,
     key: Annotated[str | None, typer.Option(help="Show this sample alone, large.")] = None,
@@ -420,7 +455,9 @@ def bench_load(
 
 @benchmarks.command("pack")
 def bench_pack(
-    source: Annotated[Path, typer.Argument(help="Dataset of which some samples are packed, into a temporary folder.")],
+    source: Annotated[
+        Path, typer.Argument(parser=_path, help="Dataset of which some samples are packed, into a temporary folder.")
+    ],
     layout: Annotated[str | None, typer.Option(help="How the dataset is laid out; found out where it can be.")] = None,
     size: Annotated[int, typer.Option(help="Side of the packed images in pixels.", min=16)] = 256,
     workers: Workers = 1,

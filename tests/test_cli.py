@@ -386,3 +386,24 @@ def test_interrupt_ends_with_130(coded_synthetic: Path, coded_real: Path, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_an_empty_part_of_a_split_is_told_and_costs_no_other_part(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source = photos(tmp_path / "photos")
+    options = ["--layout", "classes", "--size", 32, "--json"]
+    code, out, err = fastssl("shard", source, tmp_path / "p", "--split", "a=0.999999,b=0.000001", *options)
+    assert code == 3
+    assert "none of the dataset's samples falls into this part of the split" in err
+    assert [facts["samples"] for facts in json.loads(out).values()] == [3]
+
+
+def test_a_home_that_the_shell_leaves_is_found(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos(tmp_path / "photos")
+    assert fastssl("shard", "~/photos", "~/packed", "--layout=folder", "--size=32")[0] == 0
+    assert (tmp_path / "packed" / "manifest.json").exists()
+    assert fastssl("verify", "~/packed")[0] == 0

@@ -34,6 +34,7 @@ from fastssl.shards.manifest import (
     MANIFEST,
     QUARANTINE,
     Manifest,
+    Selection,
     ShardEntry,
     manifest_bytes,
     members,
@@ -124,7 +125,7 @@ def pack(
             return complete
         packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
         if next(packing.references(), None) is None:
-            raise DataError("the dataset holds no samples", where=source.path)
+            raise _no_samples(source, settings.selection)
         with output.alone():
             begin(output, plan, resume=resume)
             passed_over = _in_background(source.passed_over) if isinstance(source, Counting) else None
@@ -369,6 +370,18 @@ def _warn_of_unknown(statistics: Statistics) -> None:
     ):
         if name in statistics.planes and statistics.planes[name].known == 0:
             log.warning("%s in any sample: look whether the dataset's files are what its layout says", words)
+
+
+def _no_samples(source: Source, selection: Selection) -> DataError:
+    if next(source.references(), None) is None:
+        return DataError("the dataset holds no samples", where=source.path)
+    low, high = selection.part
+    return DataError(
+        "none of the dataset's samples falls into this part of the split",
+        where=source.path,
+        seen=f"no key whose place is from {low:g} to below {high:g}",
+        do="give the part a larger fraction, or leave the small dataset whole",
+    )
 
 
 def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
