@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from fastssl import __version__
 from fastssl.config import dataset_weights, load_config
-from fastssl.errors import DataError, FastsslError, UsageError
+from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_error, machine_fault, machine_faults_named
 from fastssl.telemetry import log_to_stderr, progress_bar
 
@@ -52,6 +52,8 @@ class _Commands(TyperGroup):
             # A dataset is not bad because a disk fails.
             is_machines = isinstance(error, DataError) and machine_fault(error) is not None
             _end(machine_error(error) if is_machines else error)
+        except ImportError as error:
+            _end(_unloadable(error))
         except Exception as error:
             if machine_fault(error) is None:
                 raise
@@ -116,6 +118,18 @@ def _end(error: FastsslError) -> NoReturn:
     _drop_stdout()
     _say(f"error: {error}")
     sys.exit(error.exit_code)
+
+
+def _unloadable(error: ImportError) -> FastsslError:
+    """The error for a module that cannot be loaded; one whose files cannot be looked at seems not to be there."""
+    if machine_fault(error) is not None:
+        return machine_error(error, "a package cannot be loaded")
+    return MachineError(
+        "a package cannot be loaded",
+        where=error.name or error.path,
+        seen=str(error),
+        do="see whether its files can be read, or install fastssl again",
+    )
 
 
 def _end_quietly() -> NoReturn:

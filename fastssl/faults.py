@@ -100,9 +100,9 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
         return OSError(int(hdf5[1]), os.strerror(int(hdf5[1])))
     if _MEMORY.search(words):
         return OSError(errno.ENOMEM, words.splitlines()[0])
-    if isinstance(error, ImportError):  # of the loader of shared libraries, which has only words
-        ending = next((number for number in _WORDS if words.endswith(os.strerror(number))), None)
-        return None if ending is None else OSError(ending, os.strerror(ending))
+    if isinstance(error, ImportError | RuntimeError):  # of the loader of shared libraries, which has only words
+        told = {number for number in _WORDS.keys() - _OF_THE_FILE if f"file: {os.strerror(number)}" in words}
+        return OSError(min(told), os.strerror(min(told))) if told else None
     return None
 
 

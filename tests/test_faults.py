@@ -94,11 +94,13 @@ def test_hdf5_and_the_loader_of_libraries_say_it_in_words() -> None:
     told = OSError(
         "Can't synchronously read data (file read failed: time = x, errno = 5, error message = 'Input/output error')"
     )
-    for error in (told, ImportError("/x/_y.so: cannot open shared object file: Input/output error")):
+    dali = RuntimeError("nvimgcodec: libx.so: libx.so: cannot open shared object file: Input/output error\nmore words")
+    for error in (told, dali, ImportError("/x/_y.so: cannot open shared object file: Input/output error")):
         fault = machine_fault(error)
         assert isinstance(fault, OSError)
         assert fault.errno == errno.EIO
     assert machine_fault(OSError("unable to open file: errno = 2, error message = 'No such file or directory'")) is None
+    assert machine_fault(ImportError("libx.so: cannot open shared object file: No such file or directory")) is None
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:

@@ -54,6 +54,8 @@ class Work:
     data: str
     """Calls count from the first one that names this."""
     digest: Callable[[Path], str]
+    begun: Callable[[Path], bool]
+    """Whether there is something to continue."""
 
 
 def environment() -> dict[str, str]:
@@ -97,14 +99,19 @@ def check(work: Work, fresh: Callable[[], None], undisturbed: str, call: str, nu
     if done.returncode == 0:
         assert work.digest(work.folder) == undisturbed, f"other bytes, without a word: {told}"
         return "same bytes"
-    assert "Traceback" not in done.stderr, told
-    assert done.returncode in (2, 4), told
-    if (call, how) != ("write", "for good"):  # then stderr cannot be written to either
-        assert "error: " in done.stderr, told
-    again = run(work.resume if work.digest(work.folder) != "nothing" else work.command, work.folder)
+    # A library of C that gets no memory may crash, and nobody is left to tell of it.
+    crashed = call == "mmap" and done.returncode < 0
+    if not crashed:
+        assert done.returncode == 4, told
+        if (call, how) != ("write", "for good"):  # then stderr cannot be written to either
+            assert "error: " in done.stderr, told
+        # What comes behind the error is of libraries that load more when the interpreter ends.
+        assert "Traceback" not in done.stderr.partition("error: ")[0], told
+    begun = work.begun(work.folder)
+    again = run(work.resume if begun else work.command, work.folder)
     assert again.returncode == 0, f"cannot be continued: {told}\n{again.stderr}"
     assert work.digest(work.folder) == undisturbed, f"continues to other bytes: {told}"
-    return "stopped and continued"
+    return "crashed and continued" if crashed else "stopped and continued"
 
 
 def disturb(
@@ -128,21 +135,29 @@ def disturb(
     return ends
 
 
+def is_packing(folder: Path) -> bool:
+    return (folder / "out" / ".packing").exists() or (folder / "out" / "manifest.json").exists()
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "out" / "config.yaml").exists()
+
+
 def files_digest(folder: Path) -> str:
-    """Of all that is in the output; "nothing" where there is none."""
+    """The hash of all that is in the output."""
     out = folder / "out"
     names = [path for path in sorted(out.rglob("*")) if path.is_file()] if out.is_dir() else []
     sha256 = hashlib.sha256()
     for path in names:
         sha256.update(str(path.relative_to(out)).encode() + path.read_bytes())
-    return sha256.hexdigest() if names else "nothing"
+    return sha256.hexdigest()
 
 
 FEW = {"openat": ("EMFILE",), "rename": ("EIO",)}
 """For `make test`; all of them are many minutes."""
 
 
-@pytest.mark.parametrize(("per_kind", "faults"), [(1, FEW), pytest.param(10, FAULTS, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("per_kind", "faults"), [(1, FEW), pytest.param(5, FAULTS, marks=pytest.mark.soak)])
 @pytest.mark.timeout(5400)
 def test_a_packing(
     tmp_path: Path,
@@ -155,7 +170,7 @@ def test_a_packing(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / name)
     command = ["shard", "data", "out", "--layout", "classes", "--size", "32", "--samples-per-shard", "2"]
-    work = Work(command, [*command, "--resume"], tmp_path, '"data', files_digest)
+    work = Work(command, [*command, "--resume"], tmp_path, '"data', files_digest, is_packing)
     run(command, tmp_path)  # compiles
 
     def fresh() -> None:
@@ -168,12 +183,10 @@ def test_a_packing(
 
 
 def weights_digest(folder: Path) -> str:
-    """Of all weights and states in the last checkpoint; "nothing" where no run was begun."""
-    if not (folder / "out" / "config.yaml").exists():
-        return "nothing"
+    """The hash of all weights and states in the last checkpoint; "none" where there is none."""
     checkpoints = sorted((folder / "out" / "checkpoints").glob("step_*.pt"))
     if not checkpoints:
-        return "begun"
+        return "none"
     content = torch.load(checkpoints[-1], weights_only=True)
     sha256 = hashlib.sha256(str(content["step"]).encode())
     waiting = [content["state"]]
@@ -199,13 +212,13 @@ def test_a_training(
     settings += ["model.fc_channels=16", "model.head_channels=4", "train.checkpoint_every=2", "train.threads=1"]
     command = ["train", "--preset", "tiny", "--synthetic", "synthetic", "--real", "real", "--out", "out"]
     command += [word for setting in settings for word in ("--set", setting)]
-    work = Work(command, ["train", "--out", "out", "--resume"], tmp_path, "/synthetic", weights_digest)
+    work = Work(command, ["train", "--out", "out", "--resume"], tmp_path, "/synthetic", weights_digest, is_run)
     run(command, tmp_path)
 
     def fresh() -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
-    ends = disturb(work, fresh, tmp_path / "log", 3, FAULTS)
+    ends = disturb(work, fresh, tmp_path / "log", 1, FAULTS)
     record_property("ends", dict(ends))
     assert ends["stopped and continued"], ends
     assert ends["same bytes"], ends

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,30 +192,23 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
     batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device, options=options)
     # Not before: a start that fails leaves nothing behind.
     _prepare(config, run)
-    with _damage_told(run, batches, photos):
-        summary = Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance)
-        merge_summary(run, {"steps": total_steps, **summary})
+
+    def damaged() -> dict[str, object]:
+        return {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
+
+    def summarise(summary: dict[str, object]) -> None:
+        merge_summary(run, {"steps": total_steps, **summary, "damaged_samples": damaged()})
         if device.type == "cuda":
             merge_summary(run, {"throughput": {"hw_decoder_load": options.hw_decoder_load}})
 
-
-@contextmanager
-def _damage_told(run: Path, synthetic: Batches[SyntheticBatch], real: Batches[RealBatch] | None) -> Iterator[None]:
-    """Put the damaged samples into the summary, also where the training fails; the training's error is the one told."""
-
-    def tell() -> None:
-        damaged = {"synthetic": synthetic.damaged(), "real": [] if real is None else real.damaged()}
-        merge_summary(run, {"damaged_samples": damaged})
-
     try:
-        yield
+        Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance, summarise)
     except BaseException:
         try:
-            tell()
-        except FastsslError as second:
+            merge_summary(run, {"damaged_samples": damaged()})
+        except FastsslError as second:  # the training's error is the one that is told
             log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
         raise
-    tell()
 
 
 def _plan(config: Config, shards: Mixture, stream: int, first_step: int) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -36,12 +36,18 @@ class Trainer:
         self._fingerprints = fingerprints
 
     def fit(
-        self, synthetic: Iterator[SyntheticBatch], real: Iterator[RealBatch] | None, first_step: int, advance: Advance
-    ) -> dict[str, object]:
+        self,
+        synthetic: Iterator[SyntheticBatch],
+        real: Iterator[RealBatch] | None,
+        first_step: int,
+        advance: Advance,
+        summarise: Callable[[dict[str, object]], None],
+    ) -> None:
         """Make the steps from `first_step` to the last.
 
-        Returns:
-            The run's `throughput` and `limited_by`, for `summary.json`.
+        Args:
+            summarise: called with the run's `throughput` and `limited_by` before the last checkpoint is written. That
+                one makes the run finished, so where the summary cannot be kept, the run can still be continued.
 
         Raises:
             NonFiniteLossError: a loss became infinite or not a number; names task and step; nothing is written after.
@@ -66,9 +72,10 @@ class Trainer:
                     advance(number, self.total_steps, _words(values))
                 if last or number % settings.picture_every == 0:
                     self._draw(batch, number)
+                if last:
+                    summarise(meter.summary())
                 if checkpoint_due:
                     write_checkpoint(self.run, number, self.config, self.step.state_dict(), self._fingerprints)
-        return meter.summary()
 
     def _draw(self, batch: SyntheticBatch, number: int) -> None:
         sheet = prediction_sheet(self.step.networks, batch)
