@@ -137,13 +137,13 @@ def machine_error(
     found = machine_fault(error)
     number = 0 if found is None else found.errno or 0 if isinstance(found, OSError) else errno.ENOMEM
     fault = found or error
-    words = _WORDS.get(number, "the system refuses a call")
+    words, cure = _WORDS.get(number), _DO.get(number)
     if isinstance(error, FastsslError):
-        what, where = error.what, error.where or where
+        what, where, cure = error.what, error.where or where, cure or error.do
     named = getattr(fault, "filename", None)
-    advice = [_DO.get(number, "see to what the system says"), *([do] if do else [])]
+    advice = [cure or "see to what the system says", *([do] if do else [])]
     return MachineError(
-        f"{what}: {words}" if what else words,
+        ": ".join(part for part in (what, words) if part) or "the system refuses a call",
         where=where if where is not None else os.fsdecode(named) if isinstance(named, str | bytes) else None,
         seen=(fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__,
         do=", ".join(advice),

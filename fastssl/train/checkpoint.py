@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -132,7 +133,7 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
             raise DataError(
                 "the checkpoint is damaged, as after a power cut",
                 where=path,
-                seen=f"{path.stat().st_size:,} bytes; {str(error).splitlines()[0] if str(error) else repr(error)}",
+                seen=f"{path.stat().st_size:,} bytes, {_torch_words(path, error)}",
                 do=_instead_of(path),
             ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -148,6 +149,12 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
             do="use the settings that the run was trained with",
         )
     return content
+
+
+def _torch_words(path: Path, error: Exception) -> str:
+    if not zipfile.is_zipfile(path):  # torch would advise to load it without its safeguards
+        return "which are no archive of torch"
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _instead_of(path: Path) -> str:
