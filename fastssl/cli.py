@@ -55,9 +55,11 @@ class _Commands(TyperGroup):
         except ImportError as error:
             _end(_unloadable(error))
         except Exception as error:
-            if machine_fault(error) is None:
+            if machine_fault(error) is not None:
+                _end(machine_error(error))
+            if not isinstance(error, OSError) or error.filename is None:
                 raise
-            _end(machine_error(error))
+            _end(_of_another_kind(error))
 
 
 app = typer.Typer(
@@ -118,6 +120,16 @@ def _end(error: FastsslError) -> NoReturn:
     _drop_stdout()
     _say(f"error: {error}")
     sys.exit(error.exit_code)
+
+
+def _of_another_kind(error: OSError) -> FastsslError:
+    """The error for a folder where a file should be, or a file where a folder should be, or neither."""
+    return DataError(
+        "something of another kind stands in the way",
+        where=os.fsdecode(error.filename),
+        seen=error.strerror,
+        do="move it away, then try again",
+    )
 
 
 def _unloadable(error: ImportError) -> FastsslError:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from fastssl import core_yaml
-from fastssl.errors import ConfigError
+from fastssl.errors import ConfigError, DataError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent
 
@@ -37,6 +37,7 @@ AdaptedLayer = Literal["none", "conv1", "conv2", "conv3", "conv4", "conv5", "fc6
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _datasets(given: Any, info: ValidationInfo) -> dict[str, float]:
@@ -210,7 +211,7 @@ class OptimConfig(_Section):
     """Adam for B and H, SGD for D."""
 
     lr: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.5, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
     discriminator_lr: Positive = 1e-3
     discriminator_momentum: Share = 0.9
     discriminator_weight_decay: NonNegative = 5e-4
@@ -250,7 +251,7 @@ class TrainConfig(_Section):
     """So many of the newest checkpoints are kept; an older one is removed when a newer one is complete."""
     keep_every: Annotated[int, Field(ge=0)] = 0
     """Checkpoints of steps that are multiples of it are kept for good; 0 = none."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2
     """Batches of each domain that are made ahead of need."""
@@ -415,13 +416,43 @@ def _number(text: str) -> float | None:
         return None
 
 
+_RUN_CURE = "write the missing settings in as the run had them (each checkpoint holds them too), or train anew"
+
+
 def read_config(path: Path) -> Config:
-    """Read the resolved configuration of a run folder.
+    """Read the resolved configuration of a run folder, which holds every setting.
 
     Raises:
-        ConfigError: the file is damaged, or holds settings that this version does not know.
+        DataError: the file is damaged, lacks settings, or holds some that this version does not know. A default in the
+            place of what was torn away would be another run.
     """
-    return _validated(_read_yaml(path), where=path)
+    try:
+        values = _read_yaml(path)
+        config = _validated(values, where=path)
+    except ConfigError as error:
+        raise DataError(
+            f"the run's settings cannot be used: {error.what}",
+            where=error.where,
+            seen=error.seen,
+            expected=error.expected,
+            do=error.do or _RUN_CURE,
+        ) from error
+    missing = [
+        f"{name}.{setting}"
+        for name, section in plain(config).items()
+        if isinstance(section, dict)
+        for setting in section
+        if setting not in (values.get(name) or {})
+    ]
+    if missing:
+        raise DataError(
+            "the run's settings are not complete, as after a power cut or from another version",
+            where=path,
+            seen=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            expected="every setting",
+            do=_RUN_CURE,
+        )
+    return config
 
 
 def write_config(config: Config, path: Path) -> None:

@@ -61,6 +61,9 @@ _DO = {
     errno.ENOENT: "let TMPDIR name a folder that can be written to",
 }
 
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial$")
+"""End of the temporary name of a file that is being written (`fastssl.files`), which nobody asked for."""
+
 _HDF5 = re.compile(r"errno = (\d+)")
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|can't allocate memory|cannot allocate memory|bad.?alloc|can't start new thread"
@@ -140,11 +143,11 @@ def machine_error(
     words, cure = _WORDS.get(number), _DO.get(number)
     if isinstance(error, FastsslError):
         what, where, cure = error.what, error.where or where, cure or error.do
-    named = getattr(fault, "filename", None)
+    named: str | bytes | None = getattr(fault, "filename", None)
     advice = [cure or "see to what the system says", *([do] if do else [])]
     return MachineError(
         ": ".join(part for part in (what, words) if part) or "the system refuses a call",
-        where=where if where is not None else os.fsdecode(named) if isinstance(named, str | bytes) else None,
+        where=where if where is not None else _PARTIAL.sub("", os.fsdecode(named)) if named else None,
         seen=(fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__,
         do=", ".join(advice),
     )

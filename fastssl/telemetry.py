@@ -283,7 +283,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     for line in complete:
         try:
             lines.append(json.loads(line))
-        except ValueError:  # all that the bytes of a line can lead to; counted below
+        except (ValueError, RecursionError):  # all that the bytes of a line can lead to; counted below
             continue
     if len(lines) < len(complete):
         torn = len(complete) - len(lines)
@@ -292,7 +292,9 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
-    """Add sections to the run's `summary.json`, replacing those of the same name, and return all of it.
+    """Add sections to the run's `summary.json` and return all of it.
+
+    A section of the same name is replaced whole: what is left of an earlier one was measured on other data.
 
     A file that is torn, as after a power cut, is kept as `summary.json.damaged`, and a new one is begun.
 
@@ -301,8 +303,7 @@ def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
     """
     path = run / "summary.json"
     with machine_faults_named(path, do="then try again, training with --resume"):
-        summary = _whole_summary(path)
-        _merge(summary, values)
+        summary = _whole_summary(path) | dict(values)
         with complete_or_absent(path) as file:
             file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     return summary
@@ -315,7 +316,7 @@ def _whole_summary(path: Path) -> dict[str, object]:
         return {}
     try:
         summary = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         summary = None
     if isinstance(summary, dict):
         return summary
@@ -323,15 +324,6 @@ def _whole_summary(path: Path) -> dict[str, object]:
     path.replace(aside)
     log.warning("%s is torn, as after a power cut; it is kept as %s, and a new one is begun", path, aside.name)
     return {}
-
-
-def _merge(into: dict[str, object], values: Mapping[str, object]) -> None:
-    for name, value in values.items():
-        inner = into.get(name)
-        if isinstance(value, Mapping) and isinstance(inner, dict):
-            _merge(inner, value)
-        else:
-            into[name] = value
 
 
 def gpu_readings(index: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastssl import core_yaml
 from fastssl.config import PRESETS, dataset_path, dataset_weights, load_config, plain, read_config, write_config
-from fastssl.errors import ConfigError, MachineError
+from fastssl.errors import ConfigError, DataError, MachineError
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
@@ -284,10 +284,21 @@ def test_files_as_editors_write_them_are_read(content: bytes, tmp_path: Path) ->
 )
 def test_files_that_cannot_be_read_say_why(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
-    for read in (lambda path: load_config(file=path), read_config):
-        with pytest.raises(ConfigError) as raised:
+    for read, error in ((lambda path: load_config(file=path), ConfigError), (read_config, DataError)):
+        with pytest.raises(error) as raised:
             read(tmp_path / "c.yaml")
         assert words in str(raised.value)
+
+
+def test_settings_of_a_run_that_are_torn_are_not_filled_up_with_defaults(tmp_path: Path) -> None:
+    """Cut at any end of a line it is still YAML, and the defaults are another preset's."""
+    path = tmp_path / "config.yaml"
+    write_config(load_config("tiny"), path)
+    lines = path.read_text().splitlines(keepends=True)
+    for count in range(len(lines)):
+        path.write_text("".join(lines[:count]))
+        with pytest.raises(DataError, match=r"run's settings(.|\n)*do: "):
+            read_config(path)
 
 
 def test_of_two_overrides_the_later_wins_and_options_win_over_both() -> None:

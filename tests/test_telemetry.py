@@ -41,10 +41,11 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
     assert [(line["step"], line["loss/depth"]) for line in read_metrics(tmp_path)] == [(10, 10), (20, 20), (30, -1)]
 
 
-def test_summary_sections_are_merged(tmp_path: Path) -> None:
+def test_a_section_of_the_summary_is_replaced_whole(tmp_path: Path) -> None:
+    """Numbers of other data must not stand beside new ones."""
     merge_summary(tmp_path, {"tasks": {"depth": 1}, "steps": 5})
-    merge_summary(tmp_path, {"tasks": {"edge": 2}, "steps": 6})
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"tasks": {"depth": 1, "edge": 2}, "steps": 6}
+    merge_summary(tmp_path, {"tasks": {"edge": 2}, "domain": 3})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"tasks": {"edge": 2}, "steps": 5, "domain": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from fastssl.evaluate.results import keep_results
 from fastssl.loader import Mixture, open_domain
 from fastssl.models import Networks
 
+log = logging.getLogger(__name__)
+
 _L2 = 1e-2
 _STEPS = 200
+_FEW = 20
+"""Images of a domain below which its accuracy says little."""
 
 
 def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathLike[str]) -> dict[str, object]:
@@ -43,6 +48,7 @@ def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathL
         )
     held_out = [open_domain(synthetic, "synthetic"), open_domain(real, "real")]
     fit = [trained.data("synthetic"), trained.data("real")]
+    _warn_of_little_data(held_out, fit)
     accuracy = {
         name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
         for name, parts in (("trained", trained.networks), ("untrained", untrained_networks(config, fit[0])))
@@ -50,6 +56,15 @@ def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathL
     values: dict[str, object] = {"layer": compared_layer(config), "accuracy": accuracy}
     keep_results(run, {"domain": values})
     return values
+
+
+def _warn_of_little_data(held_out: list[Mixture], fit: list[Mixture]) -> None:
+    for images, seen in zip(held_out, fit, strict=True):
+        if len(images) < _FEW:
+            log.warning("%s has %d images, so one of them decides 1/%d of its domain's accuracy",
+                        images.path, len(images), len(images))  # fmt: skip
+        if images.fingerprint == seen.fingerprint:
+            log.warning("%s is what the run was trained on, and not held out", images.path)
 
 
 def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:

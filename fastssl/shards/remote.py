@@ -291,13 +291,13 @@ def default_cache() -> Cache:
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """It is an address, as ``s3://bucket/rooms``, and no local path; one of a local file is no other than its path."""
     text = os.fspath(path)
-    return "://" in text and not text.startswith(_FILE)
+    return "://" in text and not text.lower().startswith(_FILE)
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path as it is, and that of an address as ``file:///data/rooms``."""
+    """A path as it is, and that of an address as ``file:///data/rooms`` or ``file://localhost/data/rooms``."""
     text = os.fspath(path)
-    return Path(text.removeprefix(_FILE))
+    return Path(text[len(_FILE) :].removeprefix("localhost") if text.lower().startswith(_FILE) else text)
 
 
 def masked(text: str) -> str:

@@ -78,6 +78,13 @@ def _check_unused(run: Path) -> None:
             raise UsageError("the output is a file", where=run, do="give another --out") from error
     if not names:
         return
+    if "checkpoints" in names and "config.yaml" not in names:
+        raise UsageError(
+            "the folder holds checkpoints and not the settings of their run",
+            where=run,
+            expected="config.yaml",
+            do="put it back (each checkpoint holds the settings too), or give another --out",
+        )
     if "config.yaml" in names and latest_checkpoint(run) is None:
         raise UsageError(
             "the folder holds a run that has no checkpoint yet",
@@ -98,6 +105,8 @@ def _prepare(config: Config, run: Path) -> None:
             raise MachineError(
                 "the run folder cannot be made", where=run, seen=error.strerror, do="give another --out"
             ) from error
+        for left in run.glob(f"*{PARTIAL}"):
+            left.unlink()  # of a process that was killed while it wrote
     if not (run / "config.yaml").exists():
         with machine_faults_named(run / "config.yaml", do="then train again"):
             write_config(config, run / "config.yaml")
@@ -186,7 +195,11 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
     total_steps = config.train.steps or config.train.epochs * math.ceil(len(synthetic) / config.data.batch_synthetic)
     if first_step >= total_steps:
         raise CheckpointError(
-            "the run is finished", where=run, seen=f"{first_step} steps", expected=f"fewer than {total_steps}"
+            "the run is finished",
+            where=run,
+            seen=f"{first_step} steps",
+            expected=f"fewer than {total_steps}",
+            do="measure it (fastssl eval), or begin another run",
         )
     options = calibrated_options(config, synthetic, device)
     batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device, options=options)
@@ -197,9 +210,10 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
         return {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
 
     def summarise(summary: dict[str, object]) -> None:
-        merge_summary(run, {"steps": total_steps, **summary, "damaged_samples": damaged()})
+        sections = {"steps": total_steps, **summary, "damaged_samples": damaged()}
         if device.type == "cuda":
-            merge_summary(run, {"throughput": {"hw_decoder_load": options.hw_decoder_load}})
+            sections["hw_decoder_load"] = options.hw_decoder_load
+        merge_summary(run, sections)
 
     try:
         Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance, summarise)

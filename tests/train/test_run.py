@@ -23,6 +23,7 @@ import yaml
 from patterns import SIDE, CodedSource
 
 from fastssl.batch import Record
+from fastssl.cli import main
 from fastssl.config import Config, load_config, read_config
 from fastssl.errors import (
     CheckpointError,
@@ -340,3 +341,31 @@ def test_what_no_sample_tells_cannot_be_learnt(tmp_path: Path, coded_real: Path)
         start_run(settings(tmp_path / "rooms", coded_real), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
     start_run(settings(tmp_path / "rooms", coded_real, "model.tasks=[edge]", "train.steps=1"), tmp_path / "run", quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("metrics.jsonl", "folder"), ("summary.json", "folder"), ("samples", "file")]
+)
+def test_something_of_another_kind_in_a_run_is_named(
+    finished: Path, tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "checkpoints" / "step_00000008.pt").unlink()
+    shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    (run / name).mkdir() if kind == "folder" else (run / name).touch()
+    monkeypatch.setattr(sys, "argv", ["fastssl", "train", "--out", str(run), "--resume"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    told = capsys.readouterr().err
+    assert f"where: {run / name}" in told
+    assert "do: " in told
+
+
+def test_checkpoints_without_their_settings_are_told(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"checkpoints and not the settings(.|\n)*put it back"):
+        start_run(load_config("tiny"), run, quiet)
