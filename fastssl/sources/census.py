@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,10 +111,13 @@ def is_packed(path: str) -> bool:
     Raises:
         OSError: its manifest is there and cannot be read.
     """
+    manifest = Path(path, MANIFEST)
     try:
-        with Path(path, MANIFEST).open("rb") as file:
+        if not stat.S_ISREG(manifest.stat().st_mode):
+            return False  # opening a pipe would wait for ever
+        with manifest.open("rb") as file:
             return b'"fastssl-shards"' in file.read(256)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         return False
 
 

@@ -197,6 +197,7 @@ def test_shards_below_a_folder_are_no_part_of_it(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "packed" / "manifest.json").write_text('{\n  "format": "fastssl-shards",\n')
     (tmp_path / "other" / "manifest.json").write_text('{"format": "app"}')
+    os.mkfifo(tmp_path / "photos" / "manifest.json")
     assert list(sorted_images(tmp_path)) == ["other/4.jpg", "photos/1.jpg"]
 
 
