@@ -81,7 +81,12 @@ def _path(text: str) -> Path:
 
 
 def _home(text: str) -> str:
-    """A path with ``~`` expanded, which a shell leaves as it is in ``--out=~/run``."""
+    """A path with ``~`` expanded, which a shell leaves as it is in ``--out=~/run``.
+
+    An empty one, as of a variable that is not set, would be the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty; is a variable not set?")
     return os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for an unknown user
 
 

@@ -26,6 +26,9 @@ from fastssl.shards.statistics import (
     member_bytes,
 )
 
+_MOST_CLASSES = 10**9
+"""Far more classes than there are, and few enough for any reader's integers."""
+
 Members = list[tuple[str, bytes]]
 """Extension and content of each file of a sample, in their order in the archive."""
 
@@ -73,8 +76,9 @@ def _check(record: Record, reference: str, *, labelled: bool) -> None:
     image = record.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError("an image is not RGB of 8 bits", where=reference, seen=f"{image.dtype} of shape {image.shape}")
-    if record.label is not None and record.label < 0:
-        raise DataError("a class number is negative", where=reference, seen=record.label, expected="0 or more")
+    if record.label is not None and not 0 <= record.label < _MOST_CLASSES:
+        allowed = f"from 0 to below {_MOST_CLASSES}"
+        raise DataError("a class number is out of range", where=reference, seen=record.label, expected=allowed)
     if not labelled:
         return
     area = image.shape[:2]

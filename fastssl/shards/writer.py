@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fastssl.errors import DataError, FastsslError, UsageError
+from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_faults_named, patiently
 from fastssl.files import escaped
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
@@ -123,7 +123,7 @@ def pack(
         complete = claim(output, plan, resume=resume)
         if complete is not None:
             return complete
-        packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume)
+        packing = _Packing(source, output, Encoder(settings, source.labelled), max_bad, resume, source.path.exists())
         if next(packing.references(), None) is None:
             raise _no_samples(source, settings.selection)
         with output.alone():
@@ -156,6 +156,8 @@ class _Packing:
     encoder: Encoder
     max_bad: int
     resume: bool
+    source_is_there: bool
+    """The source's folder exists when the packing begins, as that of every dataset on disk does."""
 
     def references(self) -> Iterator[str]:
         return selected(self.source, self.encoder.settings.selection)
@@ -222,6 +224,12 @@ class _Packing:
             try:
                 key, content, statistics = self._encoded(reference)
             except DataError as error:
+                if self.source_is_there and not self.source.path.exists():
+                    raise MachineError(
+                        "the dataset is gone while it is being packed",
+                        where=self.source.path,
+                        do=f"bring it back (is it mounted?), {_CONTINUE}",
+                    ) from error
                 if self.max_bad == 0:
                     raise
                 packed.quarantined.append((escaped(reference), _reason(error, self.source.path)))
@@ -390,7 +398,7 @@ def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
         where=packing.source.path,
         seen=f"{packing.max_bad + 1} or more",
         expected=f"at most {packing.max_bad}",
-        do="mend or remove them, or allow more with --max-bad and --resume",
+        do="allow more with --max-bad and --resume; or mend them, and pack into another folder from the beginning",
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from fastssl.errors import DataError
 from fastssl.faults import machine_faults_named
-from fastssl.sources.census import ending_reason, is_being_packed, reason_against
+from fastssl.sources.census import ending_reason, reason_against
 from fastssl.sources.images import wanting
 from fastssl.sources.regular import open_file
 
@@ -93,7 +93,7 @@ def archives_below(top: Path) -> list[str]:
             for entry in used:
                 if is_archive(entry.name) and not entry.is_dir():
                     found.append(below + entry.name)
-                elif entry.is_dir() and not is_being_packed(entry.path):
+                elif entry.is_dir():
                     waiting.append((f"{below}{entry.name}/", above | {own}))
         except OSError as error:
             raise DataError("a folder cannot be listed", where=top / below, seen=error.strerror) from error

@@ -17,6 +17,7 @@ HIDDEN = "hidden files and folders"
 SPECIAL = "special files (pipes, sockets, devices)"
 DANGLING = "links that lead nowhere"
 PACKED = "folders of packed shards"
+PACKING = "folders that a packing writes into, or was interrupted in"
 EMPTY = "empty folders"
 LOOPS = "links that lead back to a folder above them"
 
@@ -29,8 +30,8 @@ def passed_over(
 ) -> dict[str, PassedOver]:
     """The entries below a folder that are no part of a sample, counted by reason.
 
-    Folders are walked and not counted, but for hidden ones and packed datasets, which count as one entry each and are
-    not looked into. A folder that a packing is being written into does not count at all.
+    Folders are walked and not counted, but for hidden ones and those of a packing, which count as one entry each and
+    are not looked into.
 
     Args:
         is_used: whether a file, by its path below the folder, is part of a sample; asked of regular files only.
@@ -59,8 +60,7 @@ def passed_over(
                     if (reason := reason_against(entry)) is not None:
                         tally.add(reason, path)
                     elif entry.is_dir():
-                        if not is_being_packed(entry.path):
-                            waiting.append((f"{path}/", above | {own}))
+                        waiting.append((f"{path}/", above | {own}))
                     elif not is_used(path):
                         tally.add(ending_reason(entry.name), path)
             if is_empty:
@@ -80,7 +80,9 @@ def reason_against(entry: os.DirEntry[str]) -> str | None:
         return HIDDEN
     if (reason := kind_against(entry)) is not None:
         return reason
-    return PACKED if entry.is_dir() and is_packed(entry.path) else None
+    if not entry.is_dir():
+        return None
+    return PACKING if Path(entry.path, STATE).is_dir() else PACKED if is_packed(entry.path) else None
 
 
 def kind_against(entry: os.DirEntry[str]) -> str | None:
@@ -119,8 +121,3 @@ def is_packed(path: str) -> bool:
             return b'"fastssl-shards"' in file.read(256)
     except FileNotFoundError:
         return False
-
-
-def is_being_packed(path: str) -> bool:
-    """A packing is being written into the folder, or was interrupted there."""
-    return Path(path, STATE).is_dir()

@@ -18,7 +18,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from fastssl.errors import DataError, UsageError
-from fastssl.sources.census import is_being_packed, kind_against, reason_against
+from fastssl.sources.census import kind_against, reason_against
 from fastssl.sources.images import EXTENSIONS
 
 RUN = 65536
@@ -146,7 +146,7 @@ def _names(folder: Path) -> Iterator[bytes]:
                 elif reason_against(entry) is None:
                     if is_image and entry.is_file():
                         yield os.fsencode(entry.name)
-                    elif entry.is_dir() and not is_being_packed(entry.path):
+                    elif entry.is_dir():
                         yield os.fsencode(entry.name) + b"/"
     except OSError as error:
         raise DataError("a folder cannot be listed", where=folder, seen=error.strerror) from error

@@ -20,7 +20,7 @@ import numpy as np
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import MANIFEST, Domain, PassedOver, Tally
+from fastssl.shards import MANIFEST, STATE, Domain, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.archives import (
     ARCHIVES,
@@ -326,7 +326,7 @@ def _looked_at(folder: Path) -> tuple[list[str], list[str]]:
 
 def _refuse_packed(folder: Path) -> None:
     try:
-        is_packed = census.is_packed(os.fspath(folder)) or census.is_being_packed(os.fspath(folder))
+        is_packed = census.is_packed(os.fspath(folder)) or Path(folder, STATE).is_dir()
     except OSError as error:
         raise DataError("a folder cannot be looked into", where=folder, seen=error.strerror) from error
     if is_packed:

@@ -140,7 +140,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "usable edge": {"instance": None, "edge": np.zeros((40, 24), bool)},
     "usable instance": {"instance": np.zeros((40, 24), np.int32)},
     "no camera": {"camera": None},
-    "negative": {"label": -1},
+    "class number is out of range: negative": {"label": -1},
+    "class number is out of range: as large as no reader takes": {"label": 10**20},
 }
 
 

@@ -83,6 +83,21 @@ def test_only_damage_is_quarantined_and_its_file_is_named(tmp_path: Path) -> Non
     assert told["reason"].startswith("an image cannot be read (b/c.jpg): ")
 
 
+def test_a_dataset_that_is_gone_is_no_damage(tmp_path: Path) -> None:
+    """A server that went away, or a disk that was unmounted, takes every file with it."""
+    source = write_photos(tmp_path / "photos", *(f"{number}.jpg" for number in range(6)))
+    opened = open_source(source, "folder")
+    pack(opened, tmp_path / "undisturbed", size=16, samples_per_shard=2)
+    with pytest.raises(MachineError, match=r"is gone(.|\n)*--resume"):
+        pack(
+            opened, tmp_path / "out", size=16, samples_per_shard=2,
+            progress=lambda now: source.rename(tmp_path / "away") if now.references == 2 else None,
+        )  # fmt: skip
+    (tmp_path / "away").rename(source)
+    pack(opened, tmp_path / "out", size=16, samples_per_shard=2, resume=True)
+    assert packing.digest(tmp_path / "out") == packing.digest(tmp_path / "undisturbed")
+
+
 def classes(out: Path) -> dict[str, int | None]:
     return {sample.key: sample.label for sample in read_samples(out)}
 

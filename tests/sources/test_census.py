@@ -55,6 +55,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "linked.png").symlink_to(folder / "image_png.png")
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     (folder / "self.jpg").symlink_to(folder / "self.jpg")
+    (folder / "begun" / ".packing").mkdir(parents=True)
+    (folder / "begun" / "photo.jpg").write_bytes(encoded("JPEG"))
     (folder / "packed").mkdir()
     (folder / "packed" / "manifest.json").write_text('{"format": "fastssl-shards"}')
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")).write_bytes(encoded("JPEG"))
@@ -92,6 +94,7 @@ def test_every_entry_is_accounted_for(tree: Path, tmp_path: Path, workers: int) 
         "empty folders": 1,
         "links that lead nowhere": 2,
         "folders of packed shards": 1,
+        "folders that a packing writes into, or was interrupted in": 1,
         "special files (pipes, sockets, devices)": 2,
     }
     assert manifest.samples == len(FORMATS) + 3  # linked.png, and two odd names
