@@ -6,13 +6,14 @@ time is made inside the command that needs it, so that `fastssl --help` answers 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -22,8 +23,8 @@ from typer.core import TyperGroup
 
 from fastssl import __version__
 from fastssl.config import dataset_weights, load_config
-from fastssl.errors import DataError, FastsslError, MachineError, UsageError
-from fastssl.faults import machine_error, machine_fault, machine_faults_named
+from fastssl.errors import DataError, FastsslError, MachineError, UsageError, printable
+from fastssl.faults import machine_error, machine_fault, machine_faults_named, memory_is_short
 from fastssl.telemetry import log_to_stderr, progress_bar
 
 if TYPE_CHECKING:
@@ -35,31 +36,55 @@ _BROKEN_PIPE = 141
 """Exit code of a command whose reader has gone, as the shell has it for one that SIGPIPE ended."""
 
 
+_PATHS = {
+    errno.ENAMETOOLONG: ("a name is longer than the file system allows", "choose a shorter one"),
+    errno.ENOENT: ("a file or a folder is missing", "bring it back"),
+    errno.ELOOP: ("links lead in a circle", "remove them"),
+}
+
+
 class _Commands(TyperGroup):
-    """The one place where errors become messages and exit codes, whichever command they come from."""
+    """The commands, whose errors become messages and exit codes."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _errors_told():  # of --help and --version, which are answered here
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            with machine_faults_named("stdout"):
-                sys.stdout.flush()
-            return result
-        except BrokenPipeError:
+        with _errors_told():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """The one place where errors become messages and exit codes, whichever command they come from."""
+    try:
+        with _written_out():
+            yield
+    except typer.Exit:
+        raise
+    except (Exception, SystemExit) as error:  # Rich ends the process so, its help text half printed
+        if isinstance(error, BrokenPipeError) or isinstance(error.__cause__ or error.__context__, BrokenPipeError):
             _end_quietly()
-        except FastsslError as error:
-            if isinstance(error.__cause__, BrokenPipeError):
-                _end_quietly()
-            # A dataset is not bad because a disk fails.
-            is_machines = isinstance(error, DataError) and machine_fault(error) is not None
-            _end(machine_error(error) if is_machines else error)
-        except ImportError as error:
-            _end(_unloadable(error))
-        except Exception as error:
-            if machine_fault(error) is not None:
-                _end(machine_error(error))
-            if not isinstance(error, OSError) or error.filename is None:
-                raise
-            _end(_of_another_kind(error))
+        told = _as_ours(error)
+        if told is None:
+            raise
+        _end(told)
+
+
+def _as_ours(error: BaseException) -> FastsslError | None:
+    """The error that tells of it; None for what is no fault of the user, of a dataset or of the machine."""
+    if isinstance(error, FastsslError):
+        # A dataset is not bad because a disk fails.
+        is_machines = isinstance(error, DataError) and machine_fault(error) is not None
+        return machine_error(error) if is_machines else error
+    if isinstance(error, ImportError):
+        return _unloadable(error)
+    if isinstance(error, Exception) and machine_fault(error) is not None:
+        return machine_error(error)
+    if isinstance(error, Exception) and memory_is_short():
+        return machine_error(MemoryError(f"{type(error).__name__}: {error}"))
+    return _in_the_way(error) if isinstance(error, OSError) and error.filename is not None else None
 
 
 app = typer.Typer(
@@ -121,20 +146,32 @@ def _open_standard_files() -> None:
         log.warning("stdout is closed: what the command prints is lost")
 
 
+@contextmanager
+def _written_out() -> Iterator[None]:
+    """All that the block prints is out, or an error says why not; an error of the block itself comes first."""
+    try:
+        yield
+    except typer.Exit:
+        _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    with machine_faults_named("stdout"):
+        sys.stdout.flush()
+
+
 def _end(error: FastsslError) -> NoReturn:
     _drop_stdout()
     _say(f"error: {error}")
     sys.exit(error.exit_code)
 
 
-def _of_another_kind(error: OSError) -> FastsslError:
-    """The error for a folder where a file should be, or a file where a folder should be, or neither."""
-    return DataError(
-        "something of another kind stands in the way",
-        where=os.fsdecode(error.filename),
-        seen=error.strerror,
-        do="move it away, then try again",
-    )
+def _in_the_way(error: OSError) -> FastsslError:
+    """The error for a path that cannot be, as where a folder lies in the place of a file."""
+    what, do = _PATHS.get(error.errno or 0, ("something of another kind stands in the way", "move it away"))
+    return DataError(what, where=os.fsdecode(error.filename), seen=error.strerror, do=f"{do}, then try again")
 
 
 def _unloadable(error: ImportError) -> FastsslError:
@@ -167,7 +204,7 @@ def _drop_stdout() -> None:
 def _say(words: str) -> None:
     # Nothing may be loaded for this: it also tells of files that cannot be opened.
     with suppress(OSError):
-        sys.stderr.write(f"{words}\n")
+        sys.stderr.write(f"{printable(words)}\n")
 
 
 def _say_facts(title: str, facts: Mapping[str, object]) -> None:
@@ -175,7 +212,7 @@ def _say_facts(title: str, facts: Mapping[str, object]) -> None:
     _say(title)
     for name, value in facts.items():
         if isinstance(value, list):
-            shown = "; ".join(str(item) for item in value[:3]) or "none"
+            shown = "; ".join(": ".join(item) if isinstance(item, tuple) else str(item) for item in value[:3]) or "none"
             text = f"{shown} ... ({len(value)})" if len(value) > 3 else shown
         else:
             text = f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
@@ -252,7 +289,8 @@ def shard(
     from fastssl.sources import open_source
 
     opened = open_source(source, layout, subset=subset)
-    parts = {f"{out}/{name}": part for name, part in parse_split(split).items()} if split else {out: (0.0, 1.0)}
+    whole = {out: (0.0, 1.0)}
+    parts = whole if split is None else {f"{out}/{name}": part for name, part in parse_split(split).items()}
     choices: dict[str, Any] = {
         "size": size,
         "samples_per_shard": samples_per_shard,
@@ -406,7 +444,7 @@ def report(run: Run) -> None:
 @app.command()
 def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None:
     """Check every hash, every byte and every sample of a packed dataset; exit code 3 where anything is wrong."""
-    from fastssl.shards.remote import masked
+    from fastssl.addresses import masked
     from fastssl.shards.verify import verify as check
 
     started = time.perf_counter()

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
 
+from fastssl.faults import machine_fault, was_importing
+
 log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -46,14 +48,14 @@ def _forgiving_cache() -> Any:
             try:
                 return super().load_overload(*arguments)
             except Exception as error:  # unpickling what is torn raises nearly anything
-                _tell_once(error)
+                _pass_over(error)
                 return None
 
         def save_overload(self, *arguments: Any) -> None:
             try:
                 super().save_overload(*arguments)
             except Exception as error:  # it begins by reading what is there
-                _tell_once(error)
+                _pass_over(error)
                 self._start_anew()
 
         def _start_anew(self) -> None:
@@ -68,6 +70,13 @@ def _forgiving_cache() -> Any:
 @cache
 def _told() -> list[str]:
     return []
+
+
+def _pass_over(error: Exception) -> None:
+    """Go on without the cache, unless Numba itself could not be loaded: what is left of it fails in other ways."""
+    if machine_fault(error) is not None and was_importing(error):
+        raise error
+    _tell_once(error)
 
 
 def _tell_once(error: Exception) -> None:

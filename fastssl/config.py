@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from fastssl import core_yaml
+from fastssl.addresses import is_remote, local_path, remote_address
 from fastssl.errors import ConfigError, DataError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent
@@ -250,7 +250,7 @@ class TrainConfig(_Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     """So many of the newest checkpoints are kept; an older one is removed when a newer one is complete."""
     keep_every: Annotated[int, Field(ge=0)] = 0
-    """Checkpoints of steps that are multiples of it are kept for good; 0 = none."""
+    """Each so many steps a checkpoint is written that is kept for good; 0 = none."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2
@@ -385,14 +385,14 @@ def dataset_path(text: str) -> str:
     """A dataset's path as it can be used from any folder: absolute, with ``~`` and ``~user`` expanded.
 
     An address such as ``s3://bucket/rooms`` stays; one that begins with ``file://`` becomes the path.
+
+    Raises:
+        UsageError: it is a file of another machine.
     """
-    if text.startswith("file://"):
-        text = text.removeprefix("file://localhost").removeprefix("file://")
-        unescaped = unquote(text, errors="surrogateescape")
-        text = unescaped if _is_there(unescaped) and not _is_there(text) else text
-    elif "://" in text:
-        return text
-    return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111 - pathlib's raises for an unknown user
+    if is_remote(text):
+        return remote_address(text)
+    path = os.path.expanduser(local_path(text))  # noqa: PTH111 - pathlib's raises for an unknown user
+    return str(Path(path).absolute())
 
 
 def _is_there(path: str) -> bool:

@@ -19,10 +19,23 @@ import os
 from os import PathLike
 from typing import ClassVar
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_LONGEST = 1000
+"""Characters of a value that a message shows."""
+
 
 def escaped(text: str) -> str:
-    """A file's name as text that any file and terminal takes: a byte that is not UTF-8 becomes ``\\xe9``."""
+    """A file's name as text that any file takes: a byte that is not UTF-8 becomes ``\\xe9``."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Words as a terminal can show them: neither bytes that are not UTF-8 nor characters that would steer it."""
+    try:
+        text = escaped(text)
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text.translate(_CONTROL)
 
 
 class FastsslError(Exception):
@@ -50,6 +63,8 @@ class FastsslError(Exception):
         self.what, self.where, self.seen, self.expected, self.do = what, where, seen, expected, do
         facts = {"where": where, "seen": seen, "expected": expected, "do": do}
         lines = [f"  {name}: {_shown(value)}" for name, value in facts.items() if value is not None]
+        if where is not None:  # a name may hold a line break, which would begin a line of ours
+            lines[0] = lines[0].replace("\n", "\\n")
         super().__init__("\n".join([_shown(what), *lines]))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -60,10 +75,9 @@ class FastsslError(Exception):
 
 def _shown(value: object) -> str:
     text = str(value)
-    try:
-        return escaped(text)
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
-        return text.encode("utf-8", "backslashreplace").decode()
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+    return printable(text)
 
 
 def _rebuild(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import mmap
 import os
 import re
 import time
@@ -61,6 +62,8 @@ _DO = {
     errno.ENOENT: "let TMPDIR name a folder that can be written to",
 }
 
+_PROBE_BYTES = 1 << 24
+
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial$")
 """End of the temporary name of a file that is being written (`fastssl.files`), which nobody asked for."""
 
@@ -75,15 +78,34 @@ _MEMORY = re.compile(
 
 def machine_fault(error: BaseException) -> OSError | MemoryError | None:
     """The fault of the machine that led to an error; None if the error is about a file's content, or ours."""
+    return next((fault for link in _chain(error) if (fault := _own_fault(link)) is not None), None)
+
+
+def memory_is_short() -> bool:
+    """The system gives no more memory, so that an error of any kind may be due to that, even of the interpreter's."""
+    try:
+        mmap.mmap(-1, _PROBE_BYTES).close()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+def is_gone(error: BaseException) -> bool:
+    """The error is about a path that leads nowhere, or to something of another kind.
+
+    That may be true, or a hiccup of a network file system; only another look can tell.
+    """
+    return any(isinstance(link, OSError) and link.errno in _OF_THE_FILE for link in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what led to it."""
     seen = set[int]()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        fault = _own_fault(link)
-        if fault is not None:
-            return fault
+        yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return None
 
 
 def _own_fault(error: BaseException) -> OSError | MemoryError | None:
@@ -109,7 +131,7 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
     return None
 
 
-def _was_importing(error: BaseException) -> bool:
+def was_importing(error: BaseException) -> bool:
     """A module was being loaded: what is left of it fails in other ways when it is loaded again."""
     link: BaseException | None = error
     while link is not None:
@@ -187,7 +209,7 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
             fault, pause = machine_fault(error), next(pauses, None)
             if fault is None:
                 raise
-            if pause is None or getattr(fault, "errno", None) in _LASTING or _was_importing(error):
+            if pause is None or getattr(fault, "errno", None) in _LASTING or was_importing(error):
                 raise machine_error(error, where=where, do=do) from error
             log.warning("%s: %s; it is tried again", where, machine_error(error).what)
         gc.collect()  # after the handler, which keeps the frames of the failed try alive

@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +42,23 @@ def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading; a pipe would be waited for without an end, and a device may do anything.
+
+    Raises:
+        OSError: there is no such file, it is of another kind, or it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All of a regular file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from fastssl import __version__
+from fastssl.addresses import masked
 from fastssl.charts import Reference, line_chart
 from fastssl.config import Config, read_config
 from fastssl.errors import DataError
 from fastssl.faults import machine_faults_named
-from fastssl.files import complete_or_absent, escaped
-from fastssl.shards.remote import masked
+from fastssl.files import complete_or_absent, escaped, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def _read_run(run: Path) -> _Run:
 
 def _read_metrics(path: Path, torn: list[str]) -> list[dict[str, float]]:
     """The lines that are whole; a last one that is being written is not missed."""
-    complete, _, rest = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    complete, _, rest = read_regular(path).rpartition(b"\n") if path.exists() else (b"", b"", b"")
     metrics, lost = [], int(b"\0" in rest)  # as a power cut leaves what was never written
     for text in complete.splitlines():
         try:
@@ -244,7 +244,7 @@ def _read_metrics(path: Path, torn: list[str]) -> list[dict[str, float]]:
 
 def _read_summary(path: Path, torn: list[str]) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_bytes()) if path.exists() else {}
+        summary = json.loads(read_regular(path)) if path.exists() else {}
     except ValueError:
         torn.append(f"{path.name} is not whole, so nothing that was measured is known")
         return {}
@@ -606,7 +606,7 @@ def _sheet(run: _Run, name: str, alternative: str, caption: str = "") -> str:
     path = run.folder / "samples" / name
     if not path.exists():
         return ""
-    content = path.read_bytes()
+    content = read_regular(path)
     try:
         with Image.open(BytesIO(content)) as image:
             width, height = image.size

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fastssl.errors import DataError
+from fastssl.errors import DataError, printable
 from fastssl.faults import machine_faults_named
-from fastssl.files import complete_or_absent
+from fastssl.files import complete_or_absent, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)
+            text = printable(self.format(record))
             if _stderr().is_terminal:
                 _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
             else:
@@ -164,14 +164,22 @@ class MetricsWriter:
     Lines of steps after `first_step` that an earlier, interrupted process left behind are dropped, so the file reads as
     if the run had never stopped. Events are a copy: where they cannot be written, a warning says so once.
 
+    Args:
+        run: the run folder.
+        first_step: the last step that is made already.
+        logged: the last step of which there should be a line; where there is none, a warning says so.
+
     Raises:
         MachineError: `metrics.jsonl` cannot be written.
         DataError: a line of it has no step.
     """
 
-    def __init__(self, run: Path, first_step: int = 0) -> None:
+    def __init__(self, run: Path, first_step: int = 0, logged: int = 0) -> None:
         self._path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(run) if _step(line, self._path) <= first_step]
+        if logged and not any(line["step"] == logged for line in kept):
+            words = f"{kept[-1]['step']:.0f}" if kept else "none"
+            log.warning("%s lacks lines up to step %d: the last one is %s; the run goes on", self._path, logged, words)
         with machine_faults_named(self._path, do=CONTINUE):
             with complete_or_absent(self._path) as file:
                 file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
@@ -275,7 +283,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     with machine_faults_named(path):
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except FileNotFoundError:
             return []
     *complete, _ = content.split(b"\n")
@@ -311,7 +319,7 @@ def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
 
 def _whole_summary(path: Path) -> dict[str, object]:
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         return {}
     try:

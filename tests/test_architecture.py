@@ -18,7 +18,7 @@ GROUPS = [
     ["loader", "render", "sources"],
     ["shards", "models"],
     ["geometry", "pictures", "charts", "telemetry"],
-    ["batch", "compiled", "config", "core_yaml", "files", "faults", "errors"],
+    ["batch", "compiled", "config", "core_yaml", "files", "addresses", "faults", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [
@@ -29,6 +29,7 @@ LIGHT = [
     "pictures",
     "charts",
     "files",
+    "addresses",
     "batch",
     "config",
     "errors",

@@ -407,3 +407,46 @@ def test_a_home_that_the_shell_leaves_is_found(
     assert fastssl("shard", "~/photos", "~/packed", "--layout=folder", "--size=32")[0] == 0
     assert (tmp_path / "packed" / "manifest.json").exists()
     assert fastssl("verify", "~/packed")[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["shard", "--help"]])
+def test_help_has_the_exit_codes_too(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = command(*words, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+    with Path("/dev/full").open("w") as full:
+        done = command(*words, stdout=full)
+    assert done.returncode == 4
+    assert "the disk is full" in done.stderr
+
+
+def test_a_package_that_cannot_be_read_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise OSError(5, 'Input/output error', 'typer.py')")
+    done = command("--version", env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: fastssl cannot be loaded: [Errno 5] Input/output error")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_without_memory_is_the_machines(tmp_path: Path) -> None:
+    """The interpreter itself fails in any way then; the error that is met is put in for one of its own."""
+    script = (
+        "import resource, fastssl.cli as cli\n"
+        "def fail(*_, **__):\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))\n"
+        "    raise TypeError('cb() takes 2 arguments but 4 were given')\n"
+        "import fastssl.sources; fastssl.sources.open_source = fail\n"
+        f"import sys; sys.argv = ['fastssl', 'shard', {str(tmp_path)!r}, 'out']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "out of memory\n  seen: TypeError: cb() takes 2" in done.stderr
+
+
+def test_a_split_without_parts_is_no_whole(fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, err = fastssl("shard", photos(tmp_path / "photos"), tmp_path / "out", "--layout", "folder", "--split", "")
+    assert code == 2
+    assert "a split cannot be read" in err
+    assert not (tmp_path / "out").exists()

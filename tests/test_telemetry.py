@@ -120,7 +120,7 @@ def test_a_summary_that_cannot_be_read_is_not_replaced(tmp_path: Path, monkeypat
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", broken)
+        patch.setattr(telemetry, "read_regular", broken)
         with pytest.raises(MachineError, match=r"summary\.json"):
             merge_summary(tmp_path, {"steps": 5})
     assert (tmp_path / "summary.json").read_text() == '{"tasks": 1}'
@@ -217,3 +217,16 @@ def test_a_record_is_a_line_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -
         logger.handlers = handlers
         logger.setLevel(level)
     assert terminal.getvalue() == f"{'/a_folder' * 40} is damaged\n"
+
+
+def test_lines_that_should_be_there_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with MetricsWriter(tmp_path) as metrics:
+        for step in (2, 4, 6):
+            metrics.write(step, {"a": 1.0})
+    MetricsWriter(tmp_path, 5, 4).__exit__(None, None, None)
+    assert "lacks" not in caplog.text
+    MetricsWriter(tmp_path, 8, 8).__exit__(None, None, None)
+    assert "metrics.jsonl lacks lines up to step 8: the last one is 4" in caplog.text
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(100))  # as a power cut leaves what was never written
+    MetricsWriter(tmp_path, 8, 8).__exit__(None, None, None)
+    assert "lacks lines up to step 8: the last one is none" in caplog.text

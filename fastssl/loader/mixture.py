@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, count
 from os import PathLike
+from pathlib import Path
 
+from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
@@ -162,10 +164,25 @@ def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
 
     Raises:
         DataError, ShardError: as `ShardSet` and `Mixture`.
+        ConfigError: two of the paths lead to the same folder.
     """
     if not isinstance(weights, Mapping):
         return Mixture([ShardSet(weights)])
+    _check_different(weights)
     return Mixture([ShardSet(path) for path in weights], list(weights.values()))
+
+
+def _check_different(paths: Iterable[str]) -> None:
+    """Refuse two spellings of one folder, whose samples would count twice."""
+    seen: dict[Path, str] = {}
+    for path in paths:
+        if not is_remote(path):
+            folder = local_path(path).resolve()
+            if folder in seen:
+                raise ConfigError(
+                    "a dataset is given twice", where=path, seen=f"the same folder as {seen[folder]}", do="give it once"
+                )
+            seen[folder] = path
 
 
 _DOMAINS: dict[Domain, str] = {"synthetic": "rendered images with labels (synthetic)", "real": "photos (real)"}

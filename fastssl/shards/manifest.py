@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fastssl.errors import DataError
+from fastssl.files import read_regular
 from fastssl.shards.codec import LabelCodec, LabelLayout
 from fastssl.shards.passed import PassedOver
 from fastssl.shards.statistics import Count, Part, Statistics
@@ -211,7 +212,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise _no_manifest(folder) from None
     except OSError as error:
@@ -252,6 +253,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def _no_manifest(folder: Path) -> DataError:
+    if folder.is_file():
+        return DataError("the dataset is a file", where=folder, expected=f"a folder with shards and {MANIFEST}")
     if not folder.is_dir():
         return DataError("there is no such folder", where=folder, expected="a folder of shards")
     if not any(folder.iterdir()):
@@ -262,6 +265,15 @@ def _no_manifest(folder: Path) -> DataError:
             where=folder,
             expected=MANIFEST,
             do="pack the dataset with `fastssl shard`; a packing that was interrupted leaves none",
+        )
+    parts = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    if parts:
+        return DataError(
+            "the folder holds several packed datasets",
+            where=folder,
+            seen=", ".join(parts),
+            expected="the folder of one",
+            do=f"give {folder / parts[0]}, for example",
         )
     return DataError(
         "the folder holds no shards", where=folder, expected=f"shards and {MANIFEST}", do="pack it with `fastssl shard`"

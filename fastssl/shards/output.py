@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from fastssl.errors import UsageError
+from fastssl.addresses import is_remote, local_path, masked, remote_address
+from fastssl.errors import MachineError, UsageError
 from fastssl.faults import machine_error, machine_faults_named
-from fastssl.files import PARTIAL, alone_in, complete_or_absent
+from fastssl.files import PARTIAL, alone_in, complete_or_absent, open_regular, read_regular
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,14 @@ class Output:
 
     @cached_property
     def _local(self) -> Path | None:
-        protocol, separator, path = self.target.partition("://")
-        if not separator:
-            return Path(self.target)
-        return Path(path) if protocol == "file" else None
+        return None if is_remote(self.target) else local_path(self.target)
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
         import fsspec
 
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.target)
+            filesystem, root = fsspec.core.url_to_fs(remote_address(self.target))
         except (ImportError, ValueError) as error:
             raise UsageError(
                 "the output's protocol cannot be used",
@@ -49,6 +48,12 @@ class Output:
                 seen=str(error),
                 do="install the package that it names, or pack into a local folder",
             ) from error
+        if not root.strip("/"):
+            raise UsageError(
+                "the output's address names no place in the store",
+                where=masked(self.target),
+                expected="such as s3://bucket/rooms",
+            )
         return filesystem, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, str]:
@@ -65,7 +70,8 @@ class Output:
                 return sorted(path.name for path in self._local.iterdir())
             filesystem, root = self._remote
             filesystem.invalidate_cache()
-            return sorted(name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(root, detail=False))
+            with self._store_named():
+                return sorted(name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(root, detail=False))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -98,9 +104,10 @@ class Output:
         """All of a file; None if there is none."""
         try:
             if self._local is not None:
-                return (self._local / name).read_bytes()
+                return read_regular(self._local / name)
             filesystem, root = self._remote
-            content: bytes = filesystem.cat_file(f"{root}/{name}")
+            with self._store_named(name):
+                content: bytes = filesystem.cat_file(f"{root}/{name}")
             return content
         except FileNotFoundError:
             return None
@@ -111,9 +118,17 @@ class Output:
             if self._local is not None:
                 return (self._local / name).stat().st_size
             filesystem, root = self._remote
-            return int(filesystem.info(f"{root}/{name}")["size"])
+            with self._store_named(name):
+                return int(filesystem.info(f"{root}/{name}")["size"])
         except FileNotFoundError:
             return None
+
+    def sha256(self, name: str) -> str | None:
+        """Of a local file's bytes; None in a store, of which all would have to be fetched."""
+        if self._local is None:
+            return None
+        with open_regular(self._local / name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
@@ -133,7 +148,8 @@ class Output:
             with tempfile.NamedTemporaryFile(prefix="fastssl-") as spooled:
                 yield spooled.file
                 spooled.flush()
-                filesystem.put_file(spooled.name, f"{root}/{name}")
+                with self._store_named(name):
+                    filesystem.put_file(spooled.name, f"{root}/{name}")
         except OSError as error:
             where, do = f"{self}/{name}", "then continue with --resume"
             raise machine_error(error, "a file cannot be written", where=where, do=do) from error
@@ -145,7 +161,27 @@ class Output:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             return
         filesystem, root = self._remote
-        filesystem.rm(f"{root}/{name}", recursive=True)
+        with self._store_named(name):
+            filesystem.rm(f"{root}/{name}", recursive=True)
+
+    @contextmanager
+    def _store_named(self, name: str = "") -> Iterator[None]:
+        """Errors of the store, which are of its own package, as ours; but for the one about a file that is not there.
+
+        Raises:
+            MachineError: the store does not answer, or refuses.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise MachineError(
+                "the store does not take or give a file",
+                where=masked(f"{self}/{name}".rstrip("/")),
+                seen=masked(str(error)) or type(error).__name__,
+                do="see whether it answers, and whether it knows you (credentials), then continue with --resume",
+            ) from error
 
     def remove_partial(self) -> None:
         """Remove what killed processes left behind under temporary names."""

@@ -140,6 +140,9 @@ def claim(output: Output, plan: Plan, *, resume: bool) -> Manifest | None:
             do="choose another folder, or remove this one",
         )
     if not resume:
+        if MANIFEST not in names:
+            with output.alone():
+                pass  # an error tells of a packing that is still at it
         state = "a packed dataset" if MANIFEST in names else "a packing that was interrupted"
         raise UsageError(
             f"the output folder already holds {state}",
@@ -225,8 +228,8 @@ def _check_same(plan: Plan, before: Plan, output: Output) -> None:
             raise UsageError(
                 "the packing was begun with other settings",
                 where=f"{output}: {name}",
-                seen=there.get(name),
-                expected=wanted.get(name),
+                seen=wanted.get(name),
+                expected=there.get(name),
                 do="continue it with the settings that it was begun with, or choose another folder",
             )
 

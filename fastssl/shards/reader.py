@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastssl.addresses import is_remote, local_path, masked
 from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
 from fastssl.faults import machine_faults_named
+from fastssl.files import open_regular, read_regular
 from fastssl.shards.codec import LabelCodec, decode_labels
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards, unreadable
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, MANIFEST, Manifest, ShardEntry, read_manifest
@@ -29,9 +31,6 @@ from fastssl.shards.remote import (
     RemoteFolder,
     check_size,
     default_cache,
-    is_remote,
-    local_path,
-    masked,
     missing,
 )
 from fastssl.shards.tar import BLOCK, CHECKSUMS
@@ -341,7 +340,7 @@ class LocalFolder:
         """A shard, whatever its size; raises as `read`."""
         place = self.place(shard.name)
         with _errors_named(place):
-            file = place.open("rb")
+            file = open_regular(place)
         with file:
             yield file
 
@@ -354,7 +353,7 @@ class LocalFolder:
             MachineError: the file system does not give it.
         """
         with _errors_named(self.place(name)):
-            return self.place(name).read_bytes()
+            return read_regular(self.place(name))
 
     def check(self, shard: ShardEntry) -> None:
         place = self.place(shard.name)
@@ -372,8 +371,8 @@ class LocalFolder:
         self.check(shard)  # it may have changed since
         place = self.place(shard.name)
         try:
-            with _errors_named(place):
-                return os.open(place, os.O_RDONLY)
+            with _errors_named(place), open_regular(place) as file:
+                return os.dup(file.fileno())
         except FileNotFoundError as error:
             raise missing(place, shard) from error
 

@@ -23,6 +23,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fastssl.addresses import masked, remote_address
 from fastssl.errors import DataError, FastsslError, ShardError, UsageError
 from fastssl.faults import machine_error, machine_fault
 from fastssl.files import PARTIAL
@@ -48,7 +49,6 @@ _FETCHES = 4
 _POLL_S = 0.02
 _LOOK_AGAIN_S = 0.25
 
-_FILE = "file://"
 _LONGER = 1 << 24
 """Bytes more than the manifest says that are still fetched to be looked at."""
 _BOUND = f"bound the cache for remote shards with {BYTES_VARIABLE}, or move it with {FOLDER_VARIABLE}"
@@ -65,9 +65,6 @@ _LOCAL = {
     errno.ESTALE,
 }
 """Errors of this machine, met while something came from a store; those of the net or of a right may be the store's."""
-
-_USER = re.compile(r"(?<=://)[^/?#\s]*@")
-_QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\")]*)\?[^\s'\")]*", re.IGNORECASE)
 
 _NAME = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(tar|(?P<coming>[0-9]+)\.lock)")
 
@@ -288,27 +285,11 @@ def default_cache() -> Cache:
     return Cache(os.environ.get(FOLDER_VARIABLE) or users, int(text))
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """It is an address, as ``s3://bucket/rooms``, and no local path; one of a local file is no other than its path."""
-    text = os.fspath(path)
-    return "://" in text and not text.lower().startswith(_FILE)
-
-
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path as it is, and that of an address as ``file:///data/rooms`` or ``file://localhost/data/rooms``."""
-    text = os.fspath(path)
-    return Path(text[len(_FILE) :].removeprefix("localhost") if text.lower().startswith(_FILE) else text)
-
-
-def masked(text: str) -> str:
-    """Words in which no address shows a password or what signs it: neither ``user:password@`` nor ``?...``."""
-    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
-
-
 class RemoteFiles:
     """The files of a packed dataset in a store that fsspec knows."""
 
     def __init__(self, url: str) -> None:
+        url = remote_address(url)
         self._url, self._query = url, ""
         if url.startswith(("http://", "https://")):  # elsewhere a question mark may be part of a name
             self._url, mark, query = url.partition("?")

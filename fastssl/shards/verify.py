@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
@@ -42,7 +43,7 @@ from fastssl.shards.proof import (
     unusable,
 )
 from fastssl.shards.reader import LocalFolder
-from fastssl.shards.remote import RemoteFiles, is_remote, local_path
+from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.workers import in_order
 

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -30,11 +31,15 @@ from fastssl.faults import machine_error
 T = TypeVar("T")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 28
 _NO_GUARD = 78
 """Exit code of a worker that would have run its script's calls again."""
+_ANSWER_S = 10
+"""For a Ray cluster's port to be reached."""
 
 
 def in_order(
@@ -208,15 +213,28 @@ def _apply(work: Callable[[T], R], task: T) -> R:
 
 
 def _cluster(address: str) -> Any:
+    _check_answer(address)
     try:
         import ray
     except ImportError as error:
         raise UsageError("Ray is not installed", do="pip install 'fastssl[ray]'") from error
+    log.info("joining the Ray cluster %s", address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError("no Ray cluster answers", where=address, seen=str(error)) from error
     return ray
+
+
+def _check_answer(address: str) -> None:
+    """Try to reach the address for some seconds; Ray itself would try for a quarter of an hour."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if not (separator and port.isdecimal()):
+        return  # Ray has words of its own for the cluster, such as auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError("no Ray cluster answers", where=address, seen=str(error)) from error
 
 
 def _result(ray: Any, reference: Any) -> Any:

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
@@ -25,7 +26,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
-from fastssl.faults import machine_faults_named, patiently
+from fastssl.faults import is_gone, machine_faults_named, patiently
 from fastssl.files import escaped
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _MERGED_AT_ONCE = 256
 """Statistics of samples; so many are kept."""
+_PAUSE_S = 0.1
+"""Before a listed file that is not there is looked for once more."""
 _CONTINUE = "then continue with --resume"
 
 
@@ -201,8 +204,16 @@ class _Packing:
                 where=f"{self.source.path}: {references[0]} to {references[-1]}",
                 do="pack it into another folder, from the beginning",
             )
-        entry = record.entry
-        return record if entry is None or self.output.size(entry.name) == entry.bytes else None
+        return record if record.entry is None or self._is_whole(record.entry) else None
+
+    def _is_whole(self, entry: ShardEntry) -> bool:
+        if self.output.size(entry.name) != entry.bytes:
+            return False
+        sha256 = self.output.sha256(entry.name)
+        if sha256 in (None, entry.sha256):
+            return True
+        log.warning("%s/%s is damaged; it is packed again", self.output, entry.name)
+        return False
 
     def _write_archive(
         self, name: str, first: tuple[str, Members], rest: Iterator[tuple[str, Members]], packed: _Shard
@@ -249,7 +260,14 @@ class _Packing:
             record = self.source.read(reference)
             return record.key, *self.encoder.members(record, reference)
 
-        return patiently(encoded, where=f"{self.source.path}/{reference}", do=_CONTINUE)
+        where = f"{self.source.path}/{reference}"
+        try:
+            return patiently(encoded, where=where, do=_CONTINUE)
+        except DataError as error:
+            if not is_gone(error):
+                raise
+        time.sleep(_PAUSE_S)
+        return patiently(encoded, where=where, do=_CONTINUE)
 
 
 class _Shard:

@@ -11,6 +11,7 @@ appears beside the classes changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
 from fastssl.sources.listing import holds_image, sorted_images, sorted_names, top_names
 from fastssl.sources.opening import checked_subset
+
+log = logging.getLogger(__name__)
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -232,6 +235,13 @@ def _numbers(names: list[str]) -> dict[str, int]:
     ordered = sorted(set(names))
     numbers = [int(name) for name in ordered if re.fullmatch(r"[0-9]{1,9}", name)]
     if len(set(numbers)) != len(ordered):
+        if numbers:
+            log.warning(
+                "%d of %d folders of classes have numbers for names, and not all of them different ones below 10^9: "
+                "so the classes are numbered from 0 in the order of their names, as the manifest says",
+                len(numbers),
+                len(ordered),
+            )
         numbers = list(range(len(ordered)))
     return dict(zip(ordered, numbers, strict=True))
 

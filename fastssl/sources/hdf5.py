@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.errors import DataError
+from fastssl.files import open_regular
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
+        open_regular(path).close()  # h5py would wait for a pipe
         # Files are only read, and network file systems often refuse locks.
         with h5py.File(path, "r", locking=False) as file:
             yield file

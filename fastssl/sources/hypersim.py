@@ -58,13 +58,14 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.files import open_regular
 from fastssl.shards import Domain, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.hdf5 import open_hdf5
 from fastssl.sources.keys import key_of, reference_parts
 from fastssl.sources.listing import matching_names
 from fastssl.sources.opening import checked_subset, first_reference, whole_path
-from fastssl.sources.regular import is_regular, open_regular
+from fastssl.sources.regular import is_regular
 
 CAMERAS = "metadata_camera_parameters.csv"
 SPLIT = "metadata_images_split_scene_v1.csv"

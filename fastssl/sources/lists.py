@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastssl.sources.regular import open_regular
+from fastssl.files import open_regular
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

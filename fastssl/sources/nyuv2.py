@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
 from fastssl.shards import Domain, PassedOver
 from fastssl.sources import census
@@ -199,7 +200,7 @@ def _split(path: Path, name: str) -> tuple[int, ...]:
     from scipy.io import loadmat
 
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError as error:
         raise DataError("the file of the splits is missing", where=path, do="copy splits.mat there") from error
     except OSError as error:

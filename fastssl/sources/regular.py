@@ -54,17 +54,6 @@ def open_file(path: Path, what: str) -> BinaryIO:
     )
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open for reading, for those who have words of their own for what goes wrong.
-
-    Raises:
-        OSError: there is no such file, it is of another kind, or it cannot be opened.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.ENXIO, "not a regular file", str(path))
-    return path.open("rb")
-
-
 def is_regular(path: Path) -> bool:
     """The path leads to a regular file.
 

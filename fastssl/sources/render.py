@@ -27,12 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
-from fastssl.files import complete_or_absent
+from fastssl.files import complete_or_absent, open_regular
 from fastssl.shards import Domain, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import read_plane
 from fastssl.sources.opening import checked_subset
-from fastssl.sources.regular import is_folder, is_regular, open_regular
+from fastssl.sources.regular import is_folder, is_regular
 
 RUN = "render.json"
 PLANES = ("rgb", "depth", "normal", "instance")

@@ -41,6 +41,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
 from fastssl.shards import Domain, PassedOver
 from fastssl.sources import census
@@ -184,7 +185,7 @@ def _read_array(path: Path, dtype: DTypeLike) -> NDArray[Any]:
         DataError: it is missing, damaged, or of another type or shape.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError as error:
         raise DataError("a label plane is missing", where=path) from error
     except OSError as error:

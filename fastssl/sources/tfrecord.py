@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.errors import DataError
-from fastssl.sources.regular import open_regular
+from fastssl.files import open_regular
 
 _HEADER, _CHECKSUM = 12, 4
 

@@ -40,6 +40,7 @@ import numpy as np
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
+from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
 from fastssl.shards import Domain, PassedOver
 from fastssl.sources import census
@@ -182,7 +183,7 @@ def _variations(path: Path) -> Iterator[str]:
 def _intrinsics(path: Path, frame: int, camera: int, size: tuple[int, int]) -> Intrinsics:
     """The line of a frame and camera, or what all lines of the dataset say if there is no such file."""
     try:
-        lines = path.read_text("ascii").splitlines()[1:]
+        lines = read_regular(path).decode("ascii").splitlines()[1:]
         numbers = next(line.split()[2:] for line in lines if line.split()[:2] == [str(frame), str(camera)])
         fx, fy, cx, cy = (float(number) for number in numbers)
         if not (0 < fx < np.inf and 0 < fy < np.inf and np.isfinite([cx, cy]).all()):

@@ -10,12 +10,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from fastssl.addresses import masked
 from fastssl.config import Config, plain, read_config
 from fastssl.errors import CheckpointError, DataError, FastsslError
 from fastssl.faults import machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent
 from fastssl.models import Networks, build_networks
-from fastssl.shards.remote import masked
 from fastssl.telemetry import CONTINUE
 
 T = TypeVar("T")

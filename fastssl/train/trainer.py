@@ -55,7 +55,8 @@ class Trainer:
         """
         settings = self.config.train
         meter = _Meter(self.step.device, first_step)
-        with MetricsWriter(self.run, first_step) as metrics:
+        logged = first_step - first_step % settings.log_every
+        with MetricsWriter(self.run, first_step, logged) as metrics:
             for number in range(first_step + 1, self.total_steps + 1):
                 self.step.set_lr_factor(lr_factor(self.config.optim, number - 1, self.total_steps))
                 started = time.perf_counter()
@@ -64,7 +65,7 @@ class Trainer:
                 meter.add(self.step(batch, photos), number, len(batch.keys))
 
                 last = number == self.total_steps
-                checkpoint_due = last or number % settings.checkpoint_every == 0
+                checkpoint_due = last or _is_due(number, settings.checkpoint_every, settings.keep_every)
                 if number % settings.log_every == 0 or checkpoint_due:
                     values = meter.read()
                     values["lr"] = self.step.task_optimizer.param_groups[0]["lr"]
@@ -86,6 +87,10 @@ class Trainer:
     def _gpu(self) -> dict[str, float]:
         device = self.step.device
         return gpu_readings(device.index or 0) if device.type == "cuda" else {}
+
+
+def _is_due(number: int, *every: int) -> bool:
+    return any(step and number % step == 0 for step in every)
 
 
 def lr_factor(optim: OptimConfig, steps_done: int, total_steps: int) -> float:

@@ -122,3 +122,10 @@ def test_a_dataset_of_the_wrong_domain_is_refused(coded_synthetic: Path, coded_r
         open_domain({str(coded_real): 1.0}, "synthetic")
     with pytest.raises(DataError, match=rf"wrong domain\n  where: {coded_synthetic}\n  seen: rendered"):
         open_domain(coded_synthetic, "real")
+
+
+def test_one_folder_by_two_spellings_is_refused(coded_synthetic: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(coded_synthetic)
+    for other in (str(tmp_path / "link"), f"file://{coded_synthetic}", f"{coded_synthetic}/../{coded_synthetic.name}"):
+        with pytest.raises(ConfigError, match="given twice"):
+            open_mixture({str(coded_synthetic): 1.0, other: 1.0})

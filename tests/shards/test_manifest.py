@@ -86,5 +86,13 @@ def test_a_folder_that_is_no_dataset_is_refused_for_its_reason(tmp_path: Path) -
     (tmp_path / "000000.tar").touch()
     with pytest.raises(DataError, match=r"no manifest(.|\n)*`fastssl shard`"):
         read_manifest(tmp_path)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="the dataset is a file"):
         read_manifest(tmp_path / "photo.jpg")
+
+
+def test_a_folder_of_several_datasets_names_them(rooms: Path, tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / "split" / name).mkdir(parents=True)
+        (tmp_path / "split" / name / "manifest.json").write_bytes((rooms / "manifest.json").read_bytes())
+    with pytest.raises(DataError, match=r"several packed datasets\n.*\n  seen: train, val\n"):
+        read_manifest(tmp_path / "split")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from analytic_rooms import RoomSource
 
-from fastssl.errors import DeviceError, UsageError
+from fastssl.errors import DeviceError, MachineError, UsageError
 from fastssl.shards import pack
 from fastssl.shards.output import Output
 
@@ -78,3 +78,23 @@ def test_a_store_that_does_not_take_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("a file where a folder should be")
     with pytest.raises(DeviceError, match="cannot be written"), Output(str(tmp_path / "x")).write("y"):
         pass
+
+
+def test_an_address_without_a_bucket_is_refused() -> None:
+    with pytest.raises(UsageError, match="names no place"):
+        Output("s3://").names()
+
+
+def test_a_store_that_does_not_know_us_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Errors of botocore are no `OSError`."""
+    filesystem = pytest.importorskip("s3fs").S3FileSystem
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    filesystem.clear_instance_cache()
+    try:
+        with pytest.raises(MachineError, match=f"where: {bucket}/y\n  seen: Unable to locate credentials"):
+            pack(RoomSource(tmp_path, 7), f"{bucket}/y", size=16)
+    finally:
+        filesystem.clear_instance_cache()

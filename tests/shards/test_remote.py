@@ -28,6 +28,7 @@ import pytest
 from analytic_rooms import RoomSource
 from faulty_store import FaultyStore, digests
 
+from fastssl.addresses import masked
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError, UsageError
 from fastssl.shards import (
     JPEG,
@@ -42,7 +43,7 @@ from fastssl.shards import (
     read_samples,
     remote,
 )
-from fastssl.shards.remote import Cache, RemoteFiles, default_cache, masked
+from fastssl.shards.remote import Cache, RemoteFiles, default_cache
 
 ROOM = 10**9
 SLOW = {"silent", "stall", "trickle"}

@@ -16,7 +16,9 @@ import pytest
 from analytic_rooms import RoomSource
 from PIL import Image
 
+from fastssl.batch import Record
 from fastssl.errors import DataError, UsageError
+from fastssl.files import alone_in
 from fastssl.shards import pack, read_manifest
 
 COUNT = 60
@@ -181,3 +183,60 @@ def test_an_interrupt_can_be_continued(undisturbed: str, tmp_path: Path, workers
     assert not list(out.rglob("*.partial"))
     packing.finish(packing.start(out, COUNT, workers, height=480))
     assert packing.digest(out) == undisturbed
+
+
+def test_a_finished_shard_that_was_damaged_is_packed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    content = bytearray((out / "000001.tar").read_bytes())
+    content[2000] ^= 1
+    (out / "000001.tar").write_bytes(content)
+    pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
+    assert "000001.tar is damaged" in caplog.text
+    pack(RoomSource(tmp_path, 7), tmp_path / "whole", size=32, samples_per_shard=3)
+    assert packing.digest(out) == packing.digest(tmp_path / "whole")
+
+
+def test_other_settings_are_told_the_right_way_round(tmp_path: Path) -> None:
+    out = tmp_path / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    with pytest.raises(UsageError) as told:
+        pack(RoomSource(tmp_path, 7), out, size=48, samples_per_shard=3, resume=True)
+    assert (told.value.seen, told.value.expected) == (48, 32)
+
+
+def test_a_packing_that_is_still_at_it_is_told_from_one_that_was_interrupted(tmp_path: Path) -> None:
+    out = tmp_path / "rooms"
+    with pytest.raises(RuntimeError, match="bug"):
+        pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
+    with pytest.raises(UsageError, match="interrupted"):
+        pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3)
+    with alone_in(out, "packing"), pytest.raises(UsageError, match="another packing works on the folder right now"):
+        pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3)
+
+
+def test_a_pipe_in_the_place_of_the_plan_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "rooms" / ".packing").mkdir(parents=True)
+    os.mkfifo(tmp_path / "rooms" / ".packing" / "plan.json")
+    with pytest.raises(OSError, match="not a regular file"):
+        pack(RoomSource(tmp_path, 7), tmp_path / "rooms", size=32, resume=True)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_gone_for_a_moment_is_looked_for_again(tmp_path: Path, times: int) -> None:
+    """Once is a hiccup of a network file system; a file that stays away is missing."""
+    calls = 0
+
+    class Forgetful(RoomSource):
+        def read(self, reference: str) -> Record:
+            nonlocal calls
+            is_first = reference == next(iter(self.references()))
+            calls += is_first
+            if is_first and calls <= times:
+                raise DataError("a file is missing", where=reference) from FileNotFoundError(2, "No such file")
+            return super().read(reference)
+
+    manifest = pack(Forgetful(tmp_path, 3), tmp_path / "out", size=32)
+    assert (manifest.samples, manifest.quarantined) == ((3, 0) if times == 1 else (2, 1))

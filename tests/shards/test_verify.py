@@ -805,3 +805,17 @@ def test_a_fault_reads_as_a_sentence() -> None:
     fault = Fault(file="000001.tar", key="a", member="jpg", span=(512, 600), what="it is damaged", seen=3, expected=0)
     assert str(fault) == "000001.tar, a.jpg, bytes 512 to 599: it is damaged (seen 3, expected 0)"
     assert str(Fault(file="000001.idx", span=(7, 8), what="it is damaged")) == "000001.idx, byte 7: it is damaged"
+
+
+@pytest.mark.parametrize("name", ["000000.tar", "000000.idx", "000000.crc", "quarantine.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    assert any(fault.file == name and "cannot be read" in fault.what for fault in faults(copy))
+
+
+def test_a_pipe_in_the_place_of_the_manifest_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    os.mkfifo(copy / "manifest.json")
+    with pytest.raises(DataError, match="the manifest cannot be read"):
+        verify(copy)

@@ -200,3 +200,9 @@ def test_a_tree_packs_with_its_classes_and_licence(tmp_path: Path) -> None:
     samples = list(read_samples(tmp_path / "out"))
     assert [(sample.key, sample.label) for sample in samples] == [("3__a", 3), ("5__b", 5)]
     assert np.abs(samples[0].image.astype(int) - [255, 0, 0]).max() < 8
+
+
+def test_numbers_that_cannot_be_kept_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_photos(tmp_path, "1/a.png", "01/a.png", "5/a.png")
+    assert ClassesSource(tmp_path).classes == {"01": 0, "1": 1, "5": 2}
+    assert "3 of 3 folders of classes have numbers for names" in caplog.text

@@ -8,8 +8,9 @@ import pytest
 
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
+from fastssl.files import open_regular
 from fastssl.sources.lists import numbered_lines
-from fastssl.sources.regular import is_folder, is_regular, open_regular
+from fastssl.sources.regular import is_folder, is_regular
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,16 @@ def test_non_finite_loss_names_task_and_step(coded_synthetic: Path, coded_real: 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_checkpoints_that_are_kept_have_a_rhythm_of_their_own(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    rhythm = ("train.checkpoint_every=5", "train.keep_every=3", "train.keep_checkpoints=1")
+    start_run(settings(coded_synthetic, coded_real, "train.steps=8", *rhythm), tmp_path, quiet)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        f"step_{step:08d}.pt" for step in (3, 6, 8)
+    ]
+
+
 def test_learning_rate_drops() -> None:
     optim = load_config("paper").optim
     factors = [lr_factor(optim, step, 100) for step in (0, 59, 60, 89, 90, 99)]
