@@ -477,14 +477,14 @@ def test_a_report_that_cannot_be_written_is_the_machine_s_fault(
 def test_a_file_that_the_machine_does_not_give_is_not_called_torn(
     run: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    true = Path.read_bytes
+    true = Path.open
 
-    def fails(path: Path) -> bytes:
+    def fails(path: Path, *arguments: Any, **options: Any) -> Any:
         if path == run / name:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return true(path)
+        return true(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", fails)
+    monkeypatch.setattr(Path, "open", fails)
     with pytest.raises(MachineError, match=re.escape(name)):
         write_report(run)
 

@@ -189,20 +189,15 @@ def test_a_fault_of_the_machine_is_named_as_that(
     suffix = {"manifest": ".json", "index": ".idx", "checksums": ".crc"}.get(call, ".tar")
     shards = ShardSet(copy)
 
-    def failing(name: str, owner: Any) -> None:
-        true = getattr(owner, name)
+    name = "stat" if call == "stat" else "open"
+    true = getattr(Path, name)
 
-        def call(path: Any, *arguments: Any, **options: Any) -> Any:
-            if str(path).endswith(suffix):
-                raise OSError(number, os.strerror(number), str(path))
-            return true(path, *arguments, **options)
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(suffix):
+            raise OSError(number, os.strerror(number), str(path))
+        return true(path, *arguments, **options)
 
-        monkeypatch.setattr(owner, name, call)
-
-    if call == "open":
-        failing("open", os)
-    else:
-        failing("stat" if call == "stat" else "read_bytes", Path)
+    monkeypatch.setattr(Path, name, failing)
     calls = {"open": lambda: shards.key(0), "checksums": lambda: shards.checksum(0, JPEG)}
     with pytest.raises(MachineError) as caught:
         calls.get(call, lambda: ShardSet(copy))()
