@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from fastssl.faults import machine_fault, was_importing
+from fastssl.faults import was_importing
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,11 @@ def _told() -> list[str]:
 
 
 def _pass_over(error: Exception) -> None:
-    """Go on without the cache, unless Numba itself could not be loaded: what is left of it fails in other ways."""
-    if machine_fault(error) is not None and was_importing(error):
+    """Go on without the cache, unless Numba itself could not be loaded: what is left of it fails in other ways.
+
+    A module that does not exist is what a torn file names.
+    """
+    if was_importing(error) and not isinstance(error, ModuleNotFoundError):
         raise error
     _tell_once(error)
 

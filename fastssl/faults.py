@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
+from traceback import walk_tb
 from typing import TypeVar
 
 from fastssl.errors import FastsslError, MachineError
@@ -126,22 +127,22 @@ def _own_fault(error: BaseException) -> OSError | MemoryError | None:
     if _MEMORY.search(words):
         return OSError(errno.ENOMEM, words.splitlines()[0])
     if isinstance(error, ImportError | RuntimeError):  # of the loader of shared libraries, which has only words
-        told = {number for number in _WORDS.keys() - _OF_THE_FILE if f"file: {os.strerror(number)}" in words}
+        told = {number for number in _WORDS.keys() - _OF_THE_FILE if f": {os.strerror(number)}" in words}
         return OSError(min(told), os.strerror(min(told))) if told else None
     return None
 
 
 def was_importing(error: BaseException) -> bool:
     """A module was being loaded: what is left of it fails in other ways when it is loaded again."""
-    link: BaseException | None = error
-    while link is not None:
-        trace = link.__traceback__
-        while trace is not None:
-            if "importlib._bootstrap" in trace.tb_frame.f_code.co_filename:
-                return True
-            trace = trace.tb_next
-        link = link.__cause__ or link.__context__
-    return False
+    return any(isinstance(link, ImportError) or _is_in_a_module(link) for link in _chain(error))
+
+
+def _is_in_a_module(error: BaseException) -> bool:
+    """The error was raised below the import system, or below the code of a module that it ran."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return any("importlib._bootstrap" in frame.f_code.co_filename for frame in frames) or any(
+        frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__" for frame in frames
+    )
 
 
 def machine_error(

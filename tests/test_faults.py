@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -16,7 +18,7 @@ from PIL import Image
 
 from fastssl import faults
 from fastssl.errors import DataError, MachineError
-from fastssl.faults import machine_error, machine_fault, machine_faults_named, patiently
+from fastssl.faults import machine_error, machine_fault, machine_faults_named, patiently, was_importing
 
 
 def caused_by(error: Exception) -> Exception:
@@ -146,3 +148,23 @@ def test_other_errors_are_handed_on_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyError("ours")
     with pytest.raises(MachineError, match=r"the disk is full\n  where: x"), machine_faults_named("x"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("raise OSError(116, 'Stale file handle')", True),
+        ("raise ImportError('libx.so: cannot read file data: Stale file handle')", True),
+        ("def fail():\n    raise OSError(116, 'Stale file handle')", False),
+    ],
+)
+def test_a_module_half_loaded_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, expected: bool
+) -> None:
+    (tmp_path / "half_loaded.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "half_loaded", raising=False)
+    with pytest.raises((OSError, ImportError)) as caught:
+        importlib.import_module("half_loaded").fail()
+    assert was_importing(caught.value) == expected
+    assert machine_fault(caught.value) is not None
