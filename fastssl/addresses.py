@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from fastssl.errors import UsageError
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_LOCAL = ("file", "local")
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\")]*)\?[^\s'\")]*", re.IGNORECASE)
 
@@ -17,7 +18,7 @@ _QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\")]*)\?[^\s'\")]*", re.IGNOREC
 def is_remote(address: str | os.PathLike[str]) -> bool:
     """It is of a store, as ``s3://bucket/rooms``, and no local path; ``file://...`` is another way to write a path."""
     match = _SCHEME.fullmatch(os.fspath(address))
-    return match is not None and match["scheme"].lower() != "file"
+    return match is not None and match["scheme"].lower() not in _LOCAL
 
 
 def remote_address(address: str | os.PathLike[str]) -> str:
@@ -27,16 +28,18 @@ def remote_address(address: str | os.PathLike[str]) -> str:
 
 
 def local_path(address: str | os.PathLike[str]) -> Path:
-    """A path as it is, and that of ``file:///data/rooms`` or ``file://localhost/data/rooms``.
+    """A path as it is, and that of ``file:///data/rooms``, ``file://localhost/data/rooms`` or ``file:/data/rooms``.
 
     What is escaped by percent signs is meant so, unless there is a file whose name has these very signs.
 
     Raises:
-        UsageError: it is a file of another machine.
+        UsageError: it is a file of another machine, or names none.
     """
     text = os.fspath(address)
+    if text.lower().startswith("file:/") and not text.lower().startswith("file://"):
+        text = f"file://{text[len('file:') :]}"
     match = _SCHEME.fullmatch(text)
-    if match is None or match["scheme"].lower() != "file":
+    if match is None or match["scheme"].lower() not in _LOCAL:
         return Path(text)
     host, separator, rest = match["rest"].partition("/")
     if host.lower() not in ("", "localhost"):
@@ -47,8 +50,12 @@ def local_path(address: str | os.PathLike[str]) -> Path:
             expected="file:///PATH",
             do="give the path at which it is mounted here",
         )
-    path = Path(separator + rest)
-    return path if "%" not in rest or os.path.lexists(path) else Path(unquote(str(path), errors="surrogateescape"))
+    path = separator + rest
+    if "%" in path and not os.path.lexists(path):
+        path = unquote(path, errors="surrogateescape")
+    if not path or "\0" in path:
+        raise UsageError("an address names no file", where=text, expected="file:///PATH")
+    return Path(path)
 
 
 def masked(text: str) -> str:

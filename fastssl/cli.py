@@ -22,8 +22,9 @@ import typer
 from typer.core import TyperGroup
 
 from fastssl import __version__
+from fastssl.addresses import local_path
 from fastssl.config import dataset_weights, load_config
-from fastssl.errors import DataError, FastsslError, MachineError, UsageError, printable
+from fastssl.errors import DataError, FastsslError, MachineError, UsageError, one_line, printable
 from fastssl.faults import machine_error, machine_fault, machine_faults_named, memory_is_short
 from fastssl.telemetry import log_to_stderr, progress_bar
 
@@ -102,7 +103,7 @@ app.add_typer(benchmarks, name="bench")
 
 
 def _path(text: str) -> Path:
-    return Path(_home(text))
+    return local_path(_home(text))
 
 
 def _home(text: str) -> str:
@@ -346,7 +347,7 @@ def _say_packed(target: str, facts: dict[str, Any]) -> None:
     _say_facts(target, {**facts, "passed_over": sum(entry["count"] for entry in passed.values())})
     for reason, entry in passed.items():
         more = ", ..." if entry["count"] > len(entry["first"]) else ""
-        _say(f"    {entry['count']:,} {reason}: {', '.join(entry['first'])}{more}")
+        _say(f"    {entry['count']:,} {one_line(reason)}: {one_line(', '.join(entry['first']))}{more}")
 
 
 def _plain(passed_over: Mapping[str, PassedOver]) -> dict[str, dict[str, Any]]:
@@ -387,7 +388,7 @@ def train(
             resume_run(out, advance)
         else:
             start_run(resolved, out, advance)
-    _say(f"the run is in {out}")
+    _say(f"the run is in {one_line(str(out))}")
 
 
 def _training_settings(
@@ -438,7 +439,7 @@ def report(run: Run) -> None:
 
     path = write_report(run)
     _print(summary_table(run))
-    _say(f"the report is {path}")
+    _say(f"the report is {one_line(str(path))}")
 
 
 @app.command()
@@ -463,10 +464,10 @@ def verify(data: Dataset, workers: Workers = 1, as_json: AsJson = False) -> None
         listed = [asdict(fault) for fault in found.faults]
         _print_json({**facts, "listed": listed, "unlisted": found.unlisted, "names_checked": found.names_checked})
     else:
-        lines = [str(fault) for fault in found.faults]
+        lines = [one_line(str(fault)) for fault in found.faults]
         lines += [f"{file}: {count:,} more faults" for file, count in found.unlisted.items()]
         _print("".join(f"{line}\n" for line in lines))
-    _say_facts(masked(data), facts)
+    _say_facts(one_line(masked(data)), facts)
     if not found.names_checked:
         _say("the store does not list its files, so files that the manifest does not promise were not looked for")
     if found.num_faults:
@@ -493,7 +494,7 @@ def show(
         _print_json({"pictures": [str(path) for path in shown.pictures], "samples": [asdict(s) for s in shown.samples]})
     elif key is not None:
         _print("".join(f"{line}\n" for line in [key, *shown.samples[0].lines()]))
-    _say(f"drawn: {', '.join(str(path) for path in shown.pictures)}")
+    _say(f"drawn: {one_line(', '.join(str(path) for path in shown.pictures))}")
 
 
 @benchmarks.command("load")

@@ -471,12 +471,20 @@ def plain(config: Config) -> dict[str, Any]:
     return values
 
 
+_MOST_BYTES = 1 << 20
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     with machine_faults_named(path):
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:  # perhaps a pipe, as of a shell's <(...)
+                content = file.read(_MOST_BYTES + 1)
         except OSError as error:
             raise ConfigError("the configuration file cannot be read", where=path, seen=error.strerror) from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(
+            "the configuration file is too large to be one", where=path, expected=f"at most {_MOST_BYTES:,} bytes"
+        )
     try:
         values = core_yaml.parse(content)
     except core_yaml.CoreYamlError as error:

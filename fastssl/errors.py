@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def one_line(text: str) -> str:
+    """`printable` words without line breaks, so that a name cannot begin a line."""
+    return printable(text).replace("\n", "\\n")
+
+
 class FastsslError(Exception):
     """Base of everything that `fastssl` raises on purpose.
 

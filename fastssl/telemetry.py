@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fastssl.errors import DataError, printable
+from fastssl.errors import DataError, one_line
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, read_regular
 
@@ -44,7 +44,7 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = printable(self.format(record))
+            text = one_line(self.format(record).replace("\n  ", ", "))  # an error's own lines begin with two blanks
             if _stderr().is_terminal:
                 _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
             else:

@@ -22,6 +22,10 @@ from fastssl.errors import UsageError
         ("file://LocalHost/data/rooms", "/data/rooms"),
         ("file:///data/with%20blank", "/data/with blank"),
         ("/data/100%25", "/data/100%25"),
+        ("file:/data/rooms", "/data/rooms"),
+        ("File:/data/rooms", "/data/rooms"),
+        ("local:///data/rooms", "/data/rooms"),
+        ("file:rooms", "file:rooms"),
         ("1 of://2", "1 of:/2"),
     ],
 )
@@ -46,3 +50,9 @@ def test_a_scheme_may_be_written_in_capitals() -> None:
     for address in ("S3://Bucket/Rooms", "s3://Bucket/Rooms"):
         assert is_remote(address)
         assert remote_address(address) == dataset_path(address) == "s3://Bucket/Rooms"
+
+
+@pytest.mark.parametrize("address", ["file://", "file:///%00", "FILE://localhost"])
+def test_an_address_that_names_no_file_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="names no file"):
+        local_path(address)

@@ -450,3 +450,13 @@ def test_a_split_without_parts_is_no_whole(fastssl: Callable[..., tuple[int, str
     assert code == 2
     assert "a split cannot be read" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_cannot_forge_a_line_of_what_verify_prints(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "rooms")
+    (tmp_path / "rooms" / "x\x1b[31m\nerror: fake.tar").touch()
+    code, out, _ = fastssl("verify", tmp_path / "rooms")
+    assert code == 3
+    assert out == "x\\x1b[31m\\nerror: fake.tar: the manifest promises no such file\n"

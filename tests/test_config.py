@@ -419,3 +419,8 @@ def test_a_machine_that_cannot_say_if_a_path_exists_is_no_answer(monkeypatch: py
     monkeypatch.setattr(Path, "stat", stale)
     with pytest.raises(MachineError, match="/data/size=256"):
         dataset_weights(["/data/size=256"])
+
+
+def test_a_file_without_an_end_is_no_configuration() -> None:
+    with pytest.raises(ConfigError, match="too large"):
+        load_config(file=Path("/dev/zero"))

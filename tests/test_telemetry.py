@@ -219,6 +219,12 @@ def test_a_record_is_a_line_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -
     assert terminal.getvalue() == f"{'/a_folder' * 40} is damaged\n"
 
 
+def test_a_name_cannot_forge_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    logging.getLogger("fastssl").warning("%s is bad: %s", "a\nerror: fake\x1b[2J", DataError("torn", where="x", seen=1))
+    assert capsys.readouterr().err == "warning: a\\nerror: fake\\x1b[2J is bad: torn, where: x, seen: 1\n"
+
+
 def test_lines_that_should_be_there_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with MetricsWriter(tmp_path) as metrics:
         for step in (2, 4, 6):

@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from fastssl.errors import ShardError
+from fastssl.errors import DataError, ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
 from fastssl.shards import JPEG, LabelLayout, Room, StoredSample, inflate
@@ -62,8 +62,16 @@ class Damage:
 
     def _sound(self, index: int, room: Room) -> tuple[int, StoredSample]:
         while True:
+            first = index
             while index in self.found:
                 index = self._samples.next(index)
+                if index == first:
+                    raise ShardError(
+                        "every sample of the dataset is damaged, the last one found so for this",
+                        where=self._samples.place(index),
+                        seen=self.found[index],
+                        do="look at the dataset with fastssl verify",
+                    )
             try:
                 return index, self._glance(index, room)
             except ShardError as error:
@@ -93,10 +101,16 @@ class Damage:
         self._check_size(_jpeg_size(stream))
         for name, content in sample.members.items():
             if name in self._checked:
-                seen, expected = deflate.crc32(content.data), self._samples.checksum(index, name)
+                seen, expected = deflate.crc32(content.data), self._checksum(index, name)
                 if seen != expected:
                     raise ShardError(f"{name} is not as it was packed", seen=f"{seen:08x}", expected=f"{expected:08x}")
         return sample
+
+    def _checksum(self, index: int, name: str) -> int:
+        try:
+            return self._samples.checksum(index, name)
+        except ShardError as error:  # of the file beside the shard: no sample is to blame for it
+            raise DataError(error.what, where=error.where, seen=error.seen, expected=error.expected) from error
 
     def _decode(self, sample: StoredSample) -> None:
         try:

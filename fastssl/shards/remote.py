@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from fastssl.addresses import masked, remote_address
-from fastssl.errors import DataError, FastsslError, ShardError, UsageError
+from fastssl.errors import DataError, FastsslError, MachineError, ShardError, UsageError
 from fastssl.faults import machine_error, machine_fault
 from fastssl.files import PARTIAL
 from fastssl.shards.descriptors import keep_no_longer, keeps
@@ -591,7 +591,7 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
     """The result of an attempt that may fail several times.
 
     Raises:
-        MachineError: a fault of this machine stays.
+        MachineError: a fault of this machine stays, or it has no credentials.
         FileNotFoundError: at once.
         DataError: it failed too often, or is forbidden.
         ShardError: what came was wrong too often, or twice in the same way.
@@ -606,6 +606,9 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
             raise
         except Exception as error:  # each store's package has its own errors
             seen, wrong = masked(str(error)) or type(error).__name__, isinstance(error, _WrongContentError)
+            if type(error).__name__.endswith("CredentialsError"):  # of botocore, which need not be installed
+                advice = "give credentials as its package wants them"
+                raise MachineError("the store does not know us", where=place, seen=seen, do=advice) from error
             fault = _local_fault(error)
             if fault is not None and tries == _TRIES:
                 raise machine_error(fault, where=place) from error

@@ -13,8 +13,8 @@ import torch
 from fastssl.addresses import masked
 from fastssl.config import Config, plain, read_config
 from fastssl.errors import CheckpointError, DataError, FastsslError
-from fastssl.faults import machine_faults_named
-from fastssl.files import PARTIAL, complete_or_absent
+from fastssl.faults import is_gone, machine_faults_named
+from fastssl.files import PARTIAL, complete_or_absent, open_regular
 from fastssl.models import Networks, build_networks
 from fastssl.telemetry import CONTINUE
 
@@ -128,7 +128,13 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
     """
     with machine_faults_named(path):
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            what = "the checkpoint cannot be read"
+            raise DataError(what, where=path, seen=error.strerror, do=_instead_of(path)) from error
         except Exception as error:  # whatever the bytes of a damaged file lead torch to
             raise DataError(
                 "the checkpoint is damaged, as after a power cut",

@@ -165,3 +165,23 @@ def test_a_batch_that_fails_without_damage_is_nobody_s_sample(
     monkeypatch.setattr(Pipeline, "outputs", fails)
     with pytest.raises(DeviceError, match=r"DALI could not make a batch(.|\n)*no memory is left"):
         batches(open_mixture(coded_synthetic))
+
+
+def test_a_dataset_without_a_sound_sample_ends_the_batches(coded_synthetic: Path, tmp_path: Path) -> None:
+    """It has fewer samples than may be damaged, so nothing else would end the search for a sound one."""
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    samples = open_mixture(tmp_path / "damaged")
+    for index in range(len(samples)):
+        overwritten(tmp_path / "damaged", index, "jpg", lambda stream: b"")
+    with pytest.raises(ShardError, match=r"every sample of the dataset is damaged(.|\n)*\.tar"):
+        Damage(samples, (JPEG,), max_bad=100).read([3])
+
+
+def test_missing_checksums_are_no_fault_of_a_sample(coded_synthetic: Path, tmp_path: Path) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "rooms")
+    for path in (tmp_path / "rooms").glob("*.crc"):
+        path.unlink()
+    damage = Damage(open_mixture(tmp_path / "rooms"), (JPEG,), max_bad=100, checked=(JPEG,))
+    with pytest.raises(DataError, match=r"checksums(.|\n)*\.crc"):
+        damage.read([0])
+    assert not damage.found

@@ -881,3 +881,20 @@ def test_an_address_that_cannot_be_used_is_told(
         monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(UsageError, match=message):
         ShardSet(address, cache)
+
+
+def test_a_store_that_does_not_know_us_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore's."""
+
+    tries = 0
+
+    def refuse(place: str) -> bytes:
+        nonlocal tries
+        tries += 1
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr("fastssl.shards.remote._read", refuse)
+    with pytest.raises(MachineError, match="Unable to locate credentials"):
+        ShardSet("s3://bucket/rooms", cache=cache)
+    assert tries == 1

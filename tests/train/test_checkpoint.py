@@ -136,3 +136,15 @@ def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
     run.mkdir()
     path = write_checkpoint(run, 1, settings, STATE, {})
     assert read_checkpoint(path, settings)["config"] == plain(settings)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_checkpoint_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "checkpoints" / "step_00000004.pt"
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*not a regular file"):
+        read_checkpoint(path, config())
