@@ -33,8 +33,8 @@ from fastssl.loader import (
     training_plan,
 )
 from fastssl.loader.damage import Damage
-from fastssl.loader.graph import build_decoder
-from fastssl.loader.iterator import label_filters
+from fastssl.loader.graph import build_decoder, built, device_number
+from fastssl.loader.iterator import checked_members, label_filters
 from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.labels import ThreadedLabels
 from fastssl.shards import JPEG, LABEL, LabelLayout, Room, StoredSample
@@ -160,7 +160,7 @@ Measured = Callable[[Domain, LoaderOptions], AbstractContextManager[Work]]
 @contextmanager
 def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
     """By the one thread that reads, and again and again, so that the system has the files in memory."""
-    checked = domain.members if options.paranoid else ()
+    checked = checked_members(domain.members, options)
     damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, checked=checked)
     numbers = domain.in_memory.numbers
 
@@ -188,10 +188,10 @@ def _dali(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
         lambda: list(islice(streams, batch)),
         batch_size=batch,
         threads=options.num_threads,
-        device_id=None if options.device.type == "cpu" else options.device.index or 0,
+        device_id=device_number(options.device),
         hw_decoder_load=options.hw_decoder_load,
     )
-    pipeline.build()
+    built(pipeline)
 
     def work() -> int:
         pipeline.run()

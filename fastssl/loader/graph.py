@@ -6,11 +6,13 @@ One function builds it for the CPU and for a GPU. Every random choice is an inpu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
@@ -109,6 +111,25 @@ def build_graph(
             outputs.append(_inflated(views[-1].gpu(), *sent))
         pipeline.set_outputs(*outputs)
     return pipeline
+
+
+def built(pipeline: Pipeline) -> Pipeline:
+    """The pipeline, ready to run.
+
+    The first one on a GPU warns where cuFFT and NPP are missing, which no graph here uses: DALI needs them for
+    spectrograms, debayering and remapping alone.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="nvidia-dali-cuda120 is no longer shipped")
+        pipeline.build()
+    return pipeline
+
+
+def device_number(device: torch.device) -> int | None:
+    """Number of a GPU as DALI wants it, that of torch's current one where the device names none; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _inflated(block: DataNode, num_bytes: int, codec: LabelCodec) -> DataNode:

@@ -18,7 +18,7 @@ from fastssl.batch import RealBatch, SyntheticBatch
 from fastssl.errors import DataError, DeviceError, ShardError
 from fastssl.loader.ahead import labels_ahead
 from fastssl.loader.damage import Damage
-from fastssl.loader.graph import Pixels, build_graph
+from fastssl.loader.graph import Pixels, build_graph, built, device_number
 from fastssl.loader.images import PendingImages, ThreadedImages
 from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import LabelFields, PendingLabels, ThreadedLabels, labels_on_device
@@ -69,17 +69,24 @@ def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> B
     if not samples.has_labels:
         raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
     members = (JPEG, samples.label_member)
-    # A GPU inflates a damaged block without a word.
-    checked = members if options.paranoid else (samples.label_member,) if options.device.type == "cuda" else ()
-    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked)
+    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
     return Batches(_synthetic(samples, plan, options, damage), damage)
 
 
 def real_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[RealBatch]:
     """Images alone, with their classes where there are any; as `synthetic_batches` otherwise."""
     members = (JPEG, LABEL)
-    damage = Damage(samples, members, max_bad=options.max_bad, checked=members if options.paranoid else ())
+    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
     return Batches(_real(samples, plan, options, damage), damage)
+
+
+def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[str, ...]:
+    """Members that are compared with their checksums.
+
+    All of them on a GPU: it inflates a damaged block without a word, and its JPEG engine reports success when decoding
+    is enqueued, so that a damaged image would be whatever its memory held before.
+    """
+    return members if options.paranoid or options.device.type == "cuda" else ()
 
 
 class Batches(Generic[Batch]):
@@ -259,7 +266,7 @@ def _handed_over(
 ) -> Iterator[tuple[Any, ...]]:
     """Each step's `_Pending` and the graph's output tensors, without a copy and without waiting for a GPU."""
     device = options.device
-    device_id = None if device.type == "cpu" else device.index or 0
+    device_id = device_number(device)
     pipeline = build_graph(
         feed,
         feed.pixels,
@@ -270,7 +277,7 @@ def _handed_over(
         prefetch=options.prefetch,
         blocks=blocks,
     )
-    pipeline.build()
+    built(pipeline)
     while True:
         try:
             if device_id is None:

@@ -1,0 +1,42 @@
+"""What the first pipeline on a GPU says, and the GPU that it takes."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from fastssl.loader import LoaderOptions
+from fastssl.loader.graph import built, device_number
+from fastssl.loader.iterator import checked_members
+
+
+class Warns:
+    """A pipeline that warns as DALI's does where its wheel lacks cuFFT and NPP, or of something else."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def build(self) -> None:
+        warnings.warn(self.words, Warning, stacklevel=2)
+
+
+def test_libraries_that_no_graph_uses_are_not_warned_of() -> None:
+    built(Warns("nvidia-dali-cuda120 is no longer shipped with CUDA runtime. You need to install it"))  # type: ignore[arg-type]
+    with pytest.raises(Warning, match="something else"):
+        built(Warns("something else"))  # type: ignore[arg-type]
+
+
+def test_a_device_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    named = ("cpu", "cuda", "cuda:0", "cuda:1")
+    assert [device_number(torch.device(name)) for name in named] == [None, 3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("device", "paranoid", "all_checked"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True)]
+)
+def test_a_gpu_s_members_are_all_compared_with_their_checksums(device: str, paranoid: bool, all_checked: bool) -> None:
+    options = LoaderOptions(device=torch.device(device), paranoid=paranoid)
+    assert checked_members(("jpg", "cls"), options) == (("jpg", "cls") if all_checked else ())
