@@ -38,8 +38,10 @@ class TrainingStep:
         self.layer = config.model.adapted_layer
         self.side = SideStream(device, enabled=config.train.streams)
         optim = config.optim
+        # The fused forms skip a step of infinite gradients, with float16, without asking the device for it.
+        on_gpu = device.type == "cuda"
         trained = [*networks.backbone.parameters(), *networks.heads.parameters()]
-        self.task_optimizer = Adam(trained, lr=optim.lr, betas=optim.betas, fused=device.type == "cuda")
+        self.task_optimizer = Adam(trained, lr=optim.lr, betas=optim.betas, fused=on_gpu)
         self.discriminator_optimizer: SGD | None = None
         if networks.discriminator is not None:
             self.discriminator_optimizer = SGD(
@@ -47,6 +49,7 @@ class TrainingStep:
                 lr=optim.discriminator_lr,
                 momentum=optim.discriminator_momentum,
                 weight_decay=optim.discriminator_weight_decay,
+                fused=on_gpu or None,
             )
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=config.train.amp and config.train.amp_dtype == "float16"
@@ -116,7 +119,7 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; raises what the parts raise where the shapes differ."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            part.load_state_dict(_fused_as(part, state[name]) if isinstance(part, Optimizer) else state[name])
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -137,3 +140,9 @@ class TrainingStep:
     def _update(self, optimizer: Optimizer) -> None:
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
+
+
+def _fused_as(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state for this optimizer's form: one that was saved on a CPU would bring the CPU's form to a GPU."""
+    fused = optimizer.param_groups[0]["fused"]
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}

@@ -135,3 +135,20 @@ def test_mixed_precision_stays_near_full_precision() -> None:
         for name in before:
             assert after[name].isfinite()
             torch.testing.assert_close(after[name], before[name], rtol=0.1, atol=0.02)
+
+
+def test_state_of_another_device_keeps_this_one_s_form_of_the_optimizers() -> None:
+    """A GPU's optimizers are fused; a run that goes on elsewhere goes on as if it had always been there."""
+    step, other = (TrainingStep(build_networks(small_config().model, 1), small_config(), CPU) for _ in range(2))
+    step(*batches(0))
+    state = copy.deepcopy(step.state_dict())
+    for name in ("task_optimizer", "discriminator_optimizer"):
+        for group in state[name]["param_groups"]:
+            group["fused"] = True
+    other.load_state_dict(state)
+    assert [group["fused"] for group in other.task_optimizer.param_groups] == [False]
+    assert other.discriminator_optimizer is not None
+    assert [group["fused"] for group in other.discriminator_optimizer.param_groups] == [None]
+    step(*batches(1))
+    other(*batches(1))
+    assert same(step.networks, other.networks)
