@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -107,26 +108,44 @@ def _words(values: dict[str, float]) -> str:
     return f"{losses} | {rate:.0f} pairs/s, data wait {wait:.0%}"
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """Steps in a row: their number, pairs, time and the share of it that was spent waiting for batches, in seconds."""
+
+    steps: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, other: _Stretch) -> None:
+        self.steps += other.steps
+        self.pairs += other.pairs
+        self.seconds += other.seconds
+        self.waited += other.waited
+
+
 class _Meter:
     """Adds up losses on the device and times on the host; `read` is the only place that waits for the device.
 
-    Time begins with the first batch. What comes before is the loader's start, which on a new machine compiles code.
+    Rates leave the first step out, on every device, unless it is the only one: before its batch comes the loader's
+    start, which on a new machine compiles code, and in it libraries load kernels and try which of them are fastest.
     """
 
     def __init__(self, device: torch.device, first_step: int) -> None:
         self._device = device
-        self._started = self._since = 0.0
+        self._since = 0.0
+        self._first: _Stretch | None = None
+        self._now, self._all = _Stretch(), _Stretch()
         self._totals: dict[str, Tensor] = {}
         self._first_bad: dict[str, Tensor] = {}
-        self._steps = self._pairs = self._all_pairs = 0
-        self._waited = self._all_waited = 0.0
+        self._steps = 0
 
     def waited(self, seconds: float) -> None:
         if self._since:
-            self._waited += seconds
+            self._now.waited += seconds
         else:
             log.info("the first batch took %.1f s", seconds)
-            self._started = self._since = time.perf_counter()
+            self._since = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor], step: int, pairs: int) -> None:
         for name, loss in losses.items():
@@ -136,7 +155,14 @@ class _Meter:
             before = self._first_bad.get(name, torch.zeros_like(bad))
             self._first_bad[name] = torch.where(before > 0, before, bad)
         self._steps += 1
-        self._pairs += pairs
+        if self._first is None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            now = time.perf_counter()
+            self._first, self._since = _Stretch(steps=1, pairs=pairs, seconds=now - self._since), now
+        else:
+            self._now.steps += 1
+            self._now.pairs += pairs
 
     def read(self) -> dict[str, float]:
         """Means since the last call, by metric name."""
@@ -144,23 +170,23 @@ class _Meter:
         sums = torch.stack([self._totals[name] for name in names]).tolist()
         self._check(dict(zip(names, torch.stack([self._first_bad[name] for name in names]).tolist(), strict=True)))
         now = time.perf_counter()
-        seconds = now - self._since
+        self._now.seconds = now - self._since
+        timed = self._now if self._now.steps or self._first is None else self._first
         values = {f"loss/{name}": total / self._steps for name, total in zip(names, sums, strict=True)}
-        values["time/step_ms"] = 1000 * seconds / self._steps
-        values["throughput/pairs_per_s"] = self._pairs / seconds
-        values["throughput/data_wait_fraction"] = self._waited / seconds
-        self._all_pairs += self._pairs
-        self._all_waited += self._waited
-        self._totals, self._steps, self._pairs, self._waited, self._since = {}, 0, 0, 0.0, now
+        values["time/step_ms"] = 1000 * timed.seconds / timed.steps
+        values["throughput/pairs_per_s"] = timed.pairs / timed.seconds
+        values["throughput/data_wait_fraction"] = timed.waited / timed.seconds
+        self._all.add(self._now)
+        self._totals, self._steps, self._now, self._since = {}, 0, _Stretch(), now
         return values
 
     def summary(self) -> dict[str, object]:
-        seconds = self._since - self._started
-        if not self._all_pairs:
+        timed = self._all if self._all.steps else self._first
+        if timed is None:
             return {}
-        wait = self._all_waited / seconds
+        wait = timed.waited / timed.seconds
         return {
-            "throughput": {"pairs_per_s": self._all_pairs / seconds, "data_wait_fraction": wait},
+            "throughput": {"pairs_per_s": timed.pairs / timed.seconds, "data_wait_fraction": wait},
             "limited_by": "data" if wait > _DATA_LIMIT else "compute",
         }
 
