@@ -335,16 +335,39 @@ def _whole_summary(path: Path) -> dict[str, object]:
 
 
 def gpu_readings(index: int) -> dict[str, float]:
-    """Power (W), utilisation (%) and memory in use (GiB) of a GPU, by NVML; empty where there is no driver."""
+    """Power (W), utilisation (%) and memory in use (GiB) of torch's GPU of this number, by NVML.
+
+    What the driver does not tell, as a virtual machine's may not tell power, is left out; empty where there is none.
+    """
     import pynvml
 
+    readings: dict[str, Callable[[Any], float]] = {
+        "gpu/power_w": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        "gpu/utilisation_percent": lambda gpu: float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+        "gpu/memory_gib": lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).used / 2**30,
+    }
+    handle = nvml_handle(index)
+    if handle is None:
+        return {}
+    found = {}
+    for name, read in readings.items():
+        with suppress(pynvml.NVMLError):
+            found[name] = read(handle)
+    return found
+
+
+def nvml_handle(index: int) -> Any:
+    """NVML's handle of torch's GPU of this number; None where there is no such GPU or no driver.
+
+    It is found by its UUID: NVML counts all GPUs, and torch only those that CUDA_VISIBLE_DEVICES lets it see.
+    """
+    import pynvml
+    import torch
+
+    if index >= torch.cuda.device_count():
+        return None
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return {
-            "gpu/power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "gpu/utilisation_percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            "gpu/memory_gib": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
-        }
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
     except pynvml.NVMLError:
-        return {}
+        return None

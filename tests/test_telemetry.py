@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastssl import telemetry
 from fastssl.errors import DataError, MachineError
-from fastssl.telemetry import MetricsWriter, log_to_stderr, merge_summary, progress_bar, read_metrics
+from fastssl.telemetry import MetricsWriter, gpu_readings, log_to_stderr, merge_summary, progress_bar, read_metrics
 
 
 def test_metrics_reach_json_lines_and_tensorboard(tmp_path: Path) -> None:
@@ -236,3 +237,24 @@ def test_lines_that_should_be_there_are_missed(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "metrics.jsonl").write_bytes(bytes(100))  # as a power cut leaves what was never written
     MetricsWriter(tmp_path, 8, 8).__exit__(None, None, None)
     assert "lacks lines up to step 8: the last one is none" in caplog.text
+
+
+def test_a_gpu_is_found_by_its_uuid_and_tells_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts all GPUs; torch's first may be another one of them. Of a virtual one, power is not told."""
+    import pynvml
+    import torch
+
+    def no_power(gpu: str) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="ab-cd"))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", no_power)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: SimpleNamespace(gpu=40))
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu: SimpleNamespace(used=2**31 if gpu == "GPU-ab-cd" else 0)
+    )
+    assert gpu_readings(0) == {"gpu/utilisation_percent": 40.0, "gpu/memory_gib": 2.0}
+    assert gpu_readings(1) == {}

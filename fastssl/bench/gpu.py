@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastssl.telemetry import gpu_readings
+from fastssl.telemetry import gpu_readings, nvml_handle
 
 _BETWEEN_READINGS = 0.05
 """Seconds; the driver renews its figures no more often."""
@@ -45,7 +45,7 @@ def gpu_use(work: Callable[[], int], seconds: float, index: int, *, wait: Callab
             due = time.perf_counter() + _BETWEEN_READINGS
     wait()
     elapsed = time.perf_counter() - started
-    if not all(readings):
+    if not all("gpu/power_w" in reading and "gpu/utilisation_percent" in reading for reading in readings):
         return None
     busy = [percent for percent in engine if percent is not None]
     power = statistics.mean(reading["gpu/power_w"] for reading in readings)
@@ -62,8 +62,11 @@ def _jpeg_engine_percent(index: int) -> float | None:
 
     if not hasattr(pynvml, "nvmlDeviceGetJpgUtilization"):  # since nvidia-ml-py 12.535
         return None
+    handle = nvml_handle(index)
+    if handle is None:
+        return None
     try:
-        percent, _ = pynvml.nvmlDeviceGetJpgUtilization(pynvml.nvmlDeviceGetHandleByIndex(index))
+        percent, _ = pynvml.nvmlDeviceGetJpgUtilization(handle)
     except pynvml.NVMLError:
         return None
     return float(percent)
