@@ -18,20 +18,33 @@ RESULTS = Path(__file__).parent / "results"
 
 def conditions() -> dict[str, object]:
     """Machine, versions, commit and date."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
-    ).stdout
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": commit.strip() + ("+changes" if changed.strip() else ""),
+        "commit": commit(),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "nvidia-dali-cuda120", "numpy", "lz4")},
     }
+
+
+def commit() -> str:
+    """Short name of the commit, `+changes` where files differ; a copy without a repository has FASTSSL_COMMIT."""
+    told = os.environ.get("FASTSSL_COMMIT")
+    if told:
+        return told
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def _git(*words: str) -> str:
+    """What git says; nothing where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def processor() -> str:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastssl.batch import IMAGE_MEAN
+from fastssl.bench.rates import num_cores
 from fastssl.geometry import contours
 from fastssl.shards import JPEG, ShardSet, pack
 
@@ -97,7 +98,7 @@ def prepare(data: Path, samples: int, say: Callable[[str], None]) -> None:
     """Make all forms below `data`; those that are there already are kept."""
     say(f"{samples} samples in {data}")
     # Processes take longer to begin than a few samples to be made.
-    workers = 2 if samples > PER_TAR else 1
+    workers = num_cores() if samples > PER_TAR else 1
     write_four_planes(data / "source", samples, processes=workers)
     source, resized = source_files(data, samples), resized_files(data, samples)
     _complete(data / "shards", lambda out: pack(FourPlanesSource(source.folder), out, size=STRETCHED, workers=workers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +16,8 @@ from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, training_plan
 from fastssl.loader.calibration import LOADS, calibrated, changed_images
 
-SHARDS = Path(__file__).parents[2] / "shards" / "sample"
+ROOT = Path(__file__).parents[2]
+SHARDS = ROOT / "shards" / "sample"
 
 
 def test_a_share_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> None:
@@ -38,7 +40,9 @@ def test_no_image_changes_without_the_engine(coded_synthetic: Path, gpu: torch.d
 def test_loading_is_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastssl", "bench", "load", "--preset", "tiny", "--seconds", "5", "--json"]
     data = ["--synthetic", str(SHARDS / "render_train"), "--real", str(SHARDS / "real_train")]
-    done = subprocess.run([*command, *data], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # Found there also where it is not installed.
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *data], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["machine"]["gpu"]
