@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+GPU := runs/gpu
 SAMPLE := shards/sample
 
 .PHONY: help demo test soak gpu lint bench adaptation clean
@@ -9,7 +10,7 @@ help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
 	@echo "make soak   tests that take many minutes: kills, large folders, fifty epochs"
-	@echo "make gpu    what needs a CUDA GPU: its tests, and loading on it, into benchmarks/results/"
+	@echo "make gpu    what needs a CUDA GPU: its tests, and rates of loading and training on it, into $(GPU)"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  what limits this machine, into benchmarks/results/"
 	@echo "make adaptation  train with and without adaptation, three seeds each, into benchmarks/results/"
@@ -46,9 +47,9 @@ test: lint
 soak: .venv/.installed
 	$(BIN)/python -m pytest -m soak -s
 
-gpu: .venv/.installed
-	$(BIN)/python -m pytest tests/gpu
-	$(BIN)/python benchmarks/loaders_gpu.py
+# A lent machine may have the packages and no index to install from.
+gpu:
+	$(if $(wildcard .venv/.installed),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --out $(GPU)
 
 clean:
 	rm -rf .venv $(RUN)

@@ -35,7 +35,9 @@ def batches(seed: int, device: torch.device = CPU) -> tuple[SyntheticBatch, Real
         valid=random(N, 1, SIZE, SIZE) < 0.9,
         stored_edge_fraction=torch.full((N,), 0.1, device=device),
     )
-    return synthetic, RealBatch(keys=("b",) * N, image=random(N, 3, SIZE, SIZE) - 0.3, label=torch.full((N,), -1))
+    return synthetic, RealBatch(
+        keys=("b",) * N, image=random(N, 3, SIZE, SIZE) - 0.3, label=torch.full((N,), -1, device=device)
+    )
 
 
 def after_steps(

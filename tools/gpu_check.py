@@ -1,0 +1,619 @@
+"""What a GPU makes of fastssl: right or not, and how fast; the most valuable facts first.
+
+    python tools/gpu_check.py --out DIR [--budget SECONDS] [--only STAGE,STAGE] [--cpu]
+
+Every stage runs in a process of its own, with a limit of its own: one that crashes or hangs costs itself. It needs no
+package index, no git and no installation, only the packages that fastssl imports, and writes below DIR, and its samples below --data:
+
+gpu.json     a record per stage with its return code `rc`, seconds and facts, and the conditions; renewed by each
+STAGE.json   the facts of a stage, renewed after each finding, so that one that is cut short leaves what it found
+STAGE.log    what the stage printed
+
+With --cpu everything is rehearsed small on the CPU. Its rates mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "shards" / "sample" / "render_train"
+PATHS = (str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks"))
+PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "nvidia-ml-py", "lz4", "pytest")
+LEAST_S = 8.0
+"""A stage is not begun with less time than this."""
+WITHOUT_POOLS: tuple[dict[str, str], ...] = (
+    {"DALI_USE_VMM": "0"},
+    {"DALI_USE_DEVICE_MEM_POOL": "0", "DALI_USE_PINNED_MEM_POOL": "0"},
+)
+"""Environments in which DALI's memory may work where it does not by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where the stages measure, and how much."""
+
+    on_gpu: bool
+    out: Path
+    data: Path
+    """Folder of the samples that are made to be loaded."""
+
+    @property
+    def device(self) -> Any:
+        import torch
+
+        return torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+
+    @property
+    def batch(self) -> int:
+        return 224 if self.on_gpu else 4
+
+    @property
+    def seconds(self) -> float:
+        """Length of a measured stretch."""
+        return 0.5 if self.on_gpu else 0.01
+
+    def wait(self) -> None:
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+
+class Facts(dict[str, Any]):
+    """Findings by name; all that are known are written whenever one is added."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.failed = list[str]()
+
+    def find(self, name: str, work: Callable[[], Any]) -> Any:
+        """What the work returns, or `error` with what it raised: the next finding does not depend on it."""
+        try:
+            self[name] = work()
+        except Exception as error:  # told in the record, and in the stage's return code
+            self[name] = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
+            self.failed.append(name)
+        print(f"{name}: {json.dumps(self[name])}", flush=True)
+        partial_path = self._path.with_suffix(".partial")
+        partial_path.write_text(json.dumps(self, indent=1), encoding="utf-8")
+        partial_path.replace(self._path)
+        return self[name]
+
+
+def environment(bench: Bench, facts: Facts) -> None:
+    """Versions, the device, and the rates of its matrix products, TFLOP/s."""
+    facts.find("python", lambda: sys.version.split()[0])
+    facts.find("packages", lambda: {name: _version(name) for name in PACKAGES})
+    facts.find("conditions", lambda: importlib.import_module("conditions").conditions())
+    facts.find("device", partial(_device_facts, bench))
+    for name in ("bf16", "tf32", "fp32"):
+        facts.find(f"matrix {name}", partial(_matrix_rate, bench, name))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _device_facts(bench: Bench) -> dict[str, Any]:
+    import torch
+
+    if not bench.on_gpu:
+        return {"cores": len(os.sched_getaffinity(0))}
+    seen = torch.cuda.get_device_properties(0)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "name": seen.name,
+        "memory_gib": seen.total_memory / 2**30,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _matrix_rate(bench: Bench, precision: str) -> float:
+    import torch
+
+    side, times = (8192, 20) if bench.on_gpu else (128, 1)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    factor = torch.randn(side, side, device=bench.device, dtype=kind)
+    seconds = _median_seconds(bench, lambda: factor @ factor, times)
+    return 2 * side**3 / seconds / 1e12
+
+
+def _median_seconds(bench: Bench, work: Callable[[], Any], times: int) -> float:
+    """Of one piece of work: the median of three stretches, after as many to warm up."""
+    taken = []
+    for _ in range(4):
+        bench.wait()
+        started = time.perf_counter()
+        for _ in range(times):
+            work()
+        bench.wait()
+        taken.append((time.perf_counter() - started) / times)
+    return statistics.median(taken[1:])
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "resized": {"window": (0.5, 1.0)},
+    "cut": {"window": (163 / 192, 163 / 192)},
+    "cut, gray": {"window": (163 / 192, 163 / 192), "gray": "per_sample"},
+    "resized, nearest, area": {"window": (0.5, 1.0), "edge_filter": "area", "normal_filter": "nearest"},
+    "colours and blur": {
+        "window": (163 / 192, 163 / 192),
+        "augment": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 10, "blur": 0.5},
+    },
+    "half": {"window": (163 / 192, 163 / 192), "half": True},
+}
+"""Forms of the loader's graph."""
+EXACT = ("depth", "edge", "valid")
+
+
+def smoke(bench: Bench, facts: Facts) -> None:
+    """Batches of every form of the graph beside the CPU's: depth, contours and valid must be equal, images near."""
+    import torch
+
+    for name, form in FORMS.items():
+        found = facts.find(name, partial(_beside_the_cpu, bench.device, torch.device("cpu"), form))
+        if not found.get("equal", False) and name not in facts.failed:
+            facts.failed.append(name)
+
+
+def _beside_the_cpu(device: Any, cpu: Any, form: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+
+    got, expected = _some_batches(device, form), _some_batches(cpu, {**form, "half": False})
+    found: dict[str, Any] = {
+        name: [_largest(got, expected, name), _mean(got, expected, name)]
+        for name in ("image", "normal", "stored_edge_fraction")
+    }
+    pairs = list(zip(got, expected, strict=True))
+    found["differing"] = [
+        name for name in EXACT if not all(torch.equal(getattr(a, name).cpu(), getattr(b, name)) for a, b in pairs)
+    ]
+    found["equal"] = not found["differing"] and all(a.keys == b.keys for a, b in pairs)
+    return found
+
+
+def _off(got: Sequence[Any], expected: Sequence[Any], name: str) -> Iterator[Any]:
+    """Differences, those of images in levels of 8 bits."""
+    scale = 255 if name == "image" else 1
+    for a, b in zip(got, expected, strict=True):
+        yield scale * (getattr(a, name).float().cpu() - getattr(b, name).float()).abs()
+
+
+def _largest(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
+    return max(float(off.max()) for off in _off(got, expected, name))
+
+
+def _mean(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
+    return statistics.mean(float(off.mean()) for off in _off(got, expected, name))
+
+
+def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
+    from fastssl.config import AugmentConfig, DataConfig
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, synthetic_batches, training_plan
+
+    samples = open_mixture(str(SAMPLE))
+    given = {name: value for name, value in form.items() if name not in ("augment", "half")}
+    data = DataConfig.model_validate({"size": 163, "gray": "off", **given})
+    settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
+    plan = training_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=16))
+    half = form.get("half", False) and device.type == "cuda"
+    return list(islice(synthetic_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
+
+
+def engine(bench: Bench, facts: Facts) -> None:
+    """The JPEG engine's pixels beside libjpeg's, images that late reading finds changed, and times, by its share."""
+    from fastssl.loader.calibration import changed_images
+
+    for share in (0.0, 0.65, 1.0) if bench.on_gpu else (0.0,):
+        facts.find(f"pixels, share {share:g}", partial(_pixels_beside_libjpeg, bench, share))
+        images = partial(_photos, bench, share)
+        facts.find(f"changed, share {share:g}", partial(changed_images, images, bench.device))
+        facts.find(f"seconds, share {share:g}", partial(_seconds_per_batch, images, bench.device))
+
+
+def _seconds_per_batch(images: Callable[[], Iterator[Any]], device: Any) -> float:
+    from fastssl.loader.calibration import seconds_per_batch
+
+    return seconds_per_batch(images(), device, warm_up=3)
+
+
+def _pixels_beside_libjpeg(bench: Bench, share: float) -> dict[str, float]:
+    import numpy as np
+    import simplejpeg
+
+    from fastssl.loader import open_mixture
+    from fastssl.loader.graph import build_decoder, built
+    from fastssl.shards import JPEG
+
+    dataset = open_mixture(str(SAMPLE)).datasets[0]
+    streams = [dataset.member(index, JPEG).copy() for index in range(16)]
+    expected = np.stack([simplejpeg.decode_jpeg(stream, "RGB") for stream in streams]).astype(np.int16)
+    pipeline = build_decoder(
+        lambda: streams,
+        batch_size=len(streams),
+        threads=4,
+        device_id=0 if bench.on_gpu else None,
+        hw_decoder_load=share,
+    )
+    (images,) = built(pipeline).run()
+    off = np.abs((images.as_cpu() if bench.on_gpu else images).as_array().astype(np.int16) - expected)
+    return {"mean": float(off.mean()), "largest": float(off.max()), "p99_9": float(np.percentile(off, 99.9))}
+
+
+def _photos(bench: Bench, share: float) -> Iterator[Any]:
+    from fastssl.config import AugmentConfig, DataConfig
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches, training_plan
+
+    samples = open_mixture(str(SAMPLE))
+    data = DataConfig(size=163, window=(163 / 192, 163 / 192), gray="off")
+    settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
+    plan = training_plan(settings, Share(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4))
+    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=share)
+    return map(attrgetter("image"), real_batches(samples, plan, options))
+
+
+STEP_FORMS: dict[str, tuple[str, ...]] = {
+    "bf16": ("train.amp=true",),
+    "bf16, one stream": ("train.amp=true", "train.streams=false"),
+    "bf16, not channels-last": ("train.amp=true", "train.channels_last=false"),
+    "tf32": (),
+    "fp32": ("train.tf32=false",),
+    "fp16": ("train.amp=true", "train.amp_dtype=float16"),
+}
+
+
+def step(bench: Bench, facts: Facts) -> None:
+    """The step of the `paper` preset on one resident batch: pairs/s, memory, and whether the host waits in it."""
+    for name, overrides in STEP_FORMS.items():
+        facts.find(name, partial(_step_facts, bench, overrides))
+
+
+def _config(bench: Bench, *overrides: str) -> Any:
+    from fastssl.config import load_config
+
+    small = ("model.width=0.1", "model.fc_channels=16", "data.size=67")
+    sizes = (f"data.batch_synthetic={bench.batch}", f"data.batch_real={bench.batch}")
+    return load_config("paper", overrides=[*sizes, *(() if bench.on_gpu else small), *overrides])
+
+
+def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
+    """One step on one resident pair of batches, whose values are made up."""
+    from fastssl.models import build_networks
+    from fastssl.train.run import _configure_torch
+    from fastssl.train.step import TrainingStep
+
+    _configure_torch(config)
+    networks = build_networks(config.model, 0).to(bench.device)
+    if config.train.channels_last:
+        import torch
+
+        networks = networks.to(memory_format=torch.channels_last)
+    work, pair = TrainingStep(networks, config, bench.device), _made_up_pair(bench, config)
+    return lambda: work(*pair)
+
+
+def _made_up_pair(bench: Bench, config: Any) -> tuple[Any, Any]:
+    import torch
+
+    from fastssl.batch import RealBatch, SyntheticBatch
+
+    n, side, device = config.data.batch_synthetic, config.data.size, bench.device
+    kind = torch.float16 if config.train.amp and bench.on_gpu else torch.float32
+
+    def image() -> torch.Tensor:
+        return (torch.rand(n, side, side, 3, device=device) - 0.5).to(kind).permute(0, 3, 1, 2)
+
+    synthetic = SyntheticBatch(
+        keys=("a",) * n,
+        image=image(),
+        depth=0.5 + 5 * torch.rand(n, 1, side, side, device=device),
+        normal=torch.nn.functional.normalize(torch.randn(n, 3, side, side, device=device), dim=1),
+        edge=(torch.rand(n, 1, side, side, device=device) < 0.1).float(),
+        valid=torch.rand(n, 1, side, side, device=device) < 0.9,
+        stored_edge_fraction=torch.full((n,), 0.1, device=device),
+    )
+    return synthetic, RealBatch(keys=("b",) * n, image=image(), label=torch.full((n,), -1, device=device))
+
+
+def _step_facts(bench: Bench, overrides: Sequence[str]) -> dict[str, Any]:
+    import torch
+
+    work = _step_work(bench, _config(bench, *overrides))
+    started = time.perf_counter()
+    work()
+    bench.wait()
+    found: dict[str, Any] = {"first_step_s": time.perf_counter() - started}
+    seconds = _median_seconds(bench, work, 8 if bench.on_gpu else 1)
+    found |= {"ms": 1000 * seconds, "pairs_per_s": bench.batch / seconds}
+    if bench.on_gpu:
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        found["host_waits"] = _waits(work)
+    return found
+
+
+def _waits(work: Callable[[], Any]) -> str | None:
+    """What made the host wait for the GPU; None where nothing did."""
+    import torch
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError as error:  # which is how this mode tells
+        return str(error)[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
+
+
+def _data(bench: Bench) -> tuple[Path, int]:
+    """Folder and number of the samples in all forms that are compared; made once."""
+    loader_data = importlib.import_module("loader_data")
+    count = 512 if bench.on_gpu else 8
+    folder = bench.data / str(count)
+    loader_data.prepare(folder, count, partial(print, flush=True))
+    return folder, count
+
+
+def train(bench: Bench, facts: Facts) -> None:
+    """The training from shards to the summary, beside its step on a resident batch."""
+    folder, count = _data(bench)
+    paths = (
+        f"data.synthetic={folder / 'shards'}",
+        f"data.real={_photo_shards(folder, count)}",
+        "train.amp=true",
+        "train.log_every=10",
+    )
+    steps = 60 if bench.on_gpu else 2
+    config = _config(bench, *paths, f"train.steps={steps}")
+    whole = facts.find("end to end", partial(_trained, config))
+    alone = facts.find("step alone", partial(_step_facts, bench, paths))
+    facts.find("share of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
+
+
+def _photo_shards(folder: Path, count: int) -> Path:
+    """The images of the samples, packed as photos."""
+    from fastssl.shards import pack
+    from fastssl.sources import FolderSource
+
+    photos, shards = folder / "photos", folder / "photo_shards"
+    if not shards.exists():
+        photos.mkdir(exist_ok=True)
+        for file in importlib.import_module("loader_data").resized_files(folder, count).folder.glob("*_rgb.jpg"):
+            shutil.copy(file, photos)
+        partial_path = folder / "photo_shards.partial"
+        shutil.rmtree(partial_path, ignore_errors=True)
+        pack(FolderSource(photos), partial_path, size=256)
+        partial_path.rename(shards)
+    return shards
+
+
+def _trained(config: Any) -> dict[str, Any]:
+    from fastssl.train import start_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        start_run(config, run, lambda done, total=None, words="": None)
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def loading(bench: Bench, facts: Facts) -> None:
+    """Images per second by threads and share of the engine, beside a plain DALI graph with PNG labels."""
+    folder, count = _data(bench)
+    loaders_gpu, loader_data = (importlib.import_module(name) for name in ("loaders_gpu", "loader_data"))
+    from fastssl.loader import open_mixture
+
+    cores = len(os.sched_getaffinity(0))
+    shares = (1.0, 0.65, 0.0) if bench.on_gpu else (0.0,)
+    points = [loaders_gpu.Point(cores, share) for share in shares]
+    if bench.on_gpu:
+        points += [loaders_gpu.Point(threads, 1.0) for threads in (8, 4) if threads < cores]
+    views = loader_data.Views(count)
+    ours = partial(loaders_gpu.fastssl_batches, open_mixture(str(folder / "shards")), bench.device)
+    plain = partial(loaders_gpu.dali_batches, loader_data.resized_files(folder, count), bench.device)
+    for point in points:
+        for name, begin in (("fastssl", ours), ("plain DALI", plain)):
+            words = f"{name}, {point.threads} threads, share {point.hw_decoder_load:g}"
+            facts.find(words, partial(_loading_rate, bench, partial(begin, views, bench.batch, point)))
+
+
+def _loading_rate(bench: Bench, begin: Callable[[], Iterator[Sequence[Any]]]) -> dict[str, Any]:
+    loaders_gpu = importlib.import_module("loaders_gpu")
+    meter, work = loaders_gpu.Meter(bench.device, bench.seconds), loaders_gpu.counted(begin())
+    rates = [meter.stretch(work) for _ in range(3 if bench.on_gpu else 1)]
+    return {"images_per_s": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
+
+
+def power(bench: Bench, facts: Facts) -> None:
+    """Power, use and images per joule of the step, by NVML."""
+    from fastssl.bench.gpu import gpu_use
+
+    work = _step_work(bench, _config(bench, "train.amp=true"))
+
+    def images() -> int:
+        work()
+        return 2 * bench.batch
+
+    def use() -> dict[str, Any] | None:
+        found = gpu_use(images, 5.0 if bench.on_gpu else 0.01, 0, wait=bench.wait)
+        return None if found is None else asdict(found)
+
+    facts.find("step", use)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What runs in a process of its own: a probe of this file, or the tests."""
+
+    limit_s: float
+    probe: Callable[[Bench, Facts], None] | None
+
+
+STAGES: dict[str, Stage] = {
+    "env": Stage(45, environment),
+    "smoke": Stage(70, smoke),
+    "engine": Stage(50, engine),
+    "tests": Stage(135, None),
+    "step": Stage(80, step),
+    "train": Stage(70, train),
+    "loading": Stage(70, loading),
+    "power": Stage(35, power),
+}
+"""In the order in which they run."""
+
+
+def run_probe(name: str, bench: Bench) -> int:
+    """Run a probe in this process; 1 where a finding failed, else 0."""
+    probe = STAGES[name].probe
+    assert probe is not None
+    facts = Facts(bench.out / f"{name}.json")
+    probe(bench, facts)
+    print(f"failed: {', '.join(facts.failed) or 'nothing'}", flush=True)
+    return int(bool(facts.failed))
+
+
+def run_stage(name: str, bench: Bench, limit_s: float, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Run a stage in a process of its own, and end all that it began; its record."""
+    found, printed = bench.out / f"{name}.json", bench.out / f"{name}.log"
+    found.unlink(missing_ok=True)
+    started = time.monotonic()
+    with printed.open("wb") as log:
+        process = subprocess.Popen(
+            _command(name, bench), cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        rc: int | str
+        try:
+            rc = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            rc = "timeout"
+        finally:
+            _end_group(process)
+    record: dict[str, Any] = {"rc": rc, "seconds": round(time.monotonic() - started, 1)}
+    if found.exists():
+        record["facts"] = json.loads(found.read_text(encoding="utf-8"))
+    lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
+    record["end"] = lines[-1:] if rc == 0 else lines[-40:]
+    if name == "tests":
+        record["failed"] = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return record
+
+
+def _command(name: str, bench: Bench) -> list[str]:
+    if STAGES[name].probe is None:
+        # Warnings of this machine's packages are no errors here, and neither is a plugin that it lacks.
+        words = ["-m", "pytest", "-p", "no:cacheprovider", "-W", "default", "-q", "--durations=8"]
+        return [sys.executable, *words, f"--junitxml={bench.out / 'tests.xml'}", "tests/gpu"]
+    flags = [] if bench.on_gpu else ["--cpu"]
+    return [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--stage",
+        name,
+        "--out",
+        str(bench.out),
+        "--data",
+        str(bench.data),
+        *flags,
+    ]
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # all of it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def check(bench: Bench, budget_s: float, only: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Run the stages within the budget, and renew `gpu.json` after each; their records."""
+    ends = time.monotonic() + budget_s
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join([*PATHS, *filter(None, [environ.get("PYTHONPATH")])])
+    if not bench.on_gpu:
+        environ["CUDA_VISIBLE_DEVICES"] = ""
+    records: dict[str, dict[str, Any]] = {}
+    for name in only or STAGES:
+        records[name] = _within(ends, name, bench, environ)
+        if name == "smoke" and records[name]["rc"] != 0 and bench.on_gpu:
+            # All that follows rests on it.
+            for extra in WITHOUT_POOLS:
+                again = _within(ends, name, bench, environ | extra)
+                records[f"smoke, {' '.join(extra)}"] = again
+                if again["rc"] == 0:
+                    environ |= extra
+                    break
+        _write(bench.out / "gpu.json", records, environ)
+        print(f"{name:8} rc {records[name]['rc']} after {records[name]['seconds']} s", flush=True)
+    return records
+
+
+def _within(ends: float, name: str, bench: Bench, environ: Mapping[str, str]) -> dict[str, Any]:
+    left = ends - time.monotonic()
+    if left < LEAST_S:
+        return {"rc": None, "seconds": 0.0, "end": ["no time was left"]}
+    return run_stage(name, bench, min(STAGES[name].limit_s, left), environ)
+
+
+def _write(path: Path, records: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    settings = {name: value for name, value in environ.items() if name.startswith(("DALI_", "CUDA_", "FASTSSL_"))}
+    partial_path = path.with_suffix(".partial")
+    conditions = records.get("env", {}).get("facts", {}).get("conditions")
+    content = {"conditions": conditions, "settings": settings, "stages": records}
+    partial_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial_path.replace(path)
+
+
+def main() -> int:
+    arguments = parsed()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(on_gpu=not arguments.cpu, out=arguments.out.resolve(), data=arguments.data.resolve())
+    if arguments.stage:
+        sys.path[:0] = PATHS
+        return run_probe(arguments.stage, bench)
+    records = check(bench, arguments.budget, [name for name in arguments.only.split(",") if name])
+    return int(any(record["rc"] != 0 for record in records.values()))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
+    temporary = Path(tempfile.gettempdir()) / f"fastssl-gpu-check-{os.getuid()}"
+    parser.add_argument("--data", type=Path, default=temporary, help="folder of the samples that are made, and kept")
+    parser.add_argument("--budget", type=float, default=550, help="seconds for all stages")
+    parser.add_argument("--only", default="", help=f"of {','.join(STAGES)}")
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    unknown = {name for name in arguments.only.split(",") if name} - set(STAGES)
+    if unknown:
+        parser.error(f"no stage is named {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
