@@ -3,7 +3,8 @@
     python tools/gpu_check.py --out DIR [--budget SECONDS] [--only STAGE,STAGE] [--cpu]
 
 Every stage runs in a process of its own, with a limit of its own: one that crashes or hangs costs itself. It needs no
-package index, no git and no installation, only the packages that fastssl imports, and writes below DIR, and its samples below --data:
+package index, no git and no installation, only the packages that fastssl imports. It writes below DIR, and the samples
+that it makes below --data:
 
 gpu.json     a record per stage with its return code `rc`, seconds and facts, and the conditions; renewed by each
 STAGE.json   the facts of a stage, renewed after each finding, so that one that is cut short leaves what it found
