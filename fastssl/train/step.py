@@ -51,6 +51,7 @@ class TrainingStep:
                 weight_decay=optim.discriminator_weight_decay,
                 fused=on_gpu or None,
             )
+            _at_rest(self.discriminator_optimizer)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=config.train.amp and config.train.amp_dtype == "float16"
         )
@@ -120,6 +121,8 @@ class TrainingStep:
         """Continue from `state_dict`; raises what the parts raise where the shapes differ."""
         for name, part in self._parts().items():
             part.load_state_dict(_fused_as(part, state[name]) if isinstance(part, Optimizer) else state[name])
+        if self.discriminator_optimizer is not None:
+            _at_rest(self.discriminator_optimizer)
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -146,3 +149,15 @@ def _fused_as(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """The state for this optimizer's form: one that was saved on a CPU would bring the CPU's form to a GPU."""
     fused = optimizer.param_groups[0]["fused"]
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+
+def _at_rest(optimizer: SGD) -> None:
+    """Momenta of zero where a fused optimizer has none yet; its first step begins from them in any case.
+
+    It would make them without a value in its first step, and where that is skipped for infinite gradients, as
+    float16's often is, keep what the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 from small_steps import CPU, after_steps, batches, same, small_config
+from torch.optim import SGD
 
 from fastssl.batch import RealBatch
 from fastssl.config import ADAPTED_LAYERS, Config
 from fastssl.models import Networks, build_networks
 from fastssl.train.losses import adversarial_loss, discriminator_loss, task_losses
-from fastssl.train.step import TrainingStep
+from fastssl.train.step import TrainingStep, _at_rest
 
 
 def reference_steps(settings: Config, steps: int = 3) -> Networks:
@@ -152,3 +153,34 @@ def test_state_of_another_device_keeps_this_one_s_form_of_the_optimizers() -> No
     step(*batches(1))
     other(*batches(1))
     assert same(step.networks, other.networks)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_skipped_first_step_leaves_no_momentum(loaded: bool) -> None:
+    """A GPU's fused form, which the CPU has too: its first step is skipped, and the second begins from rest."""
+    weight = torch.nn.Parameter(torch.ones(64))
+    optimizer = SGD([weight], lr=0.1, momentum=0.9, fused=True)
+    if loaded:
+        optimizer.load_state_dict(optimizer.state_dict())
+    _at_rest(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for gradient in (float("inf"), 1.0, 1.0):
+        weight.grad = torch.full_like(weight, gradient) * scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    # One step of 0.1, one of 0.1 * (1 + 0.9).
+    torch.testing.assert_close(weight.detach(), torch.full((64,), 0.71))
+
+
+def test_momenta_are_at_rest_after_a_state_without_them() -> None:
+    """What a CPU saves before its first step has no momenta, and a fused optimizer would make them of anything."""
+    settings = small_config()
+    step = TrainingStep(build_networks(settings.model, 1), settings, CPU)
+    optimizer = step.discriminator_optimizer
+    assert optimizer is not None
+    state = copy.deepcopy(step.state_dict())
+    optimizer.param_groups[0]["fused"] = True
+    step.load_state_dict(state)
+    momenta = [optimizer.state[weight]["momentum_buffer"] for weight in optimizer.param_groups[0]["params"]]
+    assert momenta
+    assert not any(momentum.any() for momentum in momenta)
