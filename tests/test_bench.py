@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -386,20 +387,36 @@ def test_what_was_only_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_power_and_engine_of_a_gpu_are_means_over_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two readings, the second when the work lasts longer than the pause between them."""
     clock = Clock(monkeypatch)
-    power, engine = iter([100.0, 300.0] * 9), iter([50.0, None] * 9)
+    power, engine = chain([100.0, 300.0], repeat(200.0)), chain([50.0, None], repeat(50.0))
+    both = threading.Event()
 
     def readings(index: int) -> dict[str, float]:
-        return {"gpu/power_w": next(power), "gpu/utilisation_percent": 30.0, "gpu/memory_gib": 1.0}
+        taken = {"gpu/power_w": next(power), "gpu/utilisation_percent": 30.0, "gpu/memory_gib": 1.0}
+        if taken["gpu/power_w"] == 300.0:
+            both.set()
+        return taken
 
+    def last_wait() -> None:
+        assert clock.now == 100.0 or both.wait(60)
+
+    monkeypatch.setattr(gpu, "_BETWEEN_READINGS", 0.01)
     monkeypatch.setattr(gpu, "gpu_readings", readings)
     monkeypatch.setattr(gpu, "_jpeg_engine_percent", lambda index: next(engine))
-    use = gpu_use(lambda: clock.work(0.5, 100), 2.0, 0, wait=lambda: None)
+    use = gpu_use(lambda: clock.work(0.5, 100), 2.0, 0, wait=last_wait)
     assert use == GpuUse(
         power_w=200.0, utilisation_percent=30.0, jpeg_engine_percent=50.0, images_per_joule=400 / (200 * 2)
     )
     monkeypatch.setattr(gpu, "gpu_readings", lambda index: {})
+    monkeypatch.setattr(gpu, "_jpeg_engine_percent", lambda index: None)
     assert gpu_use(lambda: clock.work(0.5, 100), 2.0, 0, wait=lambda: None) is None
+
+
+def test_work_that_fails_ends_the_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "gpu_readings", lambda index: {})
+    with pytest.raises(ZeroDivisionError):
+        gpu_use(lambda: 1 // 0, 2.0, 0, wait=lambda: None)
 
 
 def test_no_engine_is_told_where_the_driver_does_not_tell_it() -> None:

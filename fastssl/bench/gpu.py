@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastssl.telemetry import gpu_readings, nvml_handle
@@ -34,20 +37,16 @@ def gpu_use(work: Callable[[], int], seconds: float, index: int, *, wait: Callab
         index: of the GPU.
         wait: returns when all that `work` has begun is done.
     """
-    readings, engine = list[dict[str, float]](), list[float | None]()
     wait()
-    started, images, due = time.perf_counter(), 0, 0.0
-    while not images or time.perf_counter() - started < seconds:
-        images += work()
-        if time.perf_counter() >= due:
-            readings.append(gpu_readings(index))
-            engine.append(_jpeg_engine_percent(index))
-            due = time.perf_counter() + _BETWEEN_READINGS
-    wait()
-    elapsed = time.perf_counter() - started
+    with _watched(index) as readings:
+        started, images = time.perf_counter(), 0
+        while not images or time.perf_counter() - started < seconds:
+            images += work()
+        wait()
+        elapsed = time.perf_counter() - started
     if not all("gpu/power_w" in reading and "gpu/utilisation_percent" in reading for reading in readings):
         return None
-    busy = [percent for percent in engine if percent is not None]
+    busy = [reading["jpeg"] for reading in readings if "jpeg" in reading]
     power = statistics.mean(reading["gpu/power_w"] for reading in readings)
     return GpuUse(
         power_w=power,
@@ -55,6 +54,30 @@ def gpu_use(work: Callable[[], int], seconds: float, index: int, *, wait: Callab
         jpeg_engine_percent=statistics.mean(busy) if busy else None,
         images_per_joule=images / (power * elapsed),
     )
+
+
+@contextmanager
+def _watched(index: int) -> Iterator[list[dict[str, float]]]:
+    """A GPU's readings, one at least, complete when the block ends.
+
+    They are taken in a thread: each keeps its caller for some milliseconds, which are not the work's.
+    """
+    readings, ended = list[dict[str, float]](), threading.Event()
+
+    def watch() -> None:
+        while True:
+            engine = _jpeg_engine_percent(index)
+            readings.append(gpu_readings(index) | ({} if engine is None else {"jpeg": engine}))
+            if ended.wait(_BETWEEN_READINGS):
+                return
+
+    with ThreadPoolExecutor(1, thread_name_prefix="fastssl-nvml") as pool:
+        watching = pool.submit(watch)
+        try:
+            yield readings
+        finally:
+            ended.set()
+        watching.result()
 
 
 def _jpeg_engine_percent(index: int) -> float | None:

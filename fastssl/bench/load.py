@@ -177,8 +177,9 @@ class _Meter:
             self._progress(self._done, self._total, words)
 
     def _wait(self) -> None:
+        """For the batches that were taken, and not for those that DALI makes ahead."""
         if self.options.device.type == "cuda":
-            torch.cuda.synchronize(self.options.device)
+            torch.cuda.current_stream(self.options.device).synchronize()
 
 
 def _stage(meter: _Meter, domain: Domain, part: Part) -> Stage:

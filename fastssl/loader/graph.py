@@ -18,10 +18,15 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from fastssl.batch import IMAGE_MEAN
+from fastssl.errors import DeviceError
+from fastssl.faults import machine_error, machine_fault
 from fastssl.loader.plan import Views
 from fastssl.shards.codec import LabelCodec
 
 Feed = Callable[[], tuple[Any, ...]]
+
+FAULTS = (RuntimeError, MemoryError)
+"""What DALI raises where it fails; the second where a GPU's memory or the machine's is short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +123,24 @@ def built(pipeline: Pipeline) -> Pipeline:
 
     The first one on a GPU warns where cuFFT and NPP are missing, which no graph here uses: DALI needs them for
     spectrograms, debayering and remapping alone.
+
+    Raises:
+        DeviceError: DALI cannot build it; a MachineError where memory is short.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="nvidia-dali-cuda120 is no longer shipped")
-        pipeline.build()
+        try:
+            pipeline.build()
+        except FAULTS as error:
+            raise dali_error("DALI could not begin to load", error) from error
     return pipeline
+
+
+def dali_error(what: str, error: Exception) -> DeviceError:
+    """The error that tells of one of `FAULTS`."""
+    if machine_fault(error) is not None:
+        return machine_error(error, what)
+    return DeviceError(what, seen=str(error))
 
 
 def device_number(device: torch.device) -> int | None:

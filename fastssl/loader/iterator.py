@@ -11,14 +11,16 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.errors import DataError, DeviceError, ShardError
+from fastssl.errors import DataError, ShardError
+from fastssl.faults import machine_fault
 from fastssl.loader.ahead import labels_ahead
 from fastssl.loader.damage import Damage
-from fastssl.loader.graph import Pixels, build_graph, built, device_number
+from fastssl.loader.graph import FAULTS, Pixels, build_graph, built, dali_error, device_number
 from fastssl.loader.images import PendingImages, ThreadedImages
 from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import LabelFields, PendingLabels, ThreadedLabels, labels_on_device
@@ -73,11 +75,22 @@ def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> B
     return Batches(_synthetic(samples, plan, options, damage), damage)
 
 
-def real_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[RealBatch]:
-    """Images alone, with their classes where there are any; as `synthetic_batches` otherwise."""
-    members = (JPEG, LABEL)
-    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
+def real_batches(
+    samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage | None = None
+) -> Batches[RealBatch]:
+    """Images alone, with their classes where there are any; as `synthetic_batches` otherwise.
+
+    Args:
+        damage: `photo_damage` that other batches share, so that each damaged sample is told and counted once.
+    """
+    damage = damage or photo_damage(samples, options)
     return Batches(_real(samples, plan, options, damage), damage)
+
+
+def photo_damage(samples: Mixture, options: LoaderOptions) -> Damage:
+    """What `real_batches` know of the samples' damage: nothing yet."""
+    members = (JPEG, LABEL)
+    return Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
 
 
 def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[str, ...]:
@@ -127,17 +140,19 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
         batches = stack.enter_context(
             closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)))
         )
-        labelled = _labels_of_threads(batches) if on_cpu else labels_ahead(batches, on_device, options.device)
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
-        yield from map(made, stack.enter_context(closing(labelled)))
+        labelled: Iterator[tuple[_Pending, Tensor, LabelFields]]
+        if on_cpu:
+            labelled = map(_with_labels_of_threads, batches)
+        else:
+            labelled = stack.enter_context(closing(labels_ahead(batches, on_device, options.device)))
+        yield from map(made, labelled)
 
 
-def _labels_of_threads(
-    batches: Iterator[tuple[_Pending, Tensor]],
-) -> Generator[tuple[_Pending, Tensor, LabelFields], None, None]:
-    for pending, image in batches:
-        assert pending.labels is not None  # `_Feed` was given these threads
-        yield pending, image, pending.labels.result()
+def _with_labels_of_threads(batch: tuple[_Pending, Tensor]) -> tuple[_Pending, Tensor, LabelFields]:
+    pending, image = batch
+    assert pending.labels is not None  # `_Feed` was given these threads
+    return pending, image, pending.labels.result()
 
 
 def label_filters(plan: Plan) -> Filters:
@@ -280,33 +295,42 @@ def _handed_over(
     built(pipeline)
     while True:
         try:
-            if device_id is None:
-                outputs = pipeline.run()
-            else:
-                # Ordered on the consumer's stream: it waits for the batch, the host does not.
-                outputs = pipeline.run(torch.cuda.current_stream(device).cuda_stream)
-            # Fails where an image has another size than the rest.
-            tensors = [from_dlpack(output.as_tensor()) for output in outputs]
+            tensors = _outputs(pipeline, device)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except FAULTS as error:
             # DALI loses the batch that failed, and goes on with the next.
             yield from _made_again(feed, error, plan, options, blocks)
             continue
         damaged = feed.pending[0].error()
         if damaged is not None:
+            del tensors
             yield from _made_again(feed, damaged, plan, options, blocks)
             continue
-        yield feed.pending.popleft(), *tensors
+        made = [(feed.pending.popleft(), *tensors)]
+        # Nothing of the batch stays behind, so that its memory goes when the consumer drops it.
+        del tensors
+        yield made.pop()
+
+
+def _outputs(pipeline: Pipeline, device: torch.device) -> list[Tensor]:
+    """Of the pipeline's next batch; raises one of `FAULTS` where an image has another size than the rest."""
+    # Ordered on the consumer's stream: it waits for the batch, the host does not.
+    stream = None if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
+    return [from_dlpack(output.as_tensor()) for output in pipeline.run(stream)]
 
 
 def _made_again(
     feed: _Feed, error: Exception, plan: Plan, options: LoaderOptions, blocks: tuple[int, LabelCodec] | None
 ) -> Iterator[tuple[Any, ...]]:
-    """The batch that failed, with its damaged samples replaced."""
-    again = feed.again()
+    """The batch that failed, with its damaged samples replaced.
+
+    Raises:
+        DeviceError: none of them is damaged; a MachineError where memory was short, whatever they are.
+    """
+    again = None if machine_fault(error) is not None else feed.again()
     if again is None:
-        raise DeviceError("DALI could not make a batch", seen=str(error)) from error
+        raise dali_error("DALI could not make a batch", error) from error
     yield from _handed_over(again, plan, options, blocks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, islice
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged import overwritten
 from torch import Tensor
 
 from fastssl.config import AugmentConfig, DataConfig, load_config
@@ -23,6 +25,7 @@ from fastssl.loader.calibration import (
     fastest,
     seconds_per_batch,
 )
+from fastssl.loader.iterator import photo_damage
 from fastssl.loader.plan import Plan
 from fastssl.train import calibrated_options, run
 
@@ -79,6 +82,20 @@ def plan(samples: Mixture) -> Plan:
     data = DataConfig(size=SIZE, window=(0.6, 1.0))
     share = Share(order=samples.order(seed=5, stream=0), batch_size=BATCH)
     return training_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
+
+
+def test_a_damaged_sample_is_told_and_counted_once(
+    coded_synthetic: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many pipelines read it."""
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    overwritten(tmp_path / "damaged", 6, "jpg", lambda stream: b"")
+    samples, options = open_mixture(tmp_path / "damaged"), LoaderOptions(device=CPU, threads=2, max_bad=1)
+    damage = photo_damage(samples, options)
+    made = [list(islice(real_batches(samples, plan(samples), options, damage), 3)) for _ in range(2)]
+    assert [batch.keys for batch in made[0]] == [batch.keys for batch in made[1]]
+    assert ["coded_006" in record.getMessage() for record in caplog.records] == [True]
+    assert len(damage.places()) == 1
 
 
 def test_images_that_stay_as_they_are_pass(coded_synthetic: Path) -> None:

@@ -19,7 +19,7 @@ from damaged import BATCH, CPU, DATA, KINDS, STEPS, assert_costs_those_samples, 
 from nvidia.dali.pipeline import Pipeline
 
 from fastssl.config import AugmentConfig
-from fastssl.errors import DataError, DeviceError, ShardError
+from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import training_plan
@@ -185,3 +185,32 @@ def test_missing_checksums_are_no_fault_of_a_sample(coded_synthetic: Path, tmp_p
     with pytest.raises(DataError, match=r"checksums(.|\n)*\.crc"):
         damage.read([0])
     assert not damage.found
+
+
+@pytest.mark.parametrize("stage", ["build", "outputs"])
+@pytest.mark.parametrize(
+    "error", [MemoryError("std::bad_alloc"), RuntimeError("CUDA allocation failed: out of memory")]
+)
+def test_memory_that_is_short_is_the_machine_s_fault(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
+    """And no sample is examined for it."""
+
+    def fails(pipeline: Pipeline, stream: Any = None) -> None:
+        raise error
+
+    monkeypatch.setattr(Pipeline, stage, fails)
+    monkeypatch.setattr(Damage, "examine", lambda damage, samples: pytest.fail("samples are examined"))
+    with pytest.raises(MachineError, match="out of memory"):
+        batches(open_mixture(coded_synthetic))
+
+
+def test_a_pipeline_that_cannot_be_built_is_the_device_s_fault(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(pipeline: Pipeline) -> None:
+        raise RuntimeError("CUDA driver version is insufficient")
+
+    monkeypatch.setattr(Pipeline, "build", fails)
+    with pytest.raises(DeviceError, match=r"could not begin(.|\n)*driver version is insufficient"):
+        batches(open_mixture(coded_synthetic))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from late_reading import KEPT, STEPS, begin, calm, late
 
-from fastssl.loader import LoaderOptions
+from fastssl.loader import LoaderOptions, iterator
 
 CPU = torch.device("cpu")
 
@@ -20,3 +23,24 @@ def test_batches_are_the_same_whenever_they_are_dropped(coded_synthetic: Path, l
     expected = calm(begin(coded_synthetic, options, labels=labels), CPU)
     assert len({tuple(digest.tolist()) for digest in expected}) == STEPS
     assert torch.equal(late(begin(coded_synthetic, options, labels=labels), CPU, kept), expected)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_memory_of_images_goes_with_their_batch(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, labels: bool
+) -> None:
+    """And not when the next one is asked for."""
+    lent = list[weakref.ref[Any]]()
+
+    def watched(output: Any) -> torch.Tensor:
+        memory = np.array(output)
+        lent.append(weakref.ref(memory))
+        return torch.from_numpy(memory)
+
+    monkeypatch.setattr(iterator, "from_dlpack", watched)
+    batches = begin(coded_synthetic, LoaderOptions(device=CPU, threads=2), labels=labels)
+    for number in range(3):
+        batch = next(batches)
+        assert lent[number]() is not None
+        del batch
+        assert lent[number]() is None
