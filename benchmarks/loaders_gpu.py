@@ -1,19 +1,21 @@
 """Loading on one GPU: ours against a plain DALI graph, and against what training takes.
 
-    python benchmarks/loaders_gpu.py [--samples 1000] [--batch 224] [--seconds 2] [--data DIR] [--cpu]
+    python benchmarks/loaders_gpu.py [--samples 1000] [--batch 224] [--seconds 2] [--data DIR]
+                                     [--only pairs,settings] [--threads 16,8] [--loads 1,0] [--cpu]
 
 The four-plane samples of `loaders.py`, to the same float tensors on the GPU. Measured are
 
-- the synthetic loader of `fastssl` on its packed shards, and a plain DALI graph on the JPEG and PNG files, of 320 x 240
-  and resized beforehand, whose `mixed` decoders decode the JPEGs on the GPU and the PNGs in threads: each with every
-  share of the JPEG engine and every number of threads;
-- what a training loads: one rendered image and one photo a pair, float16, with the share that the calibration chose;
-- what a training takes: the AlexNet step in bfloat16 on one resident batch.
+pairs     what a training loads, one rendered image and one photo a pair, float16, with the share of the JPEG engine
+          that the calibration chose; and what it takes, the AlexNet step in bfloat16 on one resident batch
+settings  the synthetic loader of `fastssl` on its packed shards, and a plain DALI graph on the JPEG and PNG files, of
+          320 x 240 and resized beforehand, whose `mixed` decoders decode the JPEGs on the GPU and the PNGs in threads:
+          each with every share of the engine and every number of threads, their tensors compared before with a
+          reference by Pillow and NumPy
 
-First the tensors are compared with a reference by Pillow and NumPy. Every rate is the median of five stretches, and the
-best settings of all are measured once more in five turns, with power and use of the GPU. Results go to
-`results/loaders_gpu.json` after every part; with 16 cores it takes some ten minutes. Without a GPU, or with --cpu, the
-same is done small on the CPU, as a rehearsal of which nothing is kept.
+Every rate is the median of five stretches; the pairs, and the best settings of all, are measured in five turns, with
+power and use of the GPU. Results go to `results/loaders_gpu.json` after every setting; with 16 cores all of it takes
+some fifteen minutes. Without a GPU, or with --cpu, the same is done small on the CPU, as a rehearsal of which nothing
+is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,17 @@ from fastssl.models import build_networks
 from fastssl.train import run_device, training_batches
 from fastssl.train.step import TrainingStep
 
+PARTS = ("pairs", "settings")
+"""What is measured, in this order."""
 CHECKED = 8
 FIXED = ((7, 20, False), (29, 29, True))
 """Windows and flips of the comparison with the reference."""
 IMAGE_MEAN = 1.5
 """Levels of 8 bits that a mean may differ: nvJPEG rounds otherwise than libjpeg."""
+
+
+Keep = Callable[[dict[str, Any]], object]
+"""Stores what is known so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +176,6 @@ class Meter:
         return None if use is None else asdict(use)
 
 
-def sweep(contender: Contender, meter: Meter, batch: int, points: Sequence[Point]) -> None:
-    for point in points:
-        say(f"{contender.name}: {point.threads} threads, {point.hw_decoder_load:.0%} by the engine")
-        work = counted(contender.open(Views(contender.files.samples), batch, point))
-        contender.rates[point] = [meter.stretch(work) for _ in range(STRETCHES)]
-
-
 def counted(batches: Iterator[Sequence[Any]]) -> Callable[[], int]:
     return lambda: len(next(batches)[0])
 
@@ -217,88 +218,117 @@ def step_work(config: Config, pair: tuple[SyntheticBatch, RealBatch], device: to
 def main() -> None:
     arguments = parsed()
     device = torch.device("cpu") if arguments.cpu else run_device()
-    on_gpu = device.type == "cuda"
-    if not on_gpu:
+    if device.type == "cpu":
         say("a rehearsal on the CPU: small, and nothing is kept")
         arguments.samples, arguments.batch, arguments.seconds = min(arguments.samples, 16), 4, 0.02
+    keep: Keep = partial(write_result, "loaders_gpu") if device.type == "cuda" else json.dumps
+    print_table(measure(arguments, device, keep))
+
+
+def measure(arguments: argparse.Namespace, device: torch.device, keep: Keep) -> dict[str, Any]:
+    """All parts that are asked for; `keep` is given what is known whenever that has become more."""
+    batch, meter = arguments.batch, Meter(device, arguments.seconds)
     data = arguments.data / str(arguments.samples)
     prepare(data, arguments.samples, say)
     shards = open_mixture(str(data / "shards"))
-    source, resized = source_files(data, arguments.samples), resized_files(data, arguments.samples)
-    everyone = [
-        Contender("fastssl", partial(fastssl_batches, shards, device), resized),
-        Contender("DALI, source files", partial(dali_batches, source, device), source),
-        Contender("DALI, resized files", partial(dali_batches, resized, device), resized),
-    ]
-    result: dict[str, Any] = {"samples": arguments.samples, "batch": arguments.batch, "device": str(device)}
-    write: Callable[[dict[str, Any]], object] = partial(write_result, "loaders_gpu") if on_gpu else json.dumps
-    meter = Meter(device, arguments.seconds)
-    measure_settings(everyone, meter, arguments.batch, result, write)
-    config = training_config(data / "shards", arguments.batch, on_gpu=on_gpu)
-    measure_training(everyone, config, shards, meter, result)
-    write(result)
-    print_table(result)
+    result: dict[str, Any] = {"samples": arguments.samples, "batch": batch, "device": str(device)}
+    if "pairs" in arguments.only:
+        config = training_config(data / "shards", batch, on_gpu=device.type == "cuda")
+        measure_pairs(config, shards, meter, result)
+        keep(result)
+    if "settings" in arguments.only:
+        source, resized = source_files(data, arguments.samples), resized_files(data, arguments.samples)
+        everyone = [
+            Contender("fastssl", partial(fastssl_batches, shards, device), resized),
+            Contender("DALI, source files", partial(dali_batches, source, device), source),
+            Contender("DALI, resized files", partial(dali_batches, resized, device), resized),
+        ]
+        points = [Point(*point) for point in product(arguments.threads, arguments.loads)]
+        measure_settings(everyone, points, meter, batch, result, keep)
+        measure_best(everyone, meter, batch, result)
+        keep(result)
+    return result
+
+
+def measure_pairs(config: Config, shards: Mixture, meter: Meter, result: dict[str, Any]) -> None:
+    """The loading of pairs and the step in turns."""
+    device = meter.device
+    options = LoaderOptions(device=device, half=device.type == "cuda")
+    order = Share(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
+    settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
+    found = calibrated(shards, lambda: training_plan(settings, order), options)
+    pairs = pair_batches(config, shards, replace(options, hw_decoder_load=found.load))
+    step = step_work(config, next(pairs), device)
+    rates = turns({"loading": lambda: len(next(pairs)[0].keys), "step": step}, meter)
+    result["calibrated"] = {**asdict(found), "seconds": {f"{load:g}": took for load, took in found.seconds.items()}}
+    result["pairs_per_s"] = rates
+    result["pairs_over_step"] = rates["loading"]["median"] / rates["step"]["median"]
 
 
 def measure_settings(
     everyone: Sequence[Contender],
+    points: Sequence[Point],
     meter: Meter,
     batch: int,
     result: dict[str, Any],
-    write: Callable[[dict[str, Any]], object],
+    keep: Keep,
 ) -> None:
-    """Tensors compared, then every setting of every loader."""
-    on_gpu, cores = meter.device.type == "cuda", num_cores()
-    threads = sorted({cores, *(count for count in (4, 8, 16) if count <= cores)} if on_gpu else {cores})
-    points = [Point(count, load) for count in threads for load in (LOADS if on_gpu else LOADS[:1])]
-    result["largest_differences"] = {one.name: check(one, points[-1]) for one in everyone}
-    for contender in everyone:
-        sweep(contender, meter, batch, points)
-        found = [{**asdict(point), "samples_per_s": spread(rates)} for point, rates in contender.rates.items()]
-        result.setdefault("settings", {})[contender.name] = found
-        write(result)
+    """Tensors compared, then all loaders with one setting after the other."""
+    result["largest_differences"] = {one.name: check(one, points[0]) for one in everyone}
+    rows: dict[str, list[dict[str, Any]]] = {one.name: [] for one in everyone}
+    result["settings"] = rows
+    for point, contender in product(points, everyone):
+        say(f"{contender.name}: {point.threads} threads, {point.hw_decoder_load:.0%} by the engine")
+        work = counted(contender.open(Views(contender.files.samples), batch, point))
+        contender.rates[point] = [meter.stretch(work) for _ in range(STRETCHES)]
+        rows[contender.name].append({**asdict(point), "samples_per_s": spread(contender.rates[point])})
+        keep(result)
 
 
-def measure_training(
-    everyone: Sequence[Contender], config: Config, shards: Mixture, meter: Meter, result: dict[str, Any]
-) -> None:
-    """The best settings, the loading of pairs and the step in turns, and how they compare."""
-    device, batch = meter.device, config.data.batch_synthetic
+def measure_best(everyone: Sequence[Contender], meter: Meter, batch: int, result: dict[str, Any]) -> None:
+    """The best setting of each loader, in turns, and how they compare."""
     works = {one.name: counted(one.open(Views(one.files.samples), batch, one.best)) for one in everyone}
-    options = LoaderOptions(device=device, threads=everyone[0].best.threads, half=device.type == "cuda")
-    order = Share(order=shards.order(seed=0, stream=0), batch_size=batch)
-    settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
-    found = calibrated(shards, lambda: training_plan(settings, order), options)
-    options = replace(options, hw_decoder_load=found.load)
-    pairs = pair_batches(config, shards, options)
-    works["step, pairs"] = step_work(config, next(pairs), device)
-    works["fastssl, pairs"] = lambda: len(next(pairs)[0].keys)
     rates = turns(works, meter)
-    ours = rates["fastssl"]["median"]
+    ours, *others = (rates[one.name]["median"] for one in everyone)
     result["best_settings"] = {one.name: asdict(one.best) for one in everyone}
-    result["calibrated"] = {**asdict(found), "seconds": {f"{load:g}": took for load, took in found.seconds.items()}}
     result["per_s"] = rates
-    result["fastssl_over"] = {one.name: ours / rates[one.name]["median"] for one in everyone[1:]}
-    result["pairs_over_step"] = rates["fastssl, pairs"]["median"] / rates["step, pairs"]["median"]
+    result["fastssl_over"] = {one.name: ours / rate for one, rate in zip(everyone[1:], others, strict=True)}
 
 
 def print_table(result: dict[str, Any]) -> None:
     print(f"{'':24}{'per second':>12}  (least to greatest)")
-    for name, rate in result["per_s"].items():
+    pairs = {f"{name}, pairs": rate for name, rate in result.get("pairs_per_s", {}).items()}
+    for name, rate in {**pairs, **result.get("per_s", {})}.items():
         print(f"{name:24}{rate['median']:12,.0f}  ({rate['min']:,.0f} to {rate['max']:,.0f})")
-    for name, ratio in result["fastssl_over"].items():
+    for name, ratio in result.get("fastssl_over", {}).items():
         print(f"fastssl is {ratio:.2f} times as fast as {name}")
-    print(f"pairs are loaded {result['pairs_over_step']:.2f} times as fast as the step takes them")
+    if "pairs_over_step" in result:
+        print(f"pairs are loaded {result['pairs_over_step']:.2f} times as fast as the step takes them")
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of the five stretches")
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "fastssl-loaders")
+    parser.add_argument("--threads", type=listed(int), help="separated by commas; of decoding, all cores and fewer")
+    parser.add_argument("--loads", type=listed(float), help="separated by commas; shares of the JPEG engine")
+    parser.add_argument("--only", type=listed(str), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
-    return parser.parse_args()
+    arguments = parser.parse_args(words)
+    unknown = set(arguments.only) - set(PARTS)
+    if unknown:
+        parser.error(f"no part is named {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    on_gpu, cores = not arguments.cpu and run_device().type == "cuda", num_cores()
+    arguments.threads = arguments.threads or [cores, *(count for count in (16, 8, 4) if on_gpu and count < cores)]
+    arguments.loads = arguments.loads or list(LOADS[::-1] if on_gpu else LOADS[:1])
+    return arguments
+
+
+def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """What reads a list of values of this kind."""
+    return lambda text: [kind(word) for word in text.split(",")]
 
 
 def say(words: str) -> None:
