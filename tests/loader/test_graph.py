@@ -1,11 +1,13 @@
-"""What the first pipeline on a GPU says, and the GPU that it takes."""
+"""The graph's forms beside compiled code, what the first pipeline on a GPU says, and the GPU that it takes."""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from graph_forms import FORMS, assert_form_beside_the_cpu
 
 from fastssl.loader import LoaderOptions
 from fastssl.loader.graph import built, device_number
@@ -40,3 +42,10 @@ def test_a_device_without_a_number_is_the_current_one(monkeypatch: pytest.Monkey
 def test_a_gpu_s_members_are_all_compared_with_their_checksums(device: str, paranoid: bool, all_checked: bool) -> None:
     options = LoaderOptions(device=torch.device(device), paranoid=paranoid)
     assert checked_members(("jpg", "cls"), options) == (("jpg", "cls") if all_checked else ())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_in_half_precision_is_that_in_full(coded_synthetic: Path, coded_real: Path, form: str) -> None:
+    """What is only cut out is then made by the graph's operators instead of compiled code."""
+    path = coded_real if FORMS[form].whole_photos else coded_synthetic
+    assert_form_beside_the_cpu(FORMS[form], path, torch.device("cpu"), half=True)
