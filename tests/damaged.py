@@ -13,13 +13,15 @@ from itertools import islice
 from pathlib import Path
 
 import lz4.block
+import pytest
 import torch
 from patterns import SIDE
 from PIL import Image
 
 from fastssl.batch import SyntheticBatch
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, open_mixture, synthetic_batches
+from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, iterator, open_mixture, synthetic_batches
+from fastssl.loader.damage import Damage
 from fastssl.loader.plan import training_plan
 from fastssl.shards import ShardSet
 
@@ -76,6 +78,11 @@ def garbled(stream: bytes) -> bytes:
     )
 
 
+def without_tables(stream: bytes) -> bytes:
+    """The quantisation tables become comments: a sound header, and nothing that a decoder could decode with."""
+    return stream.replace(b"\xff\xdb", b"\xff\xfe")
+
+
 KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
     "cut at a tenth": ("jpg", lambda stream: stream[: len(stream) // 10], False),
     "cut at a half": ("jpg", lambda stream: stream[: len(stream) // 2], False),
@@ -87,6 +94,7 @@ KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
     "zeros": ("jpg", lambda stream: b"", False),
     "text": ("jpg", lambda stream: b"not an image " * 999, False),
     "a damaged header": ("jpg", lambda stream: b"\xff\xd8\xff\xdb" + bytes(400) + stream[404:], False),
+    "no tables": ("jpg", without_tables, False),
     "a smaller image": ("jpg", lambda stream: jpeg_of(SIDE // 2, len(stream)), False),
     "a larger image": ("jpg", lambda stream: jpeg_of(SIDE + 9, len(stream)), False),
     "damaged entropy data": ("jpg", garbled, True),
@@ -126,3 +134,20 @@ def assert_costs_those_samples(
             assert batch.keys[i] == keys[index]
             replaced += 1
     assert replaced >= 3 * len(damaged) - 1
+
+
+def assert_a_failed_batch_is_made_again(
+    sound_shards: Path, tmp_path: Path, damaged: Sequence[int], monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Damage that only decoding finds, nothing being compared with checksums: the batches after it are the plan's."""
+    examined = []
+    examine = Damage.examine
+
+    def noted(damage: Damage, indices: Sequence[int]) -> bool:
+        examined.append(indices)
+        return examine(damage, indices)
+
+    monkeypatch.setattr(Damage, "examine", noted)
+    monkeypatch.setattr(iterator, "checked_members", lambda members, options: ())
+    assert_costs_those_samples(sound_shards, tmp_path, "no tables", damaged, paranoid=False, device=device)
+    assert examined

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
-from late_reading import begin
+from damaged import overwritten
+from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, training_plan
-from fastssl.loader.calibration import LOADS, calibrated, changed_images
+from fastssl.loader.calibration import LOADS, calibrated
 
 ROOT = Path(__file__).parents[2]
 SHARDS = ROOT / "shards" / "sample"
@@ -32,9 +34,34 @@ def test_a_share_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> Non
 
 
 def test_no_image_changes_without_the_engine(coded_synthetic: Path, gpu: torch.device) -> None:
-    options = LoaderOptions(device=gpu, threads=4, hw_decoder_load=0.0)
-    batches = partial(begin, coded_synthetic, options, labels=False)
-    assert changed_images(lambda: (batch.image for batch in batches()), gpu) == 0
+    assert changed_at_leisure(coded_synthetic, gpu, 0.0) == 0
+    assert changed_beside_steps(coded_synthetic, gpu, 0.0) == 0
+
+
+@pytest.mark.parametrize("share", [0.65, 1.0])
+def test_what_training_finds_changed_the_calibration_finds_too(
+    coded_synthetic: Path, gpu: torch.device, share: float
+) -> None:
+    """So no engine is chosen that changes images while a network trains."""
+    if changed_at_leisure(coded_synthetic, gpu, share) == 0:
+        assert changed_beside_steps(coded_synthetic, gpu, share) == 0
+
+
+@pytest.mark.parametrize("share", LOADS)
+def test_images_are_libjpeg_s_whoever_decodes_them(gpu: torch.device, share: float) -> None:
+    assert_near_libjpeg(gpu, share)
+
+
+def test_a_damaged_sample_is_told_once_for_all_pipelines(
+    coded_synthetic: Path, tmp_path: Path, gpu: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    overwritten(tmp_path / "damaged", 6, "jpg", lambda stream: b"")
+    samples = open_mixture(tmp_path / "damaged")
+    settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
+    share = Share(order=samples.order(seed=0, stream=0), batch_size=8)
+    calibrated(samples, lambda: training_plan(settings, share), LoaderOptions(device=gpu, threads=4, max_bad=1))
+    assert sum("coded_006" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_loading_is_measured(tmp_path: Path) -> None:

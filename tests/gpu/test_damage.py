@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged import KINDS, assert_costs_those_samples
+from damaged import KINDS, assert_a_failed_batch_is_made_again, assert_costs_those_samples
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (member, _, _) in KINDS.items() if member == "jpg"])
@@ -22,3 +22,10 @@ def test_a_damaged_image_costs_that_sample(
 def test_checksums_find_damaged_labels(coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
     """A GPU inflates blocks without a word about damage, so their checksums are compared, asked for or not."""
     assert_costs_those_samples(coded_synthetic, tmp_path, kind, [6], paranoid=False, device=gpu)
+
+
+@pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
+def test_a_batch_that_fails_is_made_again(
+    coded_synthetic: Path, tmp_path: Path, gpu: torch.device, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int]
+) -> None:
+    assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, gpu)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from damaged import overwritten
+from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 from torch import Tensor
 
 from fastssl.config import AugmentConfig, DataConfig, load_config
@@ -110,6 +111,15 @@ def test_images_that_stay_as_they_are_pass(coded_synthetic: Path) -> None:
 
     assert changed_images(images, CPU) == 0
     assert len(begun) == 2
+
+
+def test_images_stay_as_they_are_beside_training_steps(coded_synthetic: Path) -> None:
+    assert changed_at_leisure(coded_synthetic, CPU, 0.0) == 0
+    assert changed_beside_steps(coded_synthetic, CPU, 0.0) == 0
+
+
+def test_images_are_libjpeg_s() -> None:
+    assert_near_libjpeg(CPU, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

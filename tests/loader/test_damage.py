@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damaged import BATCH, CPU, DATA, KINDS, STEPS, assert_costs_those_samples, batches, garbled, overwritten
+from damaged import (
+    BATCH,
+    CPU,
+    DATA,
+    KINDS,
+    STEPS,
+    assert_a_failed_batch_is_made_again,
+    assert_costs_those_samples,
+    batches,
+    garbled,
+    overwritten,
+)
 from nvidia.dali.pipeline import Pipeline
 
 from fastssl.config import AugmentConfig
@@ -34,6 +45,13 @@ def test_a_damaged_sample_costs_that_sample(
     coded_synthetic: Path, tmp_path: Path, kind: str, damaged: Sequence[int]
 ) -> None:
     assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=KINDS[kind][2], device=CPU)
+
+
+@pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
+def test_a_batch_that_fails_is_made_again(
+    coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int]
+) -> None:
+    assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, CPU)
 
 
 def test_a_replacement_is_seen_through_the_view_of_the_one_it_replaces(coded_synthetic: Path, tmp_path: Path) -> None:

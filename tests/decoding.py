@@ -1,0 +1,72 @@
+"""Decoded images beside libjpeg's, and read while a network trains: for the tests on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import io
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+from late_reading import Batch, begin
+from numpy.typing import NDArray
+from PIL import Image
+from small_steps import batches, small_config
+from torch import Tensor
+
+from fastssl.loader import LoaderOptions, open_mixture
+from fastssl.loader.calibration import changed_images
+from fastssl.loader.graph import build_decoder, built, device_number
+from fastssl.models import build_networks
+from fastssl.shards import JPEG
+from fastssl.train.step import TrainingStep
+
+SAMPLE = Path(__file__).parents[1] / "shards" / "sample" / "render_train"
+COUNT = 24
+WORST, MEAN = 12, 1
+"""Levels of 8 bits by which two JPEG decoders may differ."""
+
+
+def streams() -> list[NDArray[np.uint8]]:
+    dataset = open_mixture(str(SAMPLE)).datasets[0]
+    return [dataset.member(index, JPEG).copy() for index in range(COUNT)]
+
+
+def decoded(device: torch.device, share: float) -> NDArray[np.int16]:
+    """The first images of the sample shards, this share of them by the JPEG engine: (COUNT, H, W, 3)."""
+    encoded = streams()
+    pipeline = build_decoder(
+        lambda: encoded, batch_size=COUNT, threads=2, device_id=device_number(device), hw_decoder_load=share
+    )
+    (images,) = built(pipeline).run()
+    array: NDArray[np.uint8] = (images.as_cpu() if device.type == "cuda" else images).as_array()
+    return array.astype(np.int16)
+
+
+def assert_near_libjpeg(device: torch.device, share: float) -> None:
+    """Every image for itself, so that one in another's place is found."""
+    expected = np.stack([np.array(Image.open(io.BytesIO(stream.tobytes()))) for stream in streams()])
+    off = np.abs(decoded(device, share) - expected)
+    assert off.max() <= WORST
+    assert off.mean(axis=(1, 2, 3)).max() < MEAN
+
+
+def changed_beside_steps(path: Path, device: torch.device, share: float) -> int:
+    """Images that change where a training step is enqueued between a batch and its use."""
+    settings = small_config("train.amp=true")
+    step = TrainingStep(build_networks(settings.model, seed=1).to(device), settings, device)
+    pair = batches(0, device)
+    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=share)
+
+    def stepped(batch: Batch) -> Tensor:
+        step(*pair)
+        return batch.image
+
+    # `map` keeps nothing of a batch that it gave away.
+    return changed_images(lambda: map(stepped, begin(path, options, labels=False)), device)
+
+
+def changed_at_leisure(path: Path, device: torch.device, share: float) -> int:
+    """Images that the calibration finds changed."""
+    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=share)
+    return changed_images(lambda: map(attrgetter("image"), begin(path, options, labels=False)), device)
