@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_steps import after_steps, batches, same, small_config
+from small_steps import (
+    TOO_LARGE,
+    after_steps,
+    assert_a_step_of_infinite_gradients_is_skipped,
+    assert_two_streams_equal_one,
+    batches,
+    small_config,
+)
 
 from fastssl.models import build_networks
 from fastssl.train.step import TrainingStep
@@ -24,13 +31,26 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("layer", ["conv1", "conv5", "fc6"])
 @pytest.mark.parametrize("amp", ["false", "true"])
-def test_two_streams_equal_one(gpu: torch.device, layer: str, amp: str) -> None:
-    settings = [f"model.adapted_layer={layer}", f"train.amp={amp}", "optim.pool_size=6"]
-    one, _ = after_steps(small_config(*settings, "train.streams=false"), steps=6, device=gpu)
-    one_again, _ = after_steps(small_config(*settings, "train.streams=false"), steps=6, device=gpu)
-    assert same(one, one_again)
-    two, _ = after_steps(small_config(*settings, "train.streams=true"), steps=6, device=gpu)
-    assert same(one, two)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_two_streams_equal_one(gpu: torch.device, layer: str, amp: str, channels_last: bool) -> None:
+    settings = small_config(f"model.adapted_layer={layer}", f"train.amp={amp}", "optim.pool_size=6")
+    assert_two_streams_equal_one(settings, gpu, channels_last=channels_last)
+
+
+def test_two_streams_equal_one_at_the_paper_s_size(gpu: torch.device) -> None:
+    """There fc6 has as many positions as in the paper."""
+    settings = small_config("data.size=227", "model.adapted_layer=fc6", "train.amp=true", "optim.pool_size=6")
+    assert_two_streams_equal_one(settings, gpu, channels_last=True)
+
+
+@pytest.mark.parametrize("scale", [1.0, TOO_LARGE])
+def test_two_streams_equal_one_where_steps_are_skipped(gpu: torch.device, scale: float) -> None:
+    settings = small_config("train.amp=true", "train.amp_dtype=float16", "optim.pool_size=6")
+    assert_two_streams_equal_one(settings, gpu, scale=scale)
+
+
+def test_a_step_of_infinite_gradients_is_skipped(gpu: torch.device) -> None:
+    assert_a_step_of_infinite_gradients_is_skipped(gpu)
 
 
 def test_step_equals_the_step_on_the_cpu(gpu: torch.device) -> None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from small_steps import CPU, after_steps, batches, same, small_config
+from small_steps import (
+    CPU,
+    TOO_LARGE,
+    after_steps,
+    assert_a_step_of_infinite_gradients_is_skipped,
+    assert_two_streams_equal_one,
+    batches,
+    same,
+    small_config,
+)
 from torch.optim import SGD
 
 from fastssl.batch import RealBatch
@@ -184,3 +194,13 @@ def test_momenta_are_at_rest_after_a_state_without_them() -> None:
     momenta = [optimizer.state[weight]["momentum_buffer"] for weight in optimizer.param_groups[0]["params"]]
     assert momenta
     assert not any(momentum.any() for momentum in momenta)
+
+
+@pytest.mark.parametrize("how", [{"channels_last": True}, {"scale": TOO_LARGE}])
+def test_streams_are_nothing_on_the_cpu(how: dict[str, Any]) -> None:
+    settings = small_config("train.amp=true", "train.amp_dtype=float16", "optim.pool_size=6")
+    assert_two_streams_equal_one(settings, CPU, **how)
+
+
+def test_a_step_of_infinite_gradients_is_skipped() -> None:
+    assert_a_step_of_infinite_gradients_is_skipped(CPU)
