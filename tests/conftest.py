@@ -45,6 +45,21 @@ def coded_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    """What a training sets for its whole process is set back."""
+    # Not above: there it would be imported before GPUs are hidden.
+    import torch
+
+    backends = torch.backends.cudnn
+    before = (backends.benchmark, backends.allow_tf32, torch.get_float32_matmul_precision())
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    backends.benchmark, backends.allow_tf32 = before[:2]
+    torch.set_float32_matmul_precision(before[2])
+    torch.use_deterministic_algorithms(is_deterministic)
+
+
 _buckets = count()
 
 

@@ -15,6 +15,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
+@pytest.fixture(autouse=True)
+def as_it_was(torch_as_it_was: None) -> None:
+    """One test's settings are not the next one's."""
+
+
 @pytest.fixture
 def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())

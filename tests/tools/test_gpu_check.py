@@ -6,12 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "gpu_check.py"
@@ -22,16 +20,6 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder in ("benchmarks", "tools"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     return importlib.import_module("gpu_check")
-
-
-@pytest.fixture
-def torch_as_it_was() -> Iterator[None]:
-    """What a stage sets in a process of its own."""
-    backends = torch.backends.cudnn
-    before = (backends.benchmark, backends.allow_tf32, torch.get_float32_matmul_precision())
-    yield
-    backends.benchmark, backends.allow_tf32 = before[:2]
-    torch.set_float32_matmul_precision(before[2])
 
 
 @pytest.mark.parametrize("name", ["env", "smoke", "engine", "step", "train", "loading", "power"])

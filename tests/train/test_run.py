@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
-import torch
 import yaml
 from patterns import SIDE, CodedSource
+from small_runs import SMALL, assert_resumed_run_ends_as_undisturbed, assert_same, quiet, settings, state
 
 from fastssl.batch import Record
 from fastssl.cli import main
-from fastssl.config import Config, load_config, read_config
+from fastssl.config import load_config, read_config
 from fastssl.errors import (
     CheckpointError,
     ConfigError,
@@ -38,47 +38,6 @@ from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import load_networks, resume_run, start_run
 from fastssl.train.trainer import lr_factor
-
-SMALL = [
-    "data.size=67",
-    "data.batch_synthetic=4",
-    "data.batch_real=3",
-    "model.width=0.1",
-    "model.fc_channels=32",
-    "model.head_channels=8",
-    "optim.pool_size=5",
-    "train.log_every=2",
-    "train.picture_every=100",
-]
-
-
-def quiet(done: int, total: int | None = None, words: str = "") -> None:
-    """No progress bar."""
-
-
-def settings(synthetic: Path, real: Path, *overrides: str) -> Config:
-    paths = [f"data.synthetic={synthetic}", f"data.real={real}"]
-    return load_config("tiny", overrides=[*SMALL, *paths, *overrides])
-
-
-def state(run: Path, step: int) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(run / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
-    return content["state"]
-
-
-def assert_same(first: Any, second: Any) -> None:
-    assert type(first) is type(second)
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for name in first:
-            assert_same(first[name], second[name])
-    elif isinstance(first, (list, tuple)):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert first == second
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +94,12 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(finished: Path, tmp_path: Pat
     assert [line["step"] for line in read_metrics(run)] == sorted({line["step"] for line in read_metrics(run)})
     with pytest.raises(CheckpointError, match="finished"):
         resume_run(run, quiet)
+
+
+def test_a_deterministic_run_ends_the_same_whether_resumed_or_not(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, torch_as_it_was: None
+) -> None:
+    assert_resumed_run_ends_as_undisturbed(coded_synthetic, coded_real, tmp_path)
 
 
 def test_loss_falls_on_what_is_learnt(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
