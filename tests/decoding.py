@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def decoded(device: torch.device, share: float) -> NDArray[np.int16]:
     (images,) = built(pipeline).run()
     array: NDArray[np.uint8] = (images.as_cpu() if device.type == "cuda" else images).as_array()
     return array.astype(np.int16)
+
+
+def photos(device: torch.device, share: float) -> Iterator[Tensor]:
+    """Endless batches of images of the sample shards, this share of them by the JPEG engine."""
+    options = LoaderOptions(device=device, half=device.type == "cuda", hw_decoder_load=share)
+    return map(attrgetter("image"), begin(SAMPLE, options, labels=False, batch_size=64))
 
 
 def assert_near_libjpeg(device: torch.device, share: float) -> None:

@@ -32,12 +32,12 @@ KEPT = (0, 1, 2)
 STEPS = 24
 
 
-def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int = 8) -> Iterator[Batch]:
+def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int = 8, **data: object) -> Iterator[Batch]:
     """The same random batches each time."""
     samples = open_mixture(path)
-    data = DataConfig(size=115, window=(0.6, 1.0))
+    seen = DataConfig.model_validate({"size": 115, "window": (0.6, 1.0), **data})
     share = Share(order=samples.order(seed=5, stream=0), batch_size=batch_size)
-    plan = training_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
+    plan = training_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), share)
     return (synthetic_batches if labels else real_batches)(samples, plan, options)
 
 

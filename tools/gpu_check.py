@@ -478,12 +478,12 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "env": Stage(45, environment),
-    "smoke": Stage(70, smoke),
-    "engine": Stage(50, engine),
-    "tests": Stage(135, None),
-    "step": Stage(80, step),
-    "train": Stage(70, train),
-    "loading": Stage(70, loading),
+    "smoke": Stage(60, smoke),
+    "engine": Stage(45, engine),
+    "tests": Stage(170, None),
+    "step": Stage(75, step),
+    "train": Stage(65, train),
+    "loading": Stage(65, loading),
     "power": Stage(35, power),
 }
 """In the order in which they run."""
@@ -527,8 +527,9 @@ def run_stage(name: str, bench: Bench, limit_s: float, environ: Mapping[str, str
 
 def _command(name: str, bench: Bench) -> list[str]:
     if STAGES[name].probe is None:
-        # Warnings of this machine's packages are no errors here, and neither is a plugin that it lacks.
-        words = ["-m", "pytest", "-p", "no:cacheprovider", "-W", "default", "-q", "--durations=8"]
+        # Warnings of this machine's packages are no errors here, and neither is a plugin that it lacks. Each test has a
+        # line, so that the log of a stage that is cut short names the last one.
+        words = ["-m", "pytest", "-p", "no:cacheprovider", "-W", "default", "-v", "--durations=8"]
         return [sys.executable, *words, f"--junitxml={bench.out / 'tests.xml'}", "tests/gpu"]
     flags = [] if bench.on_gpu else ["--cpu"]
     return [

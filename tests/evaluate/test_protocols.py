@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluations import assert_numbers_of_the_cpu
 
 from fastssl.config import load_config
 from fastssl.errors import DataError
@@ -105,3 +106,9 @@ def test_untrained_networks_have_the_statistics_of_the_training_images(coded_syn
         convolved = backbone.layers["conv1"].conv(images)
     assert torch.allclose(norm.running_mean, convolved.mean(dim=(0, 2, 3)), atol=1e-5)
     assert torch.allclose(norm.running_var, convolved.var(dim=(0, 2, 3)), rtol=1e-3, atol=1e-7)
+
+
+def test_an_evaluation_made_again_has_the_same_numbers(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_numbers_of_the_cpu(coded_synthetic, coded_real, tmp_path, monkeypatch, torch.device("cpu"))

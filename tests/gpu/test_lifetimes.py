@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from late_reading import KEPT, STEPS, begin, calm, late, slow_kernels
+from memory_in_use import assert_iterators_can_be_dropped, assert_training_takes_no_more
+from nobody_waits import nobody_waits
 
 from fastssl.errors import UsageError
 from fastssl.loader import LoaderOptions
@@ -57,3 +59,33 @@ def test_asking_for_a_batch_does_not_wait_for_the_network(coded_synthetic: Path,
     done.record()
     next(batches)
     assert not done.query()
+
+
+def test_a_wait_would_be_noticed(gpu: torch.device) -> None:
+    number = torch.ones(1, device=gpu)
+    with pytest.raises(RuntimeError, match="synchroniz"), nobody_waits(gpu):
+        number.item()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("normal_filter", ["nearest", "linear"])
+def test_the_host_does_not_wait_for_a_batch(
+    coded_synthetic: Path, gpu: torch.device, labels: bool, normal_filter: str
+) -> None:
+    """As far as torch can tell: labels are made, classes copied and batches handed over without a wait of its."""
+    options = LoaderOptions(device=gpu, threads=4)
+    batches = begin(coded_synthetic, options, labels=labels, normal_filter=normal_filter)
+    for _ in range(3):
+        next(batches)
+    with nobody_waits(gpu):
+        next(batches)
+
+
+def test_training_takes_no_more_memory_after_300_steps_than_after_50(
+    coded_synthetic: Path, coded_real: Path, gpu: torch.device
+) -> None:
+    assert_training_takes_no_more(coded_synthetic, coded_real, gpu, 50, 300)
+
+
+def test_twenty_iterators_are_dropped_with_work_in_flight(coded_synthetic: Path, gpu: torch.device) -> None:
+    assert_iterators_can_be_dropped(coded_synthetic, gpu, 20)

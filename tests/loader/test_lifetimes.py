@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from late_reading import KEPT, STEPS, begin, calm, late
+from memory_in_use import assert_iterators_can_be_dropped, assert_training_takes_no_more
 
 from fastssl.loader import LoaderOptions, iterator
 
@@ -44,3 +45,11 @@ def test_the_memory_of_images_goes_with_their_batch(
         assert lent[number]() is not None
         del batch
         assert lent[number]() is None
+
+
+def test_training_takes_no_more_memory_later(coded_synthetic: Path, coded_real: Path) -> None:
+    assert_training_takes_no_more(coded_synthetic, coded_real, CPU, 10, 30)
+
+
+def test_iterators_are_dropped_after_their_first_batch(coded_synthetic: Path) -> None:
+    assert_iterators_can_be_dropped(coded_synthetic, CPU, 8)

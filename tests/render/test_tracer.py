@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rendered import SIZE, assert_same_labels, degrees_apart, labels_by
 
 from fastssl.geometry import pixel_rays
 from fastssl.render import trace
@@ -17,7 +16,7 @@ from fastssl.render.room import build_room
 from fastssl.render.scene import Camera, Material, Mesh, Part, Scene
 from fastssl.render.tracer import Picture, find_llvm
 
-SIZE, SPP = 64, 4
+SPP = 4
 GRAY = Material(texture=np.full((2, 2, 3), 0.5, dtype=np.float32), density=1.0)
 CAMERA = Camera.looking((1.0, -2.0, 1.5), yaw=1.9, pitch=-0.2, roll=0.3, fov=65.0)
 
@@ -55,11 +54,6 @@ def sphere(centre: NDArray[np.float64], radius: float) -> Mesh:
         uv=np.zeros((257 * 513, 2)),
         faces=np.concatenate([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)]),
     )
-
-
-def degrees_apart(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
-    # The cross product is exact for small angles, where the arc cosine is not.
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), np.sum(a * b, axis=-1)))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["front", "back"])
@@ -206,21 +200,7 @@ def test_what_was_rendered_before_leaves_no_trace() -> None:
 
 def test_scalar_mitsuba_gives_the_same_labels(tmp_path: Path) -> None:
     """Another implementation of the same rays: its own tree over the triangles instead of Embree's."""
-    code = f"""
-import mitsuba, numpy
-mitsuba.set_variant("scalar_rgb")
-from fastssl.render import trace
-from fastssl.render.room import build_room
-picture = trace(build_room(5, 0), size={SIZE}, spp=1)
-assert mitsuba.variant() == "scalar_rgb"
-numpy.savez({str(tmp_path / "scalar.npz")!r}, **{{n: getattr(picture, n) for n in ("depth", "normal", "instance")}})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    scalar, picture = np.load(tmp_path / "scalar.npz"), seen(build_room(5, 0))
-    same = scalar["instance"] == picture.instance
-    assert same.mean() > 0.999  # rays that graze an edge may go either way
-    assert np.mean(np.abs(scalar["depth"] - picture.depth) < 1e-3) > 0.998
-    assert np.mean(degrees_apart(scalar["normal"], picture.normal) < 0.1) > 0.998
+    assert_same_labels(labels_by("scalar_rgb", tmp_path), seen(build_room(5, 0)))
 
 
 def test_the_paths_of_a_pixel_start_in_a_square_grid_inside_it() -> None:

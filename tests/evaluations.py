@@ -1,0 +1,49 @@
+"""A run measured on one device and on the CPU, for the tests on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_run import make_run
+
+from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks, networks
+
+TASKS = 0.02
+"""Largest difference of a task's measure, relative, or absolute where it is small: decoders round differently."""
+ONE_IMAGE = {"domain": 0.06, "neighbours": 0.12}
+"""By how much an accuracy changes with one image of those that are packed for tests."""
+
+
+def assert_numbers_of_the_cpu(
+    synthetic: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """All three evaluations of one run; in accuracies one image may be taken for another."""
+    run = make_run(tmp_path / "run", synthetic, real)
+    found = []
+    for where in (torch.device("cpu"), device):
+        monkeypatch.setattr(networks, "run_device", lambda where=where: where)
+        found.append(
+            {
+                "tasks": dict(numbers(evaluate_tasks(run, synthetic))),
+                "domain": dict(numbers(evaluate_domain(run, synthetic, real))),
+                "neighbours": dict(numbers(evaluate_neighbours(run, real))),
+            }
+        )
+    expected, got = found
+    assert got["tasks"] == pytest.approx(expected["tasks"], rel=TASKS, abs=TASKS)
+    for name, change in ONE_IMAGE.items():
+        assert got[name] == pytest.approx(expected[name], abs=change)
+    assert all(len(values) >= 2 for values in got.values())
+
+
+def numbers(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, float]]:
+    """Those of nested mappings, by their names one after the other."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{name}{key}.")
+        elif isinstance(value, float):
+            yield f"{name}{key}", value

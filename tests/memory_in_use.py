@@ -1,0 +1,66 @@
+"""Memory of a device while batches are trained on and iterators come and go, for the tests on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import os
+from itertools import count
+from pathlib import Path
+
+import torch
+from late_reading import begin, digest, slow_kernels, wait
+from small_steps import small_config
+
+from fastssl.loader import LoaderOptions
+from fastssl.models import build_networks
+from fastssl.train.step import TrainingStep
+
+ROOM = 64 * 2**20
+"""Bytes by which pools may still grow; they take memory in pieces of some tens of MiB."""
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: of a GPU all that is not free, whoever has it; else of this process."""
+    wait(device)
+    # DALI's graphs hold one another, and with them what feeds them.
+    gc.collect()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def assert_training_takes_no_more(synthetic: Path, real: Path, device: torch.device, first: int, last: int) -> None:
+    """Memory after `first` steps is that after `last`."""
+    half = device.type == "cuda"
+    settings = small_config("data.size=115", f"train.amp={str(half).lower()}", "optim.pool_size=16")
+    options = LoaderOptions(device=device, threads=2, half=half)
+    step = TrainingStep(build_networks(settings.model, seed=1).to(device), settings, device)
+    pairs = zip(begin(synthetic, options, labels=True), begin(real, options, labels=False), strict=True)
+    for number in count(1):
+        step(*next(pairs))
+        if number == first:
+            before = memory_in_use(device)
+        if number == last:
+            assert memory_in_use(device) < before + ROOM
+            return
+
+
+def assert_iterators_can_be_dropped(path: Path, device: torch.device, times: int) -> None:
+    """Each after its first batch, whose use waits behind slow kernels: its values stay, and its memory goes."""
+    options = LoaderOptions(device=device, threads=2)
+    slow = slow_kernels(device)
+    digests = []
+    for number in range(times):
+        batches = begin(path, options, labels=True)
+        batch = next(batches)
+        slow()
+        digests.append(digest(batch))
+        del batch, batches
+        if number == times // 4:
+            before = memory_in_use(device)
+    assert memory_in_use(device) < before + ROOM
+    assert torch.equal(torch.stack(digests), digests[0].expand(times, -1))
+    calm = next(begin(path, options, labels=True))
+    wait(device)
+    assert torch.equal(digest(calm), digests[0])
