@@ -298,7 +298,7 @@ def step(bench: Bench, facts: Facts) -> None:
 def _config(bench: Bench, *overrides: str) -> Any:
     from fastssl.config import load_config
 
-    small = ("model.width=0.1", "model.fc_channels=16", "data.size=67")
+    small = ("model.width=0.1", "model.fc_channels=16", "model.head_channels=4", "data.size=67")
     sizes = (f"data.batch_synthetic={bench.batch}", f"data.batch_real={bench.batch}")
     return load_config("paper", overrides=[*sizes, *(() if bench.on_gpu else small), *overrides])
 

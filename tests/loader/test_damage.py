@@ -151,7 +151,7 @@ def test_a_damaged_class_costs_its_photo(coded_real: Path, tmp_path: Path) -> No
 
 
 def test_only_the_members_that_are_to_be_checked_are_compared(coded_synthetic: Path, tmp_path: Path) -> None:
-    """A GPU loader checks labels alone, unless all is to be checked."""
+    """Damage in another member that decodes goes unnoticed."""
     shutil.copytree(coded_synthetic, tmp_path / "damaged")
     overwritten(tmp_path / "damaged", 2, "jpg", garbled)
     overwritten(tmp_path / "damaged", 6, LABELS, lambda block: block[:-1] + bytes([block[-1] ^ 1]))
