@@ -57,7 +57,7 @@ class Record:
     edge: NDArray[np.bool_] | None = None
     """(H, W) contours, where the dataset stores these and no identities; `instance` is None then."""
     camera: Intrinsics | None = None
-    """Of this image at this size."""
+    """The camera of this image, at this size."""
     label: int | None = None
     """Class, for evaluations."""
 

@@ -545,7 +545,7 @@ def _speed(run: _Run) -> str:
 
 
 class _Throughput(NamedTuple):
-    """Of the whole run; the wait for data in percent of the time."""
+    """Rates of the whole run; the wait for data is in percent of the time."""
 
     pairs_per_s: float
     data_wait: float

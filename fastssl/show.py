@@ -451,7 +451,7 @@ _QUANTITIES = (
 
 
 def _kilobytes(facts: Facts, *, of_image: bool) -> float | None:
-    """Of the JPEG, or of the label block, whatever its codec."""
+    """Size of the sample's JPEG, or of its label block, whatever its codec."""
     sizes = [size for name, size in facts.member_bytes.items() if (name == JPEG) == of_image]
     return sizes[0] / 1000 if sizes else None
 

@@ -73,7 +73,7 @@ class Part:
     mesh: Mesh
     material: Material
     instance: int
-    """Of the object as a person would count it; above 0."""
+    """Number of the object as a person would count it; above 0."""
     radiance: tuple[float, float, float] | None = None
     """What a light emits on the side of its normals, linear RGB; then the material is not used."""
 
@@ -102,7 +102,7 @@ class Camera:
         return cls(position=np.asarray(position, dtype=np.float64), rotation=rotation, fov=fov)
 
     def intrinsics(self, size: int) -> Intrinsics:
-        """Of an image of `size` by `size` pixels."""
+        """The pinhole camera of an image of `size` by `size` pixels."""
         focal = size / 2 / np.tan(np.radians(self.fov) / 2)
         return Intrinsics(fx=focal, fy=focal, cx=size / 2, cy=size / 2)
 

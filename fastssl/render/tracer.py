@@ -255,7 +255,7 @@ class _Surfaces:
     mesh: Mesh
     atlas: NDArray[np.float32]
     attributes: dict[str, NDArray[np.float32]]
-    """Of each vertex."""
+    """Values of each vertex, by name."""
 
 
 def _surfaces(parts: list[Part]) -> _Surfaces:

@@ -67,7 +67,7 @@ _LAYOUTS: tuple[Layout, ...] = (
     FolderSource,  # any tree of images: stays last
 )
 LAYOUTS = {source.layout: source for source in _LAYOUTS}
-"""By name, in the order in which they are tried."""
+"""The layouts by name, in the order in which they are tried."""
 
 _STRUCTURED = tuple(
     source.layout for source in _LAYOUTS if source not in (WebDatasetSource, ClassesSource, FolderSource)

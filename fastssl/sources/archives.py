@@ -46,7 +46,7 @@ _DECOMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-"""By the first bytes."""
+"""How to open a compressed file, by its first bytes."""
 _CHUNK = 1 << 20
 _ROOM = "make room there, or let TMPDIR name another folder"
 
@@ -157,10 +157,10 @@ class Member(NamedTuple):
     part: int
     """Number of the archive, counted from where the reading began, if several are joined in a file."""
     offset: int
-    """Of the first header."""
+    """Where the first header begins."""
     start: int
     size: int
-    """Of the content."""
+    """Where the content begins, and its bytes."""
 
     def content(self, file: BinaryIO) -> bytes:
         """The bytes.

@@ -64,7 +64,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_gray(image: Image.Image) -> NDArray[np.uint8]:
-    """Of up to 16 bits."""
+    """A gray image of up to 16 bits, scaled to 8."""
     values = np.asarray(image)
     bits = 16
     if image.format == "TIFF":
@@ -120,7 +120,7 @@ _START_OF_CODES = b"\xff\x4f\xff\x51"
 
 
 def _bits_of_jpeg_2000(content: bytes) -> set[int]:
-    """Of the channels, as the SIZ segment says (ISO/IEC 15444-1, A.5.1)."""
+    """The channels' bits, as the SIZ segment says (ISO/IEC 15444-1, A.5.1)."""
     start = content.find(_START_OF_CODES)
     count = int.from_bytes(content[start + 40 : start + 42])
     return {(bits & 0x7F) + 1 for bits in content[start + 42 : start + 42 + 3 * count : 3]}

@@ -29,7 +29,7 @@ _IF_BUILT = {
     "avif": ("AVIF", "AVIF", (".avif", ".avifs")),
     "jpg_2000": ("JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")),
 }
-"""By Pillow's name of the feature: format, its name in words, endings."""
+"""Format, its name in words, and endings, by Pillow's name of the feature."""
 _HEIF = (".heic", ".heif", ".hif", ".heics", ".heifs")
 _HEIF_CURE = "pip install 'fastssl[heif]'"
 

@@ -139,7 +139,7 @@ class HypersimSource:
         self._lenses = _lenses(self._cameras)
 
     def references(self) -> Iterator[str]:
-        """By scene, camera and number; one folder's names at a time."""
+        """Frames in the order of scene, camera and number; one folder's names at a time."""
         released = self._released(self.subset)
         base, scenes = _scenes(self.path)
         for scene in scenes:

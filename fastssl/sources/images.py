@@ -52,7 +52,8 @@ _HARMLESS = re.compile(
 )
 
 _LEAST_MEMORY, _MEMORY_PER_BYTE = 1 << 28, 128
-"""Of which an image of 8 megapixels, or one stored in 1.5 bits a pixel, needs at most as much in any decoder here."""
+"""Bytes of memory in all, and per byte of the file. In any decoder here an image of 8 megapixels needs at most the
+first, and one stored in 1.5 bits a pixel at most the second."""
 
 _ORIENTATION = 0x0112
 _TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {

@@ -81,7 +81,7 @@ class _Video:
     """What one record holds of F frames; planes are encoded images."""
 
     planes: dict[str, list[bytes]]
-    """Of each name in `_PLANES`, F."""
+    """F images of each name in `_PLANES`."""
     depth_range: tuple[float, float]
     """Metres, of the codes 0 and 65535."""
     focal_length: float
@@ -151,7 +151,7 @@ class MoviSource:
         return {**self.__dict__, "_last": None}
 
     def references(self) -> Iterator[str]:
-        """By split, file, record and frame.
+        """Frames in the order of split, file, record and number.
 
         Raises:
             DataError: a file is cut short, or the length of a record is damaged; it names file and record.

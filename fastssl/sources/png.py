@@ -24,13 +24,13 @@ from PIL import Image
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _NO_INTERLACING = (0, 0, 0)
-"""Of a header: the only methods of compression and filters that there are, and rows from top to bottom."""
+"""A header's last three bytes: the only compression and filters that there are, and rows from top to bottom."""
 _PLAIN = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"tEXt"}
 """Chunks without any effect on how Pillow decodes."""
 _MODES = {(8, 0): "L", (16, 0): "I;16", (8, 2): "RGB", (16, 2): "RGB;16", (8, 3): "P"}
-"""By bits and kind of colour in the header."""
+"""Pillow's name of the mode, by bits and kind of colour in the header."""
 _MOST_PIXELS = 1 << 26
-"""Of larger images Pillow decides whether they are decompression bombs."""
+"""Pixels; whether a larger image is a decompression bomb is for Pillow to decide."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ CAMERA = Intrinsics(
     cx=WIDTH / 2,
     cy=HEIGHT / 2,
 )
-"""Of every image: fx 277.128, fy 289.706."""
+"""The camera of every image: fx 277.128, fy 289.706."""
 
 _PER_METRE = 1000
 """Units of depth, along the ray."""
@@ -106,7 +106,7 @@ class SceneNetSource:
         )
 
     def references(self) -> Iterator[str]:
-        """By subset, part, trajectory and number; one folder's names at a time."""
+        """Frames in the order of subset, part, trajectory and number; one folder's names at a time."""
         for trajectory in _trajectories(self.path, self.subset):
             for frame in _photos(self.path / trajectory):
                 yield f"{trajectory}{frame}"

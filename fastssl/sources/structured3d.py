@@ -138,7 +138,7 @@ class Structured3DSource:
         )
 
     def references(self) -> Iterator[str]:
-        """By scene, room and position; one folder's names at a time."""
+        """Views in the order of scene, room and position; one folder's names at a time."""
         wanted = range(100_000) if self.subset is None else SUBSETS[self.subset]
         base, homes = _homes(self.path)
         for scene in sorted({scene for scenes in homes.values() for scene in scenes}):

@@ -127,7 +127,7 @@ class SuncgSource:
         first_reference(self, "images of SUNCG", expected="{mlt,depth,normal,edge}/ROOM/FRAME_256.png")
 
     def references(self) -> Iterator[str]:
-        """By room and frame; one folder's names at a time."""
+        """Frames in the order of room and number; one folder's names at a time."""
         return _frames(self._root / "mlt", "_256.png")
 
     def key(self, reference: str) -> str:

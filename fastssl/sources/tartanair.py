@@ -52,7 +52,7 @@ from fastssl.sources.opening import checked_subset, first_reference
 
 LEVELS = ("Easy", "Hard")
 CAMERA = Intrinsics(fx=320.0, fy=320.0, cx=320.0, cy=240.0)
-"""Of every image."""
+"""The camera of every image."""
 
 _LEVEL = re.compile("|".join(LEVELS))
 _ENVIRONMENT = re.compile(r"[0-9a-z_]+")
@@ -104,7 +104,7 @@ class TartanAirSource:
         )
 
     def references(self) -> Iterator[str]:
-        """By environment, level, trajectory and number; one folder's names at a time."""
+        """Frames in the order of environment, level, trajectory and number; one folder's names at a time."""
         for trajectory in _trajectories(self.path):
             for name in _images(self.path / trajectory):
                 yield f"{trajectory}{name[:6]}"

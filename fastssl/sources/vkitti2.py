@@ -113,7 +113,7 @@ class Vkitti2Source:
         )
 
     def references(self) -> Iterator[str]:
-        """By scene, variation, camera and number; one folder's names at a time."""
+        """Frames in the order of scene, variation, camera and number; one folder's names at a time."""
         top = self._tops["rgb"]
         for variation in _variations(top):
             rgb = top / variation / "frames" / "rgb"

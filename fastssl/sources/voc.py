@@ -90,7 +90,7 @@ class VocSource:
         )
 
     def references(self) -> Iterator[str]:
-        """By year, and in the order of the list, or without a subset of the names."""
+        """Photos year by year, in the order of the subset's list, or without a subset in that of their names."""
         for places in self._years.values():
             for place, name in self._listed(places) if self.subset else _photos(self.path, places):
                 yield f"{place}{_PHOTOS}/{name}"

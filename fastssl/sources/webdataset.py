@@ -115,7 +115,7 @@ class WebDatasetSource:
         self._opener = Opener()
 
     def references(self) -> Iterator[str]:
-        """By archive, and in the order of the samples there; only headers are read, twice.
+        """Samples archive by archive, in their order there; only headers are read, twice.
 
         Raises:
             DataError: an archive is damaged between two members.
