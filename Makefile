@@ -1,14 +1,18 @@
 # Everything needs only git, make and Python 3.11 or newer; the first target that runs sets up .venv.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+VERSIONS := 3.11 3.12 3.13
 RUN := runs/demo
 GPU := runs/gpu
 SAMPLE := shards/sample
 
-.PHONY: help demo test soak gpu lint bench adaptation clean
+.PHONY: help demo test matrix soak gpu lint bench adaptation clean
 help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
+	@echo "make matrix  make test on each of Python $(VERSIONS) that uv finds, each in a virtual environment of its own"
 	@echo "make soak   tests that take many minutes: kills, large folders, fifty epochs"
 	@echo "make gpu    what needs a CUDA GPU: its tests, and rates of loading and training on it, into $(GPU)"
 	@echo "make lint   ruff and mypy alone"
@@ -16,13 +20,13 @@ help:
 	@echo "make adaptation  train with and without adaptation, three seeds each, into benchmarks/results/"
 	@echo "make clean  remove the virtual environment and the demo's run"
 
-.venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	rm -rf $(RUN)
 	$(BIN)/fastssl train --preset tiny --synthetic $(SAMPLE)/render_train --real $(SAMPLE)/real_train --out $(RUN)
 	$(BIN)/fastssl eval tasks $(RUN) --synthetic $(SAMPLE)/render_val >/dev/null
@@ -30,13 +34,13 @@ demo: .venv/.installed
 	$(BIN)/fastssl eval neighbours $(RUN) --real $(SAMPLE)/retrieval >/dev/null
 	$(BIN)/fastssl report $(RUN)
 
-bench: .venv/.installed
+bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/limits.py
 
-adaptation: .venv/.installed
+adaptation: $(VENV)/.installed
 	$(BIN)/python benchmarks/adaptation.py
 
-lint: .venv/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,12 +48,19 @@ lint: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest
 
-soak: .venv/.installed
+matrix: $(VENV)/.installed
+	@for version in $(VERSIONS); do \
+		if python=$$($(UV) python find --system $$version 2>/dev/null); then \
+			$(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+		else echo "Python $$version is not found, and left out"; fi; \
+	done
+
+soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
 # A lent machine may have the packages and no index to install from.
 gpu:
-	$(if $(wildcard .venv/.installed),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --out $(GPU)
+	$(if $(wildcard $(VENV)/.installed),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --out $(GPU)
 
 clean:
-	rm -rf .venv $(RUN)
+	rm -rf .venv $(VERSIONS:%=.venv-%) $(RUN)
