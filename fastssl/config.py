@@ -136,7 +136,7 @@ class DataConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """What is done to training images besides window, flip and gray; the defaults do nothing, as the paper has it."""
+    """What is done to training images besides window, flip and gray; the defaults do nothing, as the authors' code."""
 
     aspect: tuple[Positive, Positive] = (1.0, 1.0)
     """Smallest and largest width of the window over its height, relative to the image's own."""
@@ -280,11 +280,11 @@ class Config(_Section):
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # The method as published: the defaults above.
+    # The method as far as it is known: the defaults above. docs/reproduction.md, section 6, tells which of them have
+    # a source, and which are choices.
     "paper": {},
-    # What the authors' code computes. Each line is one of its oddities, or a choice that differs from the paper.
-    # Not reproduced: D's update before B's (here both start from the same parameters) and the redrawing of
-    # images with fewer than 350 contour pixels.
+    # What the authors' code computes: docs/reproduction.md, section 4, explains each line, and section 5 what is not
+    # reproduced.
     "released": {
         "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
         "model": {"adapted_feature": "post_relu"},

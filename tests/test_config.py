@@ -43,7 +43,7 @@ def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> No
     assert (released.loss.mask_invalid, released.loss.edge_count) == (False, "stored")
     assert (released.optim.schedule, released.data.gray, released.data.flip) == ("constant", "per_batch", 0.0)
     assert released.model.adapted_feature == "post_relu"
-    # Same in both: protocol 1.2, 1.6 and 1.7.
+    # Same in both: docs/reproduction.md, sections 3.2, 3.6 and 3.7.
     for config in (paper, released):
         assert (config.data.size, config.data.batch_synthetic, config.train.epochs) == (227, 224, 30)
         weights = config.loss

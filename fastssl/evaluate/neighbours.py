@@ -32,8 +32,8 @@ _SHOWN_QUERIES, _SHOWN_NEIGHBOURS, _SHOWN_PX = 8, 4, 96
 def evaluate_neighbours(run: Path, real: str | PathLike[str], not_adapted: Path | None = None) -> dict[str, object]:
     """Leave-one-out retrieval by the cosine of the compared layer's pooled features.
 
-    The layer, distance and database are our choice: the paper shows pictures and names none of them. A precision at k
-    needs k neighbours: with fewer photos than k + 1 it is None, and a warning says so.
+    The layer, distance and database are our choice: no source names the authors' (docs/reproduction.md, section 1.5). A
+    precision at k needs k neighbours: with fewer photos than k + 1 it is None, and a warning says so.
 
     Writes `neighbours.{precision_at_1,precision_at_5}.{trained,untrained[,not_adapted]}` into the run's summary and
     `samples/neighbours.png`.

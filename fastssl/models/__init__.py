@@ -39,7 +39,7 @@ def build_networks(config: ModelConfig, seed: int) -> Networks:
 
 
 def _initialise(networks: Networks, gain: float, generator: torch.Generator) -> None:
-    """Xavier normal convolutions without bias, batch norms near the identity. Source: protocol 1.7."""
+    """Xavier normal convolutions without bias, batch norms near the identity (docs/reproduction.md, section 3.7)."""
     for module in networks.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.xavier_normal_(module.weight, gain, generator)

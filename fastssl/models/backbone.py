@@ -50,8 +50,8 @@ def layer_channels(config: ModelConfig) -> dict[str, int]:
 class Backbone(nn.Module):
     """B, from an image to the features of every layer.
 
-    Source: the authors' AlexNet (`networks.py` of their release); protocol 1.3. The tests hold its shapes and its
-    58.3 M parameters.
+    Source: the authors' AlexNet (docs/reproduction.md, section 3.3). The tests hold its shapes and its 58.3 M
+    parameters.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
     synthetic and real features through D for its own update while the backbone's update passes the synthetic ones
     through it again: running statistics would make these passes depend on each other's order.
 
-    Source: the authors' patch discriminators (`networks.py`), without their sigmoid; protocol 1.5.
+    Source: the authors' patch discriminators, without their sigmoid (docs/reproduction.md, sections 3.5 and 4.14).
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -10,14 +10,16 @@ from fastssl.config import ModelConfig, Task
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
 # Below this length a raw normal is divided by it, and no longer by its own length. Where all ReLUs of a fresh head
 # are shut the raw normal is exactly zero, and a gradient of 1 / length would swamp Adam's running mean of squares.
+# The authors' code has 1e-12: docs/reproduction.md, section 5.1.
 _SHORTEST_NORMAL = 1e-4
 
 
 class Heads(nn.Module):
     """H, with no weights shared between the tasks.
 
-    Source: the authors' `networks.py`; protocol 1.4. Four transposed convolutions without padding lead from 13 to 27,
-    55, 113 and 227 pixels, and from k - 1 to 16 k + 3 at any other size. 7.5 M parameters for three tasks.
+    Source: the authors' heads (docs/reproduction.md, section 3.4). Four transposed convolutions without padding lead
+    from 13 to 27, 55, 113 and 227 pixels, and from k - 1 to 16 k + 3 at any other size. 7.5 M parameters for three
+    tasks.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -7,8 +7,8 @@
 Everything is computed in float32 (float64 for float64 input), whatever precision the network ran in. A batch or an
 image without a valid pixel gives 0 and no gradient. Nothing here makes the host wait for the device.
 
-Two forms of each term: the published method, and what the authors' code computes (`released`), one setting of
-`LossConfig` per difference. Sources: Ren & Lee, CVPR 2018, section 3; protocols 1.6 and 1.8.
+Two forms of each term: the published one, as far as it is known, and what the authors' code computes (`released`), one
+setting of `LossConfig` per difference. Sources: docs/reproduction.md, sections 2, 3.6 and 4.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def depth_loss(
 
     - `eigen`: (mean d^2 - (mean d)^2 / 2) / 2 of each image, averaged over the images with a valid pixel. Source:
       Eigen et al., NeurIPS 2014, equation 4, with lambda = 1/2.
-    - `released`: (mean d^2 + (mean d)^2 / 2) / 2 with both means over the whole batch. Source: protocol 1.8, item 3.
+    - `released`: (mean d^2 + (mean d)^2 / 2) / 2 with both means over the whole batch. Source: docs/reproduction.md,
+      section 4.3.
 
     Args:
         pred_log_depth: (N, 1, S, S), logarithm of metres.
         depth: (N, 1, S, S) metres, 0 = not known.
         valid: (N, 1, S, S) bool; None counts every pixel and has log(1e-8) as target where depth is not known
-            (protocol 1.8, item 2).
+            (docs/reproduction.md, section 4.2).
         form: see above.
     """
     prediction, depth = _at_least_float32(pred_log_depth), _at_least_float32(depth)
@@ -89,13 +90,13 @@ def depth_loss(
 def normal_loss(pred_normal: Tensor, normal: Tensor, valid: Tensor | None) -> Tensor:
     """One minus the cosine of the angle between the normals, averaged over the batch's pixels that count.
 
-    It has the gradient of the paper's negative dot product, and is 0 when all is right.
+    It has the gradient of a negative dot product (docs/reproduction.md, section 2.4), and is 0 when all is right.
 
     Args:
         pred_normal: (N, 3, S, S), unit vectors.
         normal: (N, 3, S, S), unit vectors, zero vector = not known.
         valid: (N, 1, S, S) bool; None counts every pixel and has (-1, -1, -1) / sqrt(3) as target where the normal
-            is not known (protocol 1.8, item 4).
+            is not known (docs/reproduction.md, section 4.4).
     """
     prediction, target = _at_least_float32(pred_normal), _at_least_float32(normal)
     if valid is None:
@@ -119,17 +120,18 @@ def edge_loss(
     - `hed`: a contour pixel weighs 1 - f, any other f, so that both classes count alike. Source: Xie & Tu, ICCV 2015,
       equation 2, as a mean over pixels instead of their sum.
     - `released`: every pixel, of either class, weighs (1 - f) / f, which balances nothing and makes images with few
-      contours count more. Source: protocol 1.8, item 1. Where f is smaller than their loader lets through
-      (350 of 227 x 227 pixels), that value stands for it: the weight ends at 146, also without any contour.
+      contours count more. Source: docs/reproduction.md, section 4.1. Where f is smaller than their loader lets
+      through (350 of 227 x 227 pixels), that value stands for it: the weight ends at 146, also without any contour.
 
     Args:
         logits: (N, 1, S, S).
         edge: (N, 1, S, S), 1 on a contour, else 0.
         form: see above.
         stored_edge_fraction: (N,), f of the whole stored image; None counts f in `edge`. The authors' weight is
-            (P - c) / c with P the window's pixels and c the contour pixels of the whole stored image (protocol 1.8,
-            item 7), that is P / (f Q) - 1 for a stored image of Q pixels. Neither of these sizes is known here:
-            the weight is 1 / f - 1, larger than theirs by about Q / P = 1.27 for a window of 227 in 256 pixels.
+            (P - c) / c with P the window's pixels and c the contour pixels of the whole stored image, that is
+            P / (f Q) - 1 for a stored image of Q pixels. Q is not known here: the weight is 1 / f - 1, for a window
+            of 227 in 256 pixels 1.27 times theirs where contours are few, and more where they are many
+            (docs/reproduction.md, sections 4.7 and 5.4).
     """
     logits, edge = _at_least_float32(logits), _at_least_float32(edge)
     if stored_edge_fraction is None:
@@ -150,7 +152,7 @@ def adversarial_loss(logits_synthetic: Tensor) -> Tensor:
     Args:
         logits_synthetic: (N, 1, h, h), D's logits of synthetic features; sigmoid of them is D(z_x).
 
-    Source: Ren & Lee, section 3.2, with D(z) = 1 for synthetic.
+    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic.
     """
     return F.softplus(_at_least_float32(logits_synthetic)).mean()
 
@@ -162,7 +164,7 @@ def discriminator_loss(logits_synthetic: Tensor, logits_real: Tensor) -> Tensor:
         logits_synthetic: (N, 1, h, h), D's logits of synthetic features.
         logits_real: (M, 1, h, h), D's logits of real features; M need not be N.
 
-    Source: Ren & Lee, section 3.2, with D(z) = 1 for synthetic.
+    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic.
     """
     synthetic, real = _at_least_float32(logits_synthetic), _at_least_float32(logits_real)
     return F.softplus(-synthetic).mean() + F.softplus(real).mean()

@@ -16,9 +16,10 @@ class FeaturePool:
     The maps of a batch are taken one after the other. While the pool is not full, a map is stored and handed on. Once
     it is full, a map is with probability 1/2 handed on untouched, and otherwise changes places with a stored map
     drawn at random. The order counts: a batch larger than the pool exchanges maps with earlier images of itself, as
-    the authors' pool of 128 for batches of 224 does.
+    the authors' pool of 128 for batches of 224 does (docs/reproduction.md, section 4.8).
 
-    Source: Shrivastava et al., CVPR 2017 (history of images), in the form of the authors' `ImagePool`; protocol 1.7.
+    Source: Shrivastava et al., CVPR 2017 (history of images), in the form of the authors' `ImagePool`
+    (docs/reproduction.md, section 3.7).
 
     Args:
         size: maps held; 0 switches the pool off.

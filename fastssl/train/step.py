@@ -1,4 +1,4 @@
-"""One training step: Ren & Lee, CVPR 2018, algorithm 1.
+"""One training step, by the algorithm of Ren & Lee, CVPR 2018 (docs/reproduction.md, section 2.2).
 
     z_x = B(x), z_y = B(y)                       x synthetic, y real; y only as deep as the adapted layer
     D frozen:  update B, H on  L_edge + L_depth + L_normal - log(1 - D(z_x))
@@ -8,7 +8,8 @@ D(z) is the probability that z is synthetic. Both updates read the features comp
 they stood there, so neither needs anything of the other: on a GPU they run on two streams with the very result of
 running them one after the other.
 
-Deviation: the authors' code updates D first and lets B see the new D; the difference is one small SGD step of D.
+Deviation: the authors' code updates D first and lets B see the new D; the difference is one small SGD step of D
+(docs/reproduction.md, sections 5.6 and 6.9).
 """
 
 from __future__ import annotations
