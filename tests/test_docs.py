@@ -1,0 +1,144 @@
+"""The pages in `docs/`, and what else is written about the project: that it names what there is, and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import yaml
+
+from fastssl import __version__
+from fastssl.config import Config
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "shards/README.md"))]
+SOURCES = sorted(path for name in ("fastssl", "tests", "tools", "benchmarks") for path in (ROOT / name).rglob("*.py"))
+
+_NUMBER = r"\d+(?:\.\d+)*"
+_CITED = re.compile(rf"docs/reproduction\.md,? sections? ({_NUMBER}(?:(?:, and|,| and| to) {_NUMBER})*)")
+
+
+def sections() -> list[str]:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    return re.findall(rf"^##+ ({_NUMBER})\.? ", text, re.MULTILINE)
+
+
+def cited(text: str) -> list[str]:
+    """Sections of `docs/reproduction.md` that docstrings and comments cite, also across the ends of lines."""
+    joined = re.sub(r"\s+(?:# )?\s*", " ", text)
+    return [number for group in _CITED.findall(joined) for number in re.findall(_NUMBER, group)]
+
+
+def test_citations_are_found() -> None:
+    text = "(docs/reproduction.md,\n    # sections 2, 3.6 and 4). x docs/reproduction.md, section\n 4.10."
+    assert cited(text) == ["2", "3.6", "4", "4.10"]
+
+
+def test_sections_are_numbered_in_order_and_once() -> None:
+    numbers = [tuple(int(part) for part in number.split(".")) for number in sections()]
+    assert len(numbers) > 30
+    assert numbers == sorted(set(numbers))
+
+
+def test_sections_that_are_cited_exist() -> None:
+    known = set(sections())
+    for path in {*SOURCES, *PAGES} - {Path(__file__)}:
+        missing = set(cited(path.read_text(encoding="utf-8"))) - known
+        assert not missing, f"{path} cites sections that docs/reproduction.md does not have"
+
+
+def test_the_page_refers_to_sections_of_its_own() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    own = re.findall(r"\((?:read[^();]*; )?(\d\.\d+(?:, \d\.\d+)*)\)", text)
+    assert len(own) > 10
+    assert {number for group in own for number in group.split(", ")} <= set(sections())
+
+
+def test_docstrings_cite_the_page_and_none_that_is_not_here() -> None:
+    package = [path.read_text(encoding="utf-8") for path in SOURCES if path.is_relative_to(ROOT / "fastssl")]
+    assert sum(len(cited(text)) for text in package) > 10
+    assert not [text for text in package if re.search(r"\bprotocols? \d", text)]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_names_in_the_pages_exist(path: Path) -> None:
+    """Modules and what is in them, files, settings."""
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`(fastssl(?:\.\w+)+)`", text):
+        resolve_name(name)
+    for name in re.findall(r"(?<![\w/])[a-z_]+(?:/[a-z_]+)*/\w+\.py\b", text):
+        theirs = path.name == "reproduction.md"
+        assert theirs or (ROOT / name).is_file() or (ROOT / "fastssl" / name).is_file(), name
+    fields = Config.model_fields
+    for section, setting in re.findall(rf"`({'|'.join(fields)})\.(\w+)(?:=[^`]*)?`", text):
+        if setting != "py":
+            kind = fields[section].annotation
+            assert kind is not None
+            assert setting in kind.model_fields, f"{section}.{setting}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / link).exists(), link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [page.name for page in DOCS if f"](docs/{page.name})" not in text]
+
+
+def test_the_new_layout_packs(tmp_path: Path) -> None:
+    """The code of the page, as one script in an empty folder."""
+    text = (ROOT / "docs" / "add_a_layout.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = tmp_path / "new_layout.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count, *lines = done.stdout.splitlines()
+    assert count == "2 samples"
+    assert len(lines) == 2
+    for line in lines:
+        assert re.fullmatch(r"000\d-[0-9a-f]{16} \(96, 96, 3\) 4\.000 m, \d+% known", line)
+        assert int(line.split()[-2].removesuffix("%")) > 90
+    manifest = json.loads((tmp_path / "tiny_packed" / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["layout"], manifest["quarantined"]) == ("tiny", 0)
+
+
+def test_the_version_is_one_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    assert headings[:2] == ["Unreleased", f"{__version__} - {citation['date-released']}"]
+    assert citation["version"] == __version__
+
+
+def test_hooks_before_a_commit_are_the_commands_of_make_lint() -> None:
+    # What a make that runs these tests was given is not to reach this one.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    made = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "lint"],
+        cwd=ROOT,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = {hook["id"]: hook for hook in repository["hooks"]}
+    spelling = hooks.pop("codespell")
+    assert [hook["entry"] for hook in hooks.values()] == made.stdout.splitlines()
+    assert not any(hook["pass_filenames"] for hook in hooks.values())
+    assert spelling["language"] == "python"
+    (package,) = spelling["additional_dependencies"]
+    assert re.fullmatch(r"codespell==[\d.]+", package)
+    assert shlex.split(spelling["entry"])[0] == "codespell"
