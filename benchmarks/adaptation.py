@@ -15,9 +15,9 @@ from pathlib import Path
 
 from conditions import write_result
 
-from fastssl.config import load_config, read_config
 from fastssl.errors import UsageError
 from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
+from fastssl.methods import load_config, read_config
 from fastssl.train import start_run
 
 SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"

@@ -13,18 +13,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
 from pathlib import Path
 
 import torch
 from conditions import write_result
 
-from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.config import Config, load_config
-from fastssl.loader import open_mixture
-from fastssl.models import build_networks
-from fastssl.train import run_device, training_batches
-from fastssl.train.step import TrainingStep
+from fastssl.batch import Batch
+from fastssl.config import Config
+from fastssl.loader import training_domains
+from fastssl.methods import StepContext, find_method, load_config
+from fastssl.train import calibrated_options, run_device
 
 SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
 REPEATS, STEPS, WARM_UP = 5, 20, 5
@@ -38,15 +36,14 @@ def main() -> None:
     paths = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}"]
     config = load_config(arguments.preset, overrides=[*paths, *arguments.overrides])
     device = run_device()
-    networks = build_networks(config.model, 0).to(device).to(memory_format=torch.channels_last)
-    step = TrainingStep(networks, config, device)
+    step = find_method(config.method)(config, StepContext(config.train, device))
 
-    batches = pairs(config, device)
+    batches = step_batches(config, device)
     resident = next(batches)
     rates = {
         "loader": measure(lambda: next(batches), config),
-        "step": measure(lambda: step(*next(repeat(resident))), config),
-        "training": measure(lambda: step(*next(batches)), config),
+        "step": measure(lambda: step(resident), config),
+        "training": measure(lambda: step(next(batches)), config),
     }
     for name, values in rates.items():
         print(f"{name:9} {statistics.median(values):8.1f} pairs/s   ({min(values):.1f} to {max(values):.1f})")
@@ -57,11 +54,12 @@ def main() -> None:
     print(f"written to {path}")
 
 
-def pairs(config: Config, device: torch.device) -> Iterator[tuple[SyntheticBatch, RealBatch]]:
-    synthetic, real = open_mixture(config.data.synthetic), open_mixture(config.data.real)
-    batches, photos = training_batches(config, synthetic, real, first_step=0, device=device)
-    assert photos is not None
-    return zip(batches, photos, strict=True)
+def step_batches(config: Config, device: torch.device) -> Iterator[dict[str, Batch]]:
+    domains = training_domains(find_method(config.method).domains(config), config)
+    options = calibrated_options(next(iter(domains.values())), device)
+    endless = {name: domain.training_batches(options) for name, domain in domains.items()}
+    while True:
+        yield {name: next(batches) for name, batches in endless.items()}
 
 
 def measure(work: Callable[[], object], config: Config) -> list[float]:

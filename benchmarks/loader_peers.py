@@ -282,6 +282,7 @@ def _packed_jpegs(shards: Path, views: Views) -> Iterator[Array]:
 
 def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Iterator[Batch]:
     """Ours, from packed shards."""
+    from fastssl.batch import PLANES
     from fastssl.config import AugmentConfig, DataConfig
     from fastssl.loader import (
         LoaderOptions,
@@ -289,7 +290,7 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
         Share,
         ViewSettings,
         centre_views,
-        synthetic_batches,
+        load_batches,
         training_plan,
     )
     from fastssl.shards import ShardSet
@@ -303,7 +304,7 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
         plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
     options = LoaderOptions(device=torch.device("cpu"), threads=workers)
-    for made in synthetic_batches(packed, plan, options):
+    for made in load_batches(packed, plan, options, PLANES):
         yield made.image, made.depth, made.normal, made.edge, made.valid
 
 

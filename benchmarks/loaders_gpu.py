@@ -42,24 +42,26 @@ from loader_peers import Batch, batch_contours, planes_of_batch
 from loaders import allow, compare
 from torch.utils.dlpack import from_dlpack
 
-from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.batch import PLANES, Target
+from fastssl.batch import Batch as StepBatch
 from fastssl.bench.gpu import gpu_use
 from fastssl.bench.rates import STRETCHES, num_cores
-from fastssl.config import AugmentConfig, Config, DataConfig, load_config
+from fastssl.config import AugmentConfig, Config, DataConfig
 from fastssl.loader import (
+    Domain,
     LoaderOptions,
     Mixture,
     Share,
     ViewSettings,
     centre_views,
+    load_batches,
     open_mixture,
-    synthetic_batches,
     training_plan,
 )
 from fastssl.loader.calibration import LOADS, calibrated
-from fastssl.models import build_networks
-from fastssl.train import run_device, training_batches
-from fastssl.train.step import TrainingStep
+from fastssl.methods import StepContext, find_method, load_config
+from fastssl.shards import Domain as DomainName
+from fastssl.train import run_device
 
 PARTS = ("pairs", "settings")
 """What is measured, in this order."""
@@ -108,7 +110,7 @@ def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: 
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
         plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
     options = LoaderOptions(device=device, threads=point.threads, hw_decoder_load=point.hw_decoder_load)
-    for made in synthetic_batches(shards, plan, options):
+    for made in load_batches(shards, plan, options, PLANES):
         yield made.image, made.depth, made.normal, made.edge, made.valid
 
 
@@ -124,11 +126,15 @@ def dali_batches(files: Files, device: torch.device, views: Views, batch: int, p
         yield [image.permute(0, 3, 1, 2), *planes_of_batch(depth, codes, edge, flip)]
 
 
-def pair_batches(config: Config, shards: Mixture, options: LoaderOptions) -> Iterator[tuple[SyntheticBatch, RealBatch]]:
+def step_batches(config: Config, shards: Mixture, options: LoaderOptions) -> Iterator[dict[str, StepBatch]]:
     """Both domains, as a training loads them; the photos are the rendered images without their labels."""
-    batches, photos = training_batches(config, shards, shards, first_step=0, device=options.device, options=options)
-    assert photos is not None
-    return zip(batches, photos, strict=True)
+    targets: dict[DomainName, tuple[Target, ...]] = {"synthetic": PLANES, "real": ()}
+    endless = {
+        name: Domain(name=name, samples=shards, targets=frozenset(wanted), config=config).training_batches(options)
+        for name, wanted in targets.items()
+    }
+    while True:
+        yield {name: next(batches) for name, batches in endless.items()}
 
 
 def check(contender: Contender, point: Point) -> dict[str, float]:
@@ -198,18 +204,18 @@ def spread(rates: Sequence[float]) -> dict[str, Any]:
 def training_config(shards: Path, batch: int, *, on_gpu: bool) -> Config:
     paths = [f"data.synthetic={shards}", f"data.real={shards}"]
     sizes = [f"data.batch_synthetic={batch}", f"data.batch_real={batch}", "train.amp=true"]
-    return load_config("paper" if on_gpu else "tiny", overrides=[*paths, *sizes])
+    config: Config = load_config("paper" if on_gpu else "tiny", overrides=[*paths, *sizes])
+    return config
 
 
-def step_work(config: Config, pair: tuple[SyntheticBatch, RealBatch], device: torch.device) -> Callable[[], int]:
-    """The training step on one pair of batches, over and over; tells how many pairs it was."""
+def step_work(config: Config, resident: dict[str, StepBatch], device: torch.device) -> Callable[[], int]:
+    """The training step on the same batches, over and over; tells how many pairs it was."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    networks = build_networks(config.model, 0).to(device).to(memory_format=torch.channels_last)
-    step = TrainingStep(networks, config, device)
+    step = find_method(config.method)(config, StepContext(config.train, device))
 
     def work() -> int:
-        step(*pair)
+        step(resident)
         return config.data.batch_synthetic
 
     return work
@@ -257,9 +263,9 @@ def measure_pairs(config: Config, shards: Mixture, meter: Meter, result: dict[st
     order = Share(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
     settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
     found = calibrated(shards, lambda: training_plan(settings, order), options)
-    pairs = pair_batches(config, shards, replace(options, hw_decoder_load=found.load))
+    pairs = step_batches(config, shards, replace(options, hw_decoder_load=found.load))
     step = step_work(config, next(pairs), device)
-    rates = turns({"loading": lambda: len(next(pairs)[0].keys), "step": step}, meter)
+    rates = turns({"loading": lambda: len(next(pairs)["synthetic"].keys), "step": step}, meter)
     result["calibrated"] = {**asdict(found), "seconds": {f"{load:g}": took for load, took in found.seconds.items()}}
     result["pairs_per_s"] = rates
     result["pairs_over_step"] = rates["loading"]["median"] / rates["step"]["median"]

@@ -11,14 +11,21 @@ Units and frames are the same everywhere:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Task = Literal["depth", "normal", "edge"]
+"""Planes of a labelled image, which a network may learn."""
+Target = Literal["depth", "normal", "edge", "class_index"]
+"""Things that come with an image where they are asked for."""
+PLANES: tuple[Task, ...] = ("depth", "normal", "edge")
 
 # Mean of ImageNet's images, RGB in 0..1, which the authors subtract; they do not divide by a deviation.
 IMAGE_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -81,30 +88,44 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RealBatch:
-    """N photos. S is the side of the network's input."""
+class Batch:
+    """N images and the targets that were asked for, every plane seen through its image's window and flip.
+
+    S is the side of the network's input.
+    """
 
     keys: tuple[str, ...]
     image: Tensor
     """(N, 3, S, S), channels-last, float32, or float16 for mixed precision on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
-    label: Tensor
-    """(N,) int64; -1 where the dataset has no classes."""
+    targets: Mapping[str, Tensor]
+    """The targets by their names, which are those of the properties below."""
 
+    @property
+    def depth(self) -> Tensor:
+        """(N, 1, S, S) float32 metres, 0 = not known."""
+        return self.targets["depth"]
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SyntheticBatch:
-    """N rendered images with their labels, every plane seen through the same window and flip."""
+    @property
+    def normal(self) -> Tensor:
+        """(N, 3, S, S) float32 unit vectors, zero vector = not known."""
+        return self.targets["normal"]
 
-    keys: tuple[str, ...]
-    image: Tensor
-    """As in `RealBatch`."""
-    depth: Tensor
-    """(N, 1, S, S) float32 metres, 0 = not known."""
-    normal: Tensor
-    """(N, 3, S, S) float32 unit vectors, zero vector = not known."""
-    edge: Tensor
-    """(N, 1, S, S) float32, 1 where a contour passes through the pixel, else 0."""
-    valid: Tensor
-    """(N, 1, S, S) bool, depth and normal are both known."""
-    stored_edge_fraction: Tensor
-    """(N,) float32, share of contour pixels in the whole stored image, before the window was cut."""
+    @property
+    def edge(self) -> Tensor:
+        """(N, 1, S, S) float32, 1 where a contour passes through the pixel, else 0."""
+        return self.targets["edge"]
+
+    @property
+    def valid(self) -> Tensor:
+        """(N, 1, S, S) bool, depth and normal are both known; comes with either of them."""
+        return self.targets["valid"]
+
+    @property
+    def stored_edge_fraction(self) -> Tensor:
+        """(N,) float32, fraction of contour pixels in the whole stored image, before the window was cut."""
+        return self.targets["stored_edge_fraction"]
+
+    @property
+    def class_index(self) -> Tensor:
+        """(N,) int64; -1 where the dataset has no classes."""
+        return self.targets["class_index"]

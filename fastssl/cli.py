@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from fastssl import __version__
 from fastssl.addresses import local_path
-from fastssl.config import dataset_weights, load_config
+from fastssl.config import dataset_weights
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError, one_line, printable
 from fastssl.faults import machine_error, machine_fault, machine_faults_named, memory_is_short
 from fastssl.telemetry import log_to_stderr, progress_bar
@@ -364,7 +364,8 @@ def train(
     ],
     synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
     real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
-    preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
+    method: Annotated[str, typer.Option(help="How features are learnt; the names stand below.")] = "cross_domain",
+    preset: Annotated[str, typer.Option(help="Settings that belong together: paper, tiny and others.")] = "paper",
     config: Annotated[
         Path | None,
         typer.Option(parser=_path, metavar="PATH", help="YAML file with settings that differ from the preset."),
@@ -374,14 +375,15 @@ def train(
     paranoid: Annotated[bool, typer.Option("--paranoid", help="Check all that is read against its checksum.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
 ) -> None:
-    """Train backbone, heads and discriminator."""
-    given = [synthetic, real, config, overrides, amp or None, paranoid or None, None if preset == "paper" else preset]
-    if resume and any(value is not None for value in given):
+    """Learn features by a method."""
+    given = [synthetic, real, config, overrides, amp, paranoid, preset != "paper", method != "cross_domain"]
+    if resume and any(given):
         raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
     settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
-    resolved = load_config(preset, file=config, overrides=overrides or (), settings=settings)
-
+    from fastssl.methods import load_config
     from fastssl.train import resume_run, start_run
+
+    resolved = load_config(preset, method=method, file=config, overrides=overrides or (), settings=settings)
 
     with progress_bar("training", patience_s=0) as advance:
         if resume:
@@ -507,6 +509,8 @@ def bench_load(
     as_json: AsJson = False,
 ) -> None:
     """Loading: its parts one by one, the whole, other threads and prefetch; what limits, how far from the floor."""
+    from fastssl.methods import load_config
+
     settings = load_config(preset, overrides=overrides or ())
 
     from fastssl.bench.load import measure_loading

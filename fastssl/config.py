@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,12 +31,9 @@ from fastssl.errors import ConfigError, DataError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent
 
-Task = Literal["depth", "normal", "edge"]
-Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "fc6"]
-AdaptedLayer = Literal["none", "conv1", "conv2", "conv3", "conv4", "conv5", "fc6"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -47,11 +44,11 @@ def _datasets(given: Any, info: ValidationInfo) -> dict[str, float]:
         given = {given: 1.0}
     if not isinstance(given, Mapping):
         words = "expected a path (in quotes if it looks like a number), or paths with their weights as {path: weight}"
-        raise ValueError(f"{name} is {_shown(given)}; {words}")
+        raise ValueError(f"{name} is {shown(given)}; {words}")
     weights: dict[str, float] = {}
     for text, weight in given.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"the weight of {text} in {name} is {_shown(weight)}; expected a number above 0")
+            raise ValueError(f"the weight of {text} in {name} is {shown(weight)}; expected a number above 0")
         if not text or "\0" in text:
             raise ValueError(f"{name} names {text!r}; expected a path")
         path = dataset_path(text)
@@ -68,17 +65,16 @@ def _share_or_auto(given: Any) -> Any:
     # A union of types would tell of each of them what is wrong with it.
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if not (0 <= given <= 1 if is_number else given == "auto"):
-        raise ValueError(f"train.hw_decoder_load is {_shown(given)}; expected a share from 0 to 1, or auto")
+        raise ValueError(f"train.hw_decoder_load is {shown(given)}; expected a share from 0 to 1, or auto")
     return given
 
 
 DecoderLoad = Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)]
 
-TASKS: tuple[Task, ...] = get_args(Task)
-ADAPTED_LAYERS: tuple[AdaptedLayer, ...] = get_args(AdaptedLayer)
 
+class Section(BaseModel):
+    """Settings that belong together: checked, frozen, and no others."""
 
-class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -91,20 +87,20 @@ class _Section(BaseModel):
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """What is read, and what the network sees of a sample."""
 
     synthetic: Datasets = {}
     """Packed datasets of rendered images and their weights (`--synthetic`); one path alone may be given instead."""
     real: Datasets = {}
     """Packed datasets of photos and their weights (`--real`)."""
-    size: Annotated[int, Field(ge=35)] = 227
-    """Side of the network's input in pixels; 16 k + 3, so that the heads give one output per input pixel."""
-    window: tuple[Share, Share] = (227 / 256, 227 / 256)
+    size: Annotated[int, Field(ge=16)] = 227
+    """Side of the network's input in pixels; the backbone says which it takes."""
+    window: tuple[Fraction, Fraction] = (227 / 256, 227 / 256)
     """Smallest and largest side of the random square window, as a share of the packed image's side."""
     real_window: Literal["random", "whole"] = "random"
     """`whole` squeezes the whole photo into the input, as the authors' code does."""
-    flip: Share = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     gray: Literal["per_sample", "per_batch", "off"] = "per_sample"
     """One random colour channel, repeated three times, so that colour statistics cannot tell the domains apart."""
@@ -123,30 +119,39 @@ class DataConfig(_Section):
     edge_filter: Literal["any", "area"] = "any"
     """A pixel is a contour if any stored pixel in it is, or to the share of those that are."""
 
+    def datasets(self, domain: str) -> dict[str, float]:
+        """The packed datasets of a domain and their weights."""
+        datasets: dict[str, float] = getattr(self, domain)
+        return datasets
+
+    def batch_size(self, domain: str) -> int:
+        """Images of a domain per step and rank."""
+        size: int = getattr(self, f"batch_{domain}")
+        return size
+
+    def sees_whole(self, domain: str) -> bool:
+        """Images of a domain are seen whole, instead of through a random window."""
+        return domain == "real" and self.real_window == "whole"
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.size % 16 != 3:
-            lower = (self.size - 3) // 16 * 16 + 3
-            raise ValueError(
-                f"data.size is {self.size}, which does not fit the network; the nearest are {lower} and {lower + 16}"
-            )
         if not 0 < self.window[0] <= self.window[1]:
             raise ValueError(f"data.window is {self.window}; the first share must be above 0 and at most the second")
         return self
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """What is done to training images besides window, flip and gray; the defaults do nothing, as the authors' code."""
 
     aspect: tuple[Positive, Positive] = (1.0, 1.0)
     """Smallest and largest width of the window over its height, relative to the image's own."""
-    brightness: Share = 0.0
+    brightness: Fraction = 0.0
     """Largest deviation of the factor from 1; contrast and saturation likewise."""
-    contrast: Share = 0.0
-    saturation: Share = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
     hue: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest turn in degrees. On a CPU this and saturation take more time than decoding."""
-    blur: Share = 0.0
+    blur: Fraction = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
     """Smallest and largest deviation in pixels of the network's input."""
@@ -160,70 +165,30 @@ class AugmentConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
-    """Backbone B, heads H and discriminator D (`fastssl.models`)."""
+class BackboneSettings(Section):
+    """The backbone and its size; a method's own `model` section adds to these."""
 
+    backbone: str = "alexnet"
+    """Name of the backbone (`fastssl.backbones`)."""
     width: Positive = 1.0
-    """Multiplies the channels of conv1 to conv5 and of the discriminator; 1 is the published network."""
+    """Multiplies the channels of the backbone's convolutions and of the discriminator; 1 is the published network."""
     fc_channels: Annotated[int, Field(ge=1)] = 4096
-    """Channels of fc6 and fc7."""
-    head_channels: Annotated[int, Field(ge=1)] = 64
-    """Channels inside each task head."""
-    tasks: tuple[Task, ...] = ("depth", "normal", "edge")
-    """Tasks that are learnt; one head each."""
-    adapted_layer: AdaptedLayer = "conv5"
-    """Layer whose features D compares between the domains."""
-    adapted_feature: Literal["pre_relu", "post_relu"] = "pre_relu"
-    """Whether D sees the layer before or after its ReLU."""
+    """Channels of the layers that stand for fully connected ones, where the backbone has any."""
     init_gain: Positive = 0.02
     """Gain of the Xavier normal initialisation of every convolution."""
 
-    @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(
-                f"model.tasks is {list(self.tasks)}; expected one or more different tasks of {list(TASKS)}"
-            )
-        return self
 
-
-class LossConfig(_Section):
-    """The terms of the objective and their weights (`fastssl.train.losses`)."""
-
-    depth_weight: NonNegative = 5.0
-    normal_weight: NonNegative = 10.0
-    edge_weight: NonNegative = 1.0
-    adversarial_weight: NonNegative = 0.05
-    """Weight of -log(1 - D(z_x)) in the update of B."""
-    discriminator_weight: NonNegative = 1.0
-    """Weight of the discriminator's own loss."""
-    depth_form: Literal["eigen", "released"] = "eigen"
-    """Second term of the log-depth loss: minus half the squared mean of each image, or plus half that of the batch."""
-    edge_form: Literal["hed", "released"] = "hed"
-    """Contours balanced by class, or every pixel of an image weighted by non-contour / contour pixels."""
-    edge_count: Literal["window", "stored"] = "window"
-    """Whether the contour pixels that set the weight are counted in the window or in the whole stored image."""
-    mask_invalid: bool = True
-    """Leave out pixels without a label; if false they are targets log(1e-8) and (-1, -1, -1)."""
-
-
-class OptimConfig(_Section):
-    """Adam for B and H, SGD for D."""
+class OptimSettings(Section):
+    """Learning rate and schedule; a method's own `optim` section adds to these."""
 
     lr: Positive = 1e-3
-    betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
-    discriminator_lr: Positive = 1e-3
-    discriminator_momentum: Share = 0.9
-    discriminator_weight_decay: NonNegative = 5e-4
     schedule: Literal["drops", "constant"] = "drops"
-    drop_at: tuple[Share, ...] = (0.6, 0.9)
-    """Shares of the run after which each learning rate is multiplied by `drop_factor`."""
-    drop_factor: Share = 0.1
-    pool_size: Annotated[int, Field(ge=0)] = 128
-    """Feature maps of earlier steps, per domain, that D is also shown; 0 = none."""
+    drop_at: tuple[Fraction, ...] = (0.6, 0.9)
+    """Fractions of the run after which each learning rate is multiplied by `drop_factor`."""
+    drop_factor: Fraction = 0.1
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Length of the run and what it leaves behind."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
@@ -256,98 +221,63 @@ class TrainConfig(_Section):
     prefetch: Annotated[int, Field(ge=1)] = 2
     """Batches of each domain that are made ahead of need."""
     hw_decoder_load: DecoderLoad = "auto"
-    """Share of the images that a GPU's JPEG engine decodes; 0 leaves it out. `auto` tries it for some seconds when the
-    run begins, and takes the fastest share, or 0 where images were found overwritten or the run is to be deterministic;
-    a number is taken as it is."""
+    """Fraction of the images that a GPU's JPEG engine decodes; 0 leaves it out. `auto` tries it for some seconds when
+    the run begins, and takes the fastest, or 0 where images were found overwritten or the run is to be deterministic; a
+    number is taken as it is."""
 
 
-class Config(_Section):
-    """All settings of a run."""
+class Config(Section):
+    """Settings that every run has. A method's own class adds its sections, and says what is in `model` and `optim`."""
 
     preset: str = "paper"
+    method: str
+    """Name of the method (`fastssl.methods`)."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
+    model: BackboneSettings = BackboneSettings()
+    optim: OptimSettings = OptimSettings()
     train: TrainConfig = TrainConfig()
 
-    @model_validator(mode="after")
-    def _check(self) -> Config:
-        if self.model.adapted_layer != "none" and self.data.size < 67:
-            raise ValueError(f"data.size is {self.data.size}; the discriminator needs at least 67 pixels")
-        return self
+
+Preset = Mapping[str, Mapping[str, Any]]
+"""Settings that differ from the defaults, by section and name."""
+C = TypeVar("C", bound=Config)
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # The method as far as it is known: the defaults above. docs/reproduction.md, section 6, tells which of them have
-    # a source, and which are choices.
-    "paper": {},
-    # What the authors' code computes: docs/reproduction.md, section 4, explains each line, and section 5 what is not
-    # reproduced.
-    "released": {
-        "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
-        "model": {"adapted_feature": "post_relu"},
-        "loss": {
-            "discriminator_weight": 0.5,
-            "depth_form": "released",
-            "edge_form": "released",
-            "edge_count": "stored",
-            "mask_invalid": False,
-        },
-        "optim": {"schedule": "constant"},
-    },
-    # Two CPU cores and a few minutes: the same method with fewer channels on smaller images. D learns faster, since
-    # it has hundreds of steps and not hundreds of thousands.
-    "tiny": {
-        "data": {"size": 131, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
-        "model": {
-            "width": 0.25,
-            "fc_channels": 128,
-            "head_channels": 16,
-            "adapted_feature": "post_relu",
-            "init_gain": 1.0,
-        },
-        "loss": {"adversarial_weight": 0.1},
-        "optim": {"betas": (0.9, 0.999), "discriminator_lr": 0.02},
-        "train": {"steps": 500, "log_every": 10, "picture_every": 100, "checkpoint_every": 250},
-    },
-}
-
-
-def load_config(
-    preset: str = "paper",
+def compose(
+    schema: type[C],
+    presets: Mapping[str, Preset],
+    preset: str,
     *,
-    file: Path | None = None,
+    file: Mapping[str, Any],
+    file_name: str,
     overrides: Iterable[str] = (),
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Config:
+    settings: Preset | None = None,
+) -> C:
     """Compose a configuration from its layers, of which a later one wins.
 
     Args:
-        preset: name of a preset; one that the file names comes first.
-        file: of YAML, as `fastssl.core_yaml` reads it.
+        schema: the method's class of settings.
+        presets: the method's, by name.
+        preset: name of one of them.
+        file: what a file of settings holds, by section, and its name for messages.
         overrides: each ``section.key=value``, the value in YAML; of two for one key the later counts.
         settings: by section and name, as they are.
 
     Paths of datasets become absolute, and ``~`` the home folder.
 
     Raises:
-        ConfigError: an unknown preset, section or key (the nearest name is offered), a value of another type or
-            outside its range, or a file that is not YAML.
+        ConfigError: an unknown preset, section or key (the nearest name is offered), or a value of another type or
+            outside its range.
     """
-    layers: dict[str, Any] = {}
-    if file is not None:
-        layers = _read_yaml(file)
-        preset = layers.pop("preset", preset)
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ConfigError("there is no such preset", seen=_shown(preset), expected=_nearest(str(preset), PRESETS))
-    values: dict[str, Any] = {name: dict(section) for name, section in PRESETS[preset].items()}
-    _merge(values, layers, where=str(file))
+    if preset not in presets:
+        raise ConfigError("there is no such preset", seen=shown(preset), expected=_nearest(str(preset), presets))
+    values: dict[str, Any] = {name: dict(section) for name, section in presets[preset].items()}
+    _merge(values, file, where=file_name)
     for override in overrides:
         _merge(values, _parse_override(override), where=f"--set {override}")
     _merge(values, settings or {}, where="settings")
-    return _validated({"preset": preset, **values})
+    return validated(schema, {"preset": preset, **values})
 
 
 def dataset_weights(given: Iterable[str]) -> dict[str, float]:
@@ -416,27 +346,20 @@ def _number(text: str) -> float | None:
         return None
 
 
-_RUN_CURE = "write the missing settings in as the run had them (each checkpoint holds them too), or train anew"
+RUN_CURE = "write the missing settings in as the run had them (each checkpoint holds them too), or train anew"
 
 
-def read_config(path: Path) -> Config:
-    """Read the resolved configuration of a run folder, which holds every setting.
+def check_complete(values: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Refuse settings of a run of which some are missing: a default in their place would be another run.
+
+    Args:
+        values: what the run's file holds.
+        config: what became of it.
+        path: of the file.
 
     Raises:
-        DataError: the file is damaged, lacks settings, or holds some that this version does not know. A default in the
-            place of what was torn away would be another run.
+        DataError: see above.
     """
-    try:
-        values = _read_yaml(path)
-        config = _validated(values, where=path)
-    except ConfigError as error:
-        raise DataError(
-            f"the run's settings cannot be used: {error.what}",
-            where=error.where,
-            seen=error.seen,
-            expected=error.expected,
-            do=error.do or _RUN_CURE,
-        ) from error
     missing = [
         f"{name}.{setting}"
         for name, section in plain(config).items()
@@ -450,9 +373,8 @@ def read_config(path: Path) -> Config:
             where=path,
             seen=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
             expected="every setting",
-            do=_RUN_CURE,
+            do=RUN_CURE,
         )
-    return config
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -474,7 +396,12 @@ def plain(config: Config) -> dict[str, Any]:
 _MOST_BYTES = 1 << 20
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file of YAML, as `fastssl.core_yaml` reads it, by section.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds no sections.
+    """
     with machine_faults_named(path):
         try:
             with path.open("rb") as file:  # perhaps a pipe, as of a shell's <(...)
@@ -525,7 +452,7 @@ def _merge(values: dict[str, Any], update: Mapping[str, Any], *, where: str) -> 
     for section, settings in update.items():
         if not isinstance(settings, Mapping):
             raise ConfigError(
-                "a section must be a mapping of settings", where=f"{where}: {section}", seen=_shown(settings)
+                "a section must be a mapping of settings", where=f"{where}: {section}", seen=shown(settings)
             )
         values.setdefault(section, {}).update(settings)
 
@@ -540,20 +467,25 @@ _EXPECTED = {
 }
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value for a message, so that text is told from a number, and nothing from text."""
     return "nothing (null)" if value is None else repr(value)
 
 
-def _validated(values: dict[str, Any], where: Path | None = None) -> Config:
+def validated(schema: type[C], values: Mapping[str, Any], where: Path | None = None) -> C:
+    """Settings as the schema has them.
+
+    Raises:
+        ConfigError: an unknown name, or a value of another type or outside its range.
+    """
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as failure:
         error = failure.errors(include_url=False)[0]
         name = ".".join(str(part) for part in error["loc"])
         place = name if where is None else f"{where}: {name}"
         if error["type"] == "extra_forbidden":
-            known = _known_names(error["loc"][:-1])
+            known = _known_names(schema, error["loc"][:-1])
             raise ConfigError(
                 "there is no such setting",
                 where=place,
@@ -566,13 +498,13 @@ def _validated(values: dict[str, Any], where: Path | None = None) -> Config:
         raise ConfigError(
             "a setting has a value that it cannot take",
             where=place,
-            seen=_shown(error["input"]),
+            seen=shown(error["input"]),
             expected=_EXPECTED.get(error["type"], message),
         ) from None
 
 
-def _known_names(section: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_names(schema: type[BaseModel], section: tuple[int | str, ...]) -> list[str]:
+    model = schema
     for part in section:
         inner = model.model_fields[str(part)].annotation
         assert isinstance(inner, type)

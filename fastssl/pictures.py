@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fastssl.batch import IMAGE_MEAN
 from fastssl.files import complete_or_absent
 
 Picture = NDArray[np.uint8]
@@ -51,6 +52,39 @@ def normal_picture(normal: NDArray[np.floating]) -> Picture:
 def edge_picture(edge: NDArray[np.floating]) -> Picture:
     """Contour probabilities (H, W) in 0..1 as (H, W, 3) uint8, dark on white."""
     return np.repeat(_bytes(255 * (1 - edge))[..., None], 3, axis=-1)
+
+
+_NEAR, _FAR = 0.5, 10.0
+"""Ends of the scale of depth on sheets, in metres."""
+_TITLES = {"depth": "depth", "normal": "normals", "edge": "contours"}
+
+
+def prediction_sheet(
+    images: NDArray[np.floating],
+    truth: Mapping[str, NDArray[np.floating]],
+    predicted: Mapping[str, NDArray[np.floating]],
+) -> Image.Image:
+    """One row per image: the input, then each task's ground truth and prediction.
+
+    Args:
+        images: (N, 3, S, S), as the network sees them.
+        truth: by task, (N, C, S, S): depth in metres, normals, contours in 0..1.
+        predicted: the same, of all tasks that are to be shown.
+    """
+    headings = ["image"]
+    for task in predicted:
+        headings += [f"{_TITLES[task]}: true", "predicted"]
+    rows = [[image_picture(image, IMAGE_MEAN)] for image in images]
+    for number, row in enumerate(rows):
+        for task, values in predicted.items():
+            row += [_plane_picture(task, truth[task][number]), _plane_picture(task, values[number])]
+    return grid(rows, headings)
+
+
+def _plane_picture(task: str, plane: NDArray[np.floating]) -> Picture:
+    if task == "depth":
+        return depth_picture(plane[0], _NEAR, _FAR)
+    return normal_picture(plane) if task == "normal" else edge_picture(plane[0])
 
 
 def framed(picture: Picture) -> Picture:

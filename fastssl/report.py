@@ -28,10 +28,11 @@ from pydantic import BaseModel
 from fastssl import __version__
 from fastssl.addresses import masked
 from fastssl.charts import Reference, line_chart
-from fastssl.config import Config, read_config
+from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped, read_regular
+from fastssl.methods import find_method, read_config
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ _KEY_RESULTS = {
 _CARDS = (_DEPTH, _NORMAL, _CONTOUR, _AT_1, _DOMAIN)
 _BETTER = {"lower": "lower is better", "higher": "higher is better", "near 0.5": "nearest to 0.5 is best", "": ""}
 _TASK_NAMES = {"depth": "depth", "normal": "surface normals", "edge": "object contours"}
+_KINDS = {"synthetic": "rendered images", "real": "photos"}
 _NOT_YET = "Not measured yet. This command measures it:"
 _COLUMNS = {"trained": "Trained", "not_adapted": "Not adapted", "untrained": "Untrained", "constant": "Constant"}
 _TERMINAL_COLUMNS = ("trained", "untrained", "constant", "not_adapted")
@@ -114,6 +116,7 @@ _TRAINING_CURVES = (
 )
 _SPEED_CURVES = (
     _Curve("throughput/pairs_per_s", "Throughput", "pairs/s", from_zero=True),
+    _Curve("throughput/images_per_s", "Throughput", "images/s", from_zero=True),
     _Curve("throughput/data_wait_fraction", "Waiting for data", "% of the time", factor=100, from_zero=True),
     _Curve("gpu/utilisation_percent", "GPU utilisation", "%", from_zero=True),
     _Curve("gpu/power_w", "GPU power", "W", from_zero=True),
@@ -286,37 +289,37 @@ def _torn(torn: Sequence[str]) -> str:
 
 def _lead(run: _Run) -> str:
     config = run.config
-    layer = config.model.adapted_layer
-    tasks = _listed([_TASK_NAMES[task] for task in config.model.tasks])
-    learnt = f"The network learnt {tasks} from the rendered images of {_datasets(config.data.synthetic)}"
-    if layer == "none":
-        adapted = "No layer was adapted to photos."
-    else:
-        photos = _datasets(config.data.real)
-        adapted = f"A discriminator pushed its {layer} features to be alike for these and for photos of {photos}."
+    learnt = html.escape(find_method(config.method).describe(config))
+    sources = [f"{_KINDS[name]} of {_datasets(config.data.datasets(name))}" for name in _domains(config)]
+    data = f"It was shown {_listed(sources)}"
     steps = run.summary.get("steps")
     if isinstance(steps, int):
-        return f'<p class="lead">{learnt} in {steps:,} steps. {adapted}</p>'
+        return f'<p class="lead">{learnt} {data} in {steps:,} steps.</p>'
     done = int(run.metrics[-1]["step"]) if run.metrics else 0
     unfinished = _missing(
         f"Training has not ended; {done:,} steps are on record. This command continues it:",
         f"train --out {_path(run)} --resume",
     )
-    return f'<p class="lead">{learnt}. {adapted}</p>{unfinished}'
+    return f'<p class="lead">{learnt} {data}.</p>{unfinished}'
 
 
 def _facts(config: Config) -> str:
-    data, train, layer = config.data, config.train, config.model.adapted_layer
-    photos = "" if layer == "none" else f", {data.batch_real} real"
+    data, train = config.data, config.train
+    batches = [f"{data.batch_size(name)} {'rendered' if name == 'synthetic' else name}" for name in _domains(config)]
     facts = {
+        "Method": html.escape(config.method),
         "Preset": html.escape(config.preset),
         "Input": f"{data.size} &times; {data.size} px",
-        "Images a step": f"{data.batch_synthetic} rendered{photos}",
-        "Adapted layer": layer,
+        "Images a step": ", ".join(batches),
         "Precision": f"{train.amp_dtype}, mixed" if train.amp else "float32",
         "Seed": str(train.seed),
     }
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+
+
+def _domains(config: Config) -> list[str]:
+    """Names of the domains that a run with these settings reads."""
+    return [request.name for request in find_method(config.method).domains(config)]
 
 
 def _datasets(weights: Mapping[str, float]) -> str:
@@ -650,9 +653,6 @@ def _charts(run: _Run, curves: Sequence[_Curve]) -> str:
 
 
 def _undecided(config: Config) -> dict[str, Reference]:
-    """The adversarial losses where D gives one half for everything: it cannot tell the domains apart."""
-    losses = {
-        "loss/adversarial": config.loss.adversarial_weight * math.log(2),
-        "loss/discriminator": config.loss.discriminator_weight * 2 * math.log(2),
-    }
-    return {metric: Reference(loss, "discriminator undecided") for metric, loss in losses.items()}
+    """The losses of a network that knows nothing, such as a discriminator that gives one half for everything."""
+    chance = find_method(config.method).chance(config)
+    return {f"loss/{name}": Reference(loss, "chance") for name, loss in chance.items()}

@@ -12,15 +12,13 @@ import torch
 from late_reading import Batch, begin
 from numpy.typing import NDArray
 from PIL import Image
-from small_steps import batches, small_config
+from small_steps import batches, method, small_config
 from torch import Tensor
 
 from fastssl.loader import LoaderOptions, open_mixture
 from fastssl.loader.calibration import changed_images
 from fastssl.loader.graph import build_decoder, built, device_number
-from fastssl.models import build_networks
 from fastssl.shards import JPEG
-from fastssl.train.step import TrainingStep
 
 SAMPLE = Path(__file__).parents[1] / "shards" / "sample" / "render_train"
 COUNT = 24
@@ -61,12 +59,11 @@ def assert_near_libjpeg(device: torch.device, share: float) -> None:
 def changed_beside_steps(path: Path, device: torch.device, share: float) -> int:
     """Images that change where a training step is enqueued between a batch and its use."""
     settings = small_config("train.amp=true")
-    step = TrainingStep(build_networks(settings.model, seed=1).to(device), settings, device)
-    pair = batches(0, device)
+    step, made = method(settings, device), batches(0, device)
     options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=share)
 
     def stepped(batch: Batch) -> Tensor:
-        step(*pair)
+        step(made)
         return batch.image
 
     # `map` keeps nothing of a batch that it gave away.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_run import make_run
 
-from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks, networks
+from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks, subject
 
 TASKS = 0.02
 """Largest difference of a task's measure, relative, or absolute where it is small: decoders round differently."""
@@ -25,7 +25,7 @@ def assert_numbers_of_the_cpu(
     run = make_run(tmp_path / "run", synthetic, real)
     found = []
     for where in (torch.device("cpu"), device):
-        monkeypatch.setattr(networks, "run_device", lambda where=where: where)
+        monkeypatch.setattr(subject, "run_device", lambda where=where: where)
         found.append(
             {
                 "tasks": dict(numbers(evaluate_tasks(run, synthetic))),

@@ -11,16 +11,14 @@ import torch
 from late_reading import Batch
 from patterns import SIDE
 
-from fastssl.batch import SyntheticBatch
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import (
     LoaderOptions,
     Share,
     ViewSettings,
     evaluation_plan,
+    load_batches,
     open_mixture,
-    real_batches,
-    synthetic_batches,
     training_plan,
 )
 
@@ -76,7 +74,7 @@ def batches_of(form: Form, path: Path, device: torch.device, *, half: bool) -> l
     else:
         plan = training_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=BATCH))
     options = LoaderOptions(device=device, threads=2, half=half)
-    made = (real_batches if form.whole_photos else synthetic_batches)(samples, plan, options)
+    made = load_batches(samples, plan, options, ("class_index",) if form.whole_photos else None)
     return list(islice(made, STEPS))
 
 
@@ -94,14 +92,12 @@ def assert_form_beside_the_cpu(form: Form, path: Path, device: torch.device, *, 
         error = (ours.image.float().cpu() - theirs.image).abs()
         assert error.max() < form.contrast * WORST
         assert error.mean() < form.contrast * MEAN
-        if isinstance(theirs, SyntheticBatch):
-            assert isinstance(ours, SyntheticBatch)
+        assert torch.equal(ours.class_index.cpu(), theirs.class_index)
+        if not form.whole_photos:
             assert_labels_equal(ours, theirs)
-        else:
-            assert torch.equal(ours.label.cpu(), theirs.label)
 
 
-def assert_labels_equal(got: SyntheticBatch, expected: SyntheticBatch) -> None:
+def assert_labels_equal(got: Batch, expected: Batch) -> None:
     for plane in ("depth", "edge", "valid"):
         assert torch.equal(getattr(got, plane).cpu(), getattr(expected, plane)), plane
     torch.testing.assert_close(got.normal.cpu(), expected.normal, rtol=0, atol=1e-6)

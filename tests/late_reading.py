@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import (
     LoaderOptions,
     Share,
     ViewSettings,
+    load_batches,
     open_mixture,
-    real_batches,
-    synthetic_batches,
     training_plan,
 )
 
-Batch = RealBatch | SyntheticBatch
 KEPT = (0, 1, 2)
 STEPS = 24
 
@@ -38,7 +35,7 @@ def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int =
     seen = DataConfig.model_validate({"size": 115, "window": (0.6, 1.0), **data})
     share = Share(order=samples.order(seed=5, stream=0), batch_size=batch_size)
     plan = training_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), share)
-    return (synthetic_batches if labels else real_batches)(samples, plan, options)
+    return load_batches(samples, plan, options, None if labels else ())
 
 
 def calm(batches: Iterator[Batch], device: torch.device) -> Tensor:
@@ -81,7 +78,7 @@ def digest(batch: Batch) -> Tensor:
 
 
 def tensors(batch: Batch) -> list[Tensor]:
-    return [getattr(batch, field.name) for field in fields(batch)[1:]]
+    return [batch.image, *batch.targets.values()]
 
 
 def slow_kernels(device: torch.device) -> Callable[[], None]:

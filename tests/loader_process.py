@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastssl.batch import Batch
 
 SIZE = 67
 
@@ -20,18 +23,18 @@ def read(synthetic: Path, real: Path, out: Path, steps: int) -> None:
     import torch
 
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches, synthetic_batches
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
 
     data, augment = DataConfig(size=SIZE, window=(0.6, 1.0)), AugmentConfig(aspect=(0.9, 1.1), brightness=0.2, blur=0.3)
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
     done = lines(out)
     batches = []
-    for stream, (make, path, size) in enumerate(((synthetic_batches, synthetic, 4), (real_batches, real, 3))):
+    for stream, (path, size) in enumerate(((synthetic, 4), (real, 3))):
         samples = open_mixture(path)
         share = Share(order=samples.order(seed=8, stream=stream, buffer=5), batch_size=size)
         settings = ViewSettings(data=data, augment=augment, stored=samples.image_size)
         plan = samples.training_plan(settings, share, position=len(done) * size)
-        batches.append(make(samples, plan, options))
+        batches.append(load_batches(samples, plan, options))
     with out.open("w") as file:
         file.writelines(f"{line}\n" for line in done)
         for step in range(len(done), steps):
@@ -39,10 +42,10 @@ def read(synthetic: Path, real: Path, out: Path, steps: int) -> None:
             file.flush()
 
 
-def described(batch: object) -> list[object]:
+def described(batch: Batch) -> list[object]:
     digest = hashlib.sha256()
-    for field in fields(batch)[1:]:
-        digest.update(getattr(batch, field.name).contiguous().numpy().tobytes())
+    for tensor in (batch.image, *batch.targets.values()):
+        digest.update(tensor.contiguous().numpy().tobytes())
     return [list(batch.keys), digest.hexdigest()]
 
 

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastssl.config import load_config, write_config
+import torch
+
+from fastssl.config import write_config
 from fastssl.loader import open_mixture
-from fastssl.models import build_networks
+from fastssl.methods import StepContext, find_method, load_config
 from fastssl.train.checkpoint import write_checkpoint
 
-SMALL = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
+SMALL = ["train.seed=7", "data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
 
 
 def make_run(folder: Path, synthetic: Path | str, real: Path | str | None, *overrides: str) -> Path:
@@ -20,8 +22,9 @@ def make_run(folder: Path, synthetic: Path | str, real: Path | str | None, *over
     config = load_config("tiny", overrides=[*SMALL, *data, *overrides])
     folder.mkdir()
     write_config(config, folder / "config.yaml")
-    networks = build_networks(config.model, 7)
-    state = {name: part.state_dict() for name, part in networks.parts().items()}
+    context = StepContext(config.train, torch.device("cpu"))
+    method = find_method(config.method)(config, context)
+    state = {**method.state_dict(), "context": context.state_dict()}
     adapted = config.model.adapted_layer != "none"
     fingerprints = {
         "synthetic": open_mixture(config.data.synthetic).fingerprint,

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 from late_reading import begin, digest, slow_kernels, wait
-from small_steps import small_config
+from small_steps import method, small_config
 
 from fastssl.loader import LoaderOptions
-from fastssl.models import build_networks
-from fastssl.train.step import TrainingStep
 
 ROOM = 64 * 2**20
 """Bytes by which pools may still grow; they take memory in pieces of some tens of MiB."""
@@ -35,10 +33,10 @@ def assert_training_takes_no_more(synthetic: Path, real: Path, device: torch.dev
     half = device.type == "cuda"
     settings = small_config("data.size=115", f"train.amp={str(half).lower()}", "optim.pool_size=16")
     options = LoaderOptions(device=device, threads=2, half=half)
-    step = TrainingStep(build_networks(settings.model, seed=1).to(device), settings, device)
-    pairs = zip(begin(synthetic, options, labels=True), begin(real, options, labels=False), strict=True)
+    step = method(settings, device)
+    batches = {"synthetic": begin(synthetic, options, labels=True), "real": begin(real, options, labels=False)}
     for number in count(1):
-        step(*next(pairs))
+        step({name: next(endless) for name, endless in batches.items()})
         if number == first:
             before = memory_in_use(device)
         if number == last:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fastssl.config import Config, load_config
+from fastssl.config import Config
+from fastssl.methods import load_config
 from fastssl.telemetry import read_metrics
 from fastssl.train import resume_run, start_run
 

@@ -8,39 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.config import Config, load_config
-from fastssl.models import Networks, build_networks
-from fastssl.train.step import TrainingStep
+from fastssl.batch import Batch
+from fastssl.config import Config
+from fastssl.methods import StepContext, load_config
+from fastssl.methods.cross_domain import CrossDomain, Networks
 
 CPU = torch.device("cpu")
 SIZE = 67
 N = 4
+SMALL = (
+    "data.size=67", "train.seed=1", "model.fc_channels=32", "model.head_channels=8", "model.width=0.1",
+    "optim.pool_size=0", "train.channels_last=false",
+)  # fmt: skip
 
 
 def small_config(*overrides: str) -> Config:
-    small = ["data.size=67", "model.fc_channels=32", "model.head_channels=8", "model.width=0.1", "optim.pool_size=0"]
-    return load_config("tiny", overrides=[*small, *overrides])
+    return load_config("tiny", overrides=[*SMALL, *overrides])
 
 
-def batches(seed: int, device: torch.device = CPU, size: int = SIZE) -> tuple[SyntheticBatch, RealBatch]:
+def batches(seed: int, device: torch.device = CPU, size: int = SIZE) -> dict[str, Batch]:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator).to(device)
 
-    synthetic = SyntheticBatch(
+    synthetic = Batch(
         keys=("a",) * N,
         image=random(N, 3, size, size) - 0.5,
-        depth=0.5 + 5 * random(N, 1, size, size),
-        normal=torch.nn.functional.normalize(random(N, 3, size, size) - 0.5, dim=1),
-        edge=(random(N, 1, size, size) < 0.1).float(),
-        valid=random(N, 1, size, size) < 0.9,
-        stored_edge_fraction=torch.full((N,), 0.1, device=device),
+        targets={
+            "depth": 0.5 + 5 * random(N, 1, size, size),
+            "normal": torch.nn.functional.normalize(random(N, 3, size, size) - 0.5, dim=1),
+            "edge": (random(N, 1, size, size) < 0.1).float(),
+            "valid": random(N, 1, size, size) < 0.9,
+            "stored_edge_fraction": torch.full((N,), 0.1, device=device),
+        },
     )
-    return synthetic, RealBatch(
-        keys=("b",) * N, image=random(N, 3, size, size) - 0.3, label=torch.full((N,), -1, device=device)
-    )
+    return {"synthetic": synthetic, "real": Batch(keys=("b",) * N, image=random(N, 3, size, size) - 0.3, targets={})}
+
+
+def method(settings: Config, device: torch.device = CPU) -> CrossDomain:
+    return CrossDomain(settings, StepContext(settings.train, device))
 
 
 def after_steps(
@@ -53,16 +60,17 @@ def after_steps(
         scale: with float16, that of the first step's gradients; 0 = as usual.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    networks = build_networks(settings.model, seed=1).to(device).to(memory_format=layout)
-    step = TrainingStep(networks, settings, device)
+    train = settings.train.model_copy(update={"channels_last": channels_last})
+    step = method(settings.model_copy(update={"train": train}), device)
     if scale:
-        step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": scale})
+        scaler = step.context.scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
     losses = []
     for number in range(steps):
-        pair = batches(number, device, settings.data.size)
-        synthetic, real = (replace(batch, image=batch.image.contiguous(memory_format=layout)) for batch in pair)
-        losses.append(step(synthetic, real if networks.discriminator is not None else None))
-    return networks, losses
+        made = batches(number, device, settings.data.size)
+        seen = {name: batch.image.contiguous(memory_format=layout) for name, batch in made.items()}
+        losses.append(step({name: replace(batch, image=seen[name]) for name, batch in made.items()}))
+    return step.networks, losses
 
 
 def assert_two_streams_equal_one(settings: Config, device: torch.device, **how: Any) -> None:
@@ -85,7 +93,7 @@ def assert_a_step_of_infinite_gradients_is_skipped(device: torch.device) -> None
     settings = small_config("train.amp=true", "train.amp_dtype=float16")
     skipped, _ = after_steps(settings, 1, device, scale=TOO_LARGE)
     taken, _ = after_steps(settings, 1, device, scale=1.0)
-    for before, after in zip(build_networks(settings.model, seed=1).parameters(), skipped.parameters(), strict=True):
+    for before, after in zip(method(settings).networks.parameters(), skipped.parameters(), strict=True):
         assert torch.equal(before, after.cpu())
     assert not same(skipped, taken)
 

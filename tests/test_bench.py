@@ -29,9 +29,10 @@ from fastssl.bench.load import LoadReport, Machine, Setup, Stage, SweepPoint, me
 from fastssl.bench.pack import PackReport, measure_packing, packing_table, packing_verdict
 from fastssl.bench.rates import Rate, measure, num_cores
 from fastssl.bench.verdict import judge, loading_table
-from fastssl.config import Config, load_config
+from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.loader import LoaderOptions, Mixture, iterator, labels, open_mixture
+from fastssl.methods import load_config
 from fastssl.shards import ShardSet, encode, read_samples
 from fastssl.shards import pack as pack_dataset
 from fastssl.shards.tar import ShardFile
@@ -156,13 +157,13 @@ def slow_contours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def slow_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = iterator.SyntheticBatch
+    make = iterator.Batch
 
     def batch(**fields: Any) -> Any:
-        time.sleep(SLOW * len(fields["keys"]))
+        time.sleep(SLOW * len(fields["keys"]) if fields["targets"] else 0)
         return make(**fields)
 
-    monkeypatch.setattr(iterator, "SyntheticBatch", batch)
+    monkeypatch.setattr(iterator, "Batch", batch)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_the_part_that_is_made_slow_limits(
 
 
 def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    domain = parts.Domain("synthetic", open_mixture(coded_synthetic), config)
+    domain = parts.MeasuredDomain("synthetic", open_mixture(coded_synthetic), config)
     options = LoaderOptions(device=torch.device("cpu"))
 
     def refuse(*arguments: object) -> None:
@@ -440,7 +441,7 @@ def test_damaged_samples_are_replaced_as_the_loader_does(coded_real: Path, confi
     end = content.index(b"\xff\xd9")
     content[end - 300 : end] = bytes(300)
     tar.write_bytes(content)
-    domain = parts.Domain("real", open_mixture(folder), config)
+    domain = parts.MeasuredDomain("real", open_mixture(folder), config)
     assert sorted(domain.in_memory.numbers) == list(range(1, 9))
 
 

@@ -56,7 +56,7 @@ def test_version_and_help(fastssl: Callable[..., tuple[int, str, str]]) -> None:
     [
         ("optim.lrr=1", "'lr'?"),
         ("modle.width=1", "'model'?"),
-        ("data.size=100", "99 and 115"),
+        ("data.size=100", "99 or 115"),
         ("lr", "section.key=value"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fastssl import __version__
-from fastssl.config import Config
+from fastssl.methods.cross_domain import CrossDomainConfig as Config
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))

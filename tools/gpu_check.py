@@ -216,7 +216,7 @@ def _mean(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
 
 def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, synthetic_batches, training_plan
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture, training_plan
 
     samples = open_mixture(str(SAMPLE))
     given = {name: value for name, value in form.items() if name not in ("augment", "half")}
@@ -224,7 +224,7 @@ def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
     settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
     plan = training_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=16))
     half = form.get("half", False) and device.type == "cuda"
-    return list(islice(synthetic_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
+    return list(islice(load_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
 
 
 def engine(bench: Bench, facts: Facts) -> None:
@@ -269,14 +269,14 @@ def _pixels_beside_libjpeg(bench: Bench, share: float) -> dict[str, float]:
 
 def _photos(bench: Bench, share: float) -> Iterator[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, real_batches, training_plan
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture, training_plan
 
     samples = open_mixture(str(SAMPLE))
     data = DataConfig(size=163, window=(163 / 192, 163 / 192), gray="off")
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
     plan = training_plan(settings, Share(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4))
     options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=share)
-    return map(attrgetter("image"), real_batches(samples, plan, options))
+    return map(attrgetter("image"), load_batches(samples, plan, options, ()))
 
 
 STEP_FORMS: dict[str, tuple[str, ...]] = {
@@ -296,7 +296,7 @@ def step(bench: Bench, facts: Facts) -> None:
 
 
 def _config(bench: Bench, *overrides: str) -> Any:
-    from fastssl.config import load_config
+    from fastssl.methods import load_config
 
     small = ("model.width=0.1", "model.fc_channels=16", "model.head_channels=4", "data.size=67")
     sizes = (f"data.batch_synthetic={bench.batch}", f"data.batch_real={bench.batch}")
@@ -305,24 +305,18 @@ def _config(bench: Bench, *overrides: str) -> Any:
 
 def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
-    from fastssl.models import build_networks
+    from fastssl.methods import StepContext, find_method
     from fastssl.train.run import _configure_torch
-    from fastssl.train.step import TrainingStep
 
     _configure_torch(config)
-    networks = build_networks(config.model, 0).to(bench.device)
-    if config.train.channels_last:
-        import torch
-
-        networks = networks.to(memory_format=torch.channels_last)
-    work, pair = TrainingStep(networks, config, bench.device), _made_up_pair(bench, config)
-    return lambda: work(*pair)
+    work, batches = find_method(config.method)(config, StepContext(config.train, bench.device)), _made_up(bench, config)
+    return lambda: work(batches)
 
 
-def _made_up_pair(bench: Bench, config: Any) -> tuple[Any, Any]:
+def _made_up(bench: Bench, config: Any) -> dict[str, Any]:
     import torch
 
-    from fastssl.batch import RealBatch, SyntheticBatch
+    from fastssl.batch import Batch
 
     n, side, device = config.data.batch_synthetic, config.data.size, bench.device
     kind = torch.float16 if config.train.amp and bench.on_gpu else torch.float32
@@ -330,16 +324,15 @@ def _made_up_pair(bench: Bench, config: Any) -> tuple[Any, Any]:
     def image() -> torch.Tensor:
         return (torch.rand(n, side, side, 3, device=device) - 0.5).to(kind).permute(0, 3, 1, 2)
 
-    synthetic = SyntheticBatch(
-        keys=("a",) * n,
-        image=image(),
-        depth=0.5 + 5 * torch.rand(n, 1, side, side, device=device),
-        normal=torch.nn.functional.normalize(torch.randn(n, 3, side, side, device=device), dim=1),
-        edge=(torch.rand(n, 1, side, side, device=device) < 0.1).float(),
-        valid=torch.rand(n, 1, side, side, device=device) < 0.9,
-        stored_edge_fraction=torch.full((n,), 0.1, device=device),
-    )
-    return synthetic, RealBatch(keys=("b",) * n, image=image(), label=torch.full((n,), -1, device=device))
+    targets = {
+        "depth": 0.5 + 5 * torch.rand(n, 1, side, side, device=device),
+        "normal": torch.nn.functional.normalize(torch.randn(n, 3, side, side, device=device), dim=1),
+        "edge": (torch.rand(n, 1, side, side, device=device) < 0.1).float(),
+        "valid": torch.rand(n, 1, side, side, device=device) < 0.9,
+        "stored_edge_fraction": torch.full((n,), 0.1, device=device),
+    }
+    synthetic = Batch(keys=("a",) * n, image=image(), targets=targets)
+    return {"synthetic": synthetic, "real": Batch(keys=("b",) * n, image=image(), targets={})}
 
 
 def _step_facts(bench: Bench, overrides: Sequence[str]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import torch
 
 from fastssl import __version__
 from fastssl.bench.gpu import GpuUse, gpu_use
-from fastssl.bench.parts import PARTS, Domain, DomainName, Part, Work, loader, parts_of
+from fastssl.bench.parts import PARTS, MeasuredDomain, Part, Work, loader, parts_of
 from fastssl.bench.rates import STRETCHES, Rate, measure, num_cores, processor_name
 from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.loader import LoaderOptions, Mixture
+from fastssl.shards import Domain as DomainName
 from fastssl.telemetry import Advance
 from fastssl.train import calibrated_options, run_device
 
@@ -122,13 +123,13 @@ def measure_loading(
         ConfigError: the packed images are smaller than the network's input.
     """
     given: tuple[tuple[DomainName, Mixture | None], ...] = (("synthetic", synthetic), ("real", real))
-    domains = [Domain(name, samples, config) for name, samples in given if samples is not None]
+    domains = [MeasuredDomain(name, samples, config) for name, samples in given if samples is not None]
     if not domains:
         raise UsageError(
             "there is nothing to load", do="give --synthetic FOLDER, --real FOLDER or both: folders that `shard` packed"
         )
     load, _, _ = os.getloadavg()
-    options = calibrated_options(config, domains[0].samples, run_device())
+    options = calibrated_options(domains[0].domain, run_device())
     settings = _sweep_settings(options)
     parts = [(domain, part) for domain in domains for part in parts_of(domain.name, options)]
     meter = _Meter(options, seconds, len(parts) + (len(domains) == 2) + len(settings), progress)
@@ -182,13 +183,13 @@ class _Meter:
             torch.cuda.current_stream(self.options.device).synchronize()
 
 
-def _stage(meter: _Meter, domain: Domain, part: Part) -> Stage:
+def _stage(meter: _Meter, domain: MeasuredDomain, part: Part) -> Stage:
     rate = meter.rate(f"{domain.name}: {part.replace('_', ' ')}", PARTS[part](domain, meter.options))
     return Stage(domain=domain.name, part=part, rate=rate)
 
 
 @contextmanager
-def _together(domains: list[Domain], options: LoaderOptions) -> Iterator[Work]:
+def _together(domains: list[MeasuredDomain], options: LoaderOptions) -> Iterator[Work]:
     """The loaders of all domains, a step of each in turn."""
     with ExitStack() as stack:
         loaders = [stack.enter_context(loader(domain, options)) for domain in domains]
@@ -211,7 +212,7 @@ def _sweep_batch(batch_size: int, loader_alone: Rate, seconds: float) -> int:
     return min(batch_size, max(_SMALLEST_BATCH, int(loader_alone.images_per_s * seconds / calls)))
 
 
-def _point(meter: _Meter, domain: Domain, options: LoaderOptions, batch: int) -> SweepPoint:
+def _point(meter: _Meter, domain: MeasuredDomain, options: LoaderOptions, batch: int) -> SweepPoint:
     words = f"threads {options.num_threads}, prefetch {options.prefetch}"
     return SweepPoint(
         threads=options.num_threads,
@@ -233,7 +234,7 @@ def _machine(options: LoaderOptions, load: float) -> Machine:
     )
 
 
-def _setup(config: Config, options: LoaderOptions, domains: list[Domain]) -> Setup:
+def _setup(config: Config, options: LoaderOptions, domains: list[MeasuredDomain]) -> Setup:
     augment = config.augment
     return Setup(
         threads=options.num_threads,
@@ -241,7 +242,7 @@ def _setup(config: Config, options: LoaderOptions, domains: list[Domain]) -> Set
         hw_decoder_load=options.hw_decoder_load,
         size=config.data.size,
         stored=min(domains[0].samples.image_size),
-        resamples=not all(domain.plan().cuts for domain in domains),
+        resamples=not all(domain.domain.plan().cuts for domain in domains),
         augments=any((augment.brightness, augment.contrast, augment.saturation, augment.hue, augment.blur)),
         batch={domain.name: domain.batch_size for domain in domains},
         bytes_per_image={domain.name: domain.bytes_per_image for domain in domains},

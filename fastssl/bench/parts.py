@@ -6,7 +6,7 @@ classes, its threads and its batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,29 +17,20 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.batch import PLANES, Target
 from fastssl.bench.rates import num_cores
 from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError
-from fastssl.loader import (
-    LoaderOptions,
-    Mixture,
-    Plan,
-    Share,
-    Step,
-    ViewSettings,
-    real_batches,
-    synthetic_batches,
-    training_plan,
-)
+from fastssl.loader import Batches, Domain, LoaderOptions, Mixture, Plan, Step, load_batches
 from fastssl.loader.damage import Damage
+from fastssl.loader.domain import check_input_size
 from fastssl.loader.graph import build_decoder, built, device_number
 from fastssl.loader.iterator import checked_members, label_filters
 from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.labels import ThreadedLabels
-from fastssl.shards import JPEG, LABEL, LabelLayout, Room, StoredSample
+from fastssl.shards import JPEG, LabelLayout, Room, StoredSample
+from fastssl.shards import Domain as DomainName
 
-DomainName = Literal["synthetic", "real"]
 Part = Literal[
     "reading",
     "jpeg_simplejpeg",
@@ -55,7 +46,6 @@ Part = Literal[
 Work = Callable[[], int]
 """Does a batch, or as much of a part as is convenient; returns the number of images."""
 
-_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
 _IN_MEMORY = 256
 """Samples whose bytes are kept."""
 _PER_THREAD = 32
@@ -99,8 +89,8 @@ class InMemory(Mixture):
             yield np.array(list(islice(numbers, len(samples)))), views
 
 
-class Domain:
-    """A domain as a training with these settings loads it.
+class MeasuredDomain:
+    """A domain as a training with these settings loads it, and some of its samples in memory.
 
     Raises:
         DataError: rendered images are wanted, and there are no labels; or too many samples are damaged.
@@ -108,40 +98,36 @@ class Domain:
     """
 
     def __init__(self, name: DomainName, samples: Mixture, config: Config) -> None:
-        data = config.data
         if name == "synthetic" and not samples.has_labels:
             raise DataError("the synthetic dataset has no label planes", where=samples.path)
-        if min(samples.image_size) < data.size:
-            raise ConfigError(
-                "the packed images are smaller than the network's input",
-                where=samples.path,
-                seen="{} x {} pixels".format(*samples.image_size),
-                expected=f"at least data.size = {data.size}",
-                do="lower it with --preset or --set",
-            )
-        self.name, self.samples, self.size = name, samples, data.size
-        self.batch_size = data.batch_synthetic if name == "synthetic" else data.batch_real
-        self.members = (JPEG, samples.label_member if name == "synthetic" else LABEL)
-        self._order = samples.order(seed=config.train.seed, stream=_STREAMS[name], buffer=data.shuffle_buffer)
-        whole = name == "real" and data.real_window == "whole"
-        self._settings = ViewSettings(data=data, augment=config.augment, stored=samples.image_size, whole=whole)
-        damage = Damage(samples, self.members, max_bad=data.max_bad)
-        wanted = self._order.samples(0, min(_IN_MEMORY, len(samples)))
+        targets = frozenset[Target](PLANES if name == "synthetic" else ())
+        self.domain = Domain(name=name, samples=samples, targets=targets, config=config)
+        check_input_size(self.domain, ConfigError, "lower it with --preset or --set")
+        self.name, self.samples, self.size = name, samples, config.data.size
+        self.batch_size = self.domain.batch_size
+        self.members = (JPEG, samples.label_member) if targets else (JPEG,)
+        damage = Damage(samples, self.members, max_bad=config.data.max_bad)
+        wanted, _ = next(self.domain.plan(batch_size=min(_IN_MEMORY, len(samples))).steps)
         self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
 
     @property
     def bytes_per_image(self) -> float:
-        """That are read of a sample, classes aside."""
-        stored = [self.in_memory.members(name) for name in self.members if name != LABEL]
+        """Mean of what is read of a sample."""
+        stored = [self.in_memory.members(name) for name in self.members]
         return float(sum(np.mean([len(content) for content in contents]) for contents in stored))
 
-    def plan(self, batch_size: int | None = None) -> Plan:
-        """The training's own steps, from the first on."""
-        return self.samples.training_plan(self._settings, self._share(batch_size))
+    def batches(self, options: LoaderOptions, batch_size: int | None = None) -> Batches:
+        """The training's own batches, from the first on."""
+        plan = self.domain.plan(batch_size=batch_size)
+        return load_batches(self.samples, plan, options, self.domain.targets)
+
+    def batches_in_memory(self, options: LoaderOptions, targets: Collection[Target]) -> Batches:
+        """Batches of the samples in memory, of `part_batch` images."""
+        return load_batches(self.in_memory, self.plan_in_memory(options), options, targets)
 
     def plan_in_memory(self, options: LoaderOptions) -> Plan:
         """Steps of the samples in memory, of `part_batch` images."""
-        plan = training_plan(self._settings, self._share(self.part_batch(options)))
+        plan = self.domain.plan(batch_size=self.part_batch(options))
         return replace(plan, steps=self.in_memory.steps(plan.steps))
 
     def part_batch(self, options: LoaderOptions) -> int:
@@ -150,15 +136,12 @@ class Domain:
             return self.batch_size
         return min(self.batch_size, _PER_THREAD * options.num_threads)
 
-    def _share(self, batch_size: int | None) -> Share:
-        return Share(order=self._order, batch_size=batch_size or self.batch_size)
 
-
-Measured = Callable[[Domain, LoaderOptions], AbstractContextManager[Work]]
+Measured = Callable[[MeasuredDomain, LoaderOptions], AbstractContextManager[Work]]
 
 
 @contextmanager
-def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+def _reading(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     """By the one thread that reads, and again and again, so that the system has the files in memory."""
     checked = checked_members(domain.members, options)
     damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, checked=checked)
@@ -172,7 +155,7 @@ def _reading(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
 
 
 @contextmanager
-def _simplejpeg(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+def _simplejpeg(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     def decode(streams: Sequence[_Bytes]) -> None:
         for stream in streams:
             simplejpeg.decode_jpeg(stream, "RGB")
@@ -182,7 +165,7 @@ def _simplejpeg(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
 
 
 @contextmanager
-def _dali(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     streams, batch = cycle(domain.in_memory.members(JPEG)), domain.part_batch(options)
     pipeline = build_decoder(
         lambda: list(islice(streams, batch)),
@@ -204,7 +187,7 @@ def _planes(*, surface: bool, contours: bool) -> Measured:
     """Inflated label blocks, and what is wanted of their planes; of the others one pixel, which costs nothing."""
 
     @contextmanager
-    def planes(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+    def planes(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         plan = domain.plan_in_memory(options)
         samples, views = next(plan.steps)
         num, size, threads, wanted = len(samples), domain.size, options.num_threads, label_filters(plan)
@@ -251,7 +234,7 @@ def _planes(*, surface: bool, contours: bool) -> Measured:
 
 
 @contextmanager
-def _labels(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
+def _labels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     plan, codec = domain.plan_in_memory(options), domain.samples.label_codec
     layout, member = LabelLayout(*domain.samples.image_size), domain.samples.label_member
     labels = ThreadedLabels(layout, domain.size, options.num_threads, codec, label_filters(plan))
@@ -268,23 +251,22 @@ def _labels(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
 
 
 @contextmanager
-def _images(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
-    yield _batch_by_batch(real_batches(domain.in_memory, domain.plan_in_memory(options), options))
+def _images(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    with domain.batches_in_memory(options, ()) as images:
+        yield _batch_by_batch(images)
 
 
 @contextmanager
-def _loader_in_memory(domain: Domain, options: LoaderOptions) -> Iterator[Work]:
-    yield _batch_by_batch(synthetic_batches(domain.in_memory, domain.plan_in_memory(options), options))
+def _loader_in_memory(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    with domain.batches_in_memory(options, domain.domain.targets) as labelled:
+        yield _batch_by_batch(labelled)
 
 
 @contextmanager
-def loader(domain: Domain, options: LoaderOptions, batch_size: int | None = None) -> Iterator[Work]:
+def loader(domain: MeasuredDomain, options: LoaderOptions, batch_size: int | None = None) -> Iterator[Work]:
     """The loader as a training uses it; another size of batches may be given."""
-    plan = domain.plan(batch_size)
-    if domain.name == "synthetic":
-        yield _batch_by_batch(synthetic_batches(domain.samples, plan, options))
-    else:
-        yield _batch_by_batch(real_batches(domain.samples, plan, options))
+    with domain.batches(options, batch_size) as endless:
+        yield _batch_by_batch(endless)
 
 
 PARTS: dict[Part, Measured] = {
@@ -308,8 +290,8 @@ def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
     return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("label")]
 
 
-def _batch_by_batch(batches: Iterator[SyntheticBatch | RealBatch]) -> Work:
-    return lambda: len(next(batches).keys)
+def _batch_by_batch(endless: Batches) -> Work:
+    return lambda: len(next(endless).keys)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastssl.bench.load import LoadReport, SweepPoint
-from fastssl.bench.parts import DomainName, Part
+from fastssl.bench.parts import Part
 from fastssl.bench.rates import Rate
+from fastssl.shards import Domain as DomainName
 
 Activity = Literal[
     "reading",

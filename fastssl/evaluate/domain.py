@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastssl.config import Config
-from fastssl.errors import DataError, UsageError
-from fastssl.evaluate.features import compared_layer, pooled_features
-from fastssl.evaluate.networks import trained_networks, untrained_networks
+from fastssl.errors import DataError
+from fastssl.evaluate.features import pooled_features
 from fastssl.evaluate.results import keep_results
-from fastssl.loader import Mixture, open_domain
-from fastssl.models import Networks
+from fastssl.evaluate.subject import Subject, run_subject
+from fastssl.loader import Domain
 
 log = logging.getLogger(__name__)
 
@@ -40,30 +38,26 @@ def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathL
         DataError: a dataset is missing or of the wrong domain, or the training data are not those of the run.
         UsageError: the run has no real dataset to fit the classifier on.
     """
-    trained = trained_networks(run)
-    config = trained.config
-    if not config.data.real:
-        raise UsageError(
-            "the run names no real dataset", where=run, do="train with --real, even if no layer is adapted"
-        )
-    held_out = [open_domain(synthetic, "synthetic"), open_domain(real, "real")]
-    fit = [trained.data("synthetic"), trained.data("real")]
+    trained = run_subject(run)
+    held_out = [trained.domain("synthetic", synthetic), trained.domain("real", real)]
+    fit = [trained.training_domain("synthetic"), trained.training_domain("real")]
     _warn_of_little_data(held_out, fit)
     accuracy = {
-        name: domain_accuracy(_two_domains(parts, config, fit), _two_domains(parts, config, held_out))
-        for name, parts in (("trained", trained.networks), ("untrained", untrained_networks(config, fit[0])))
+        subject.name: domain_accuracy(_two_domains(subject, fit), _two_domains(subject, held_out))
+        for subject in (trained, trained.untrained())
     }
-    values: dict[str, object] = {"layer": compared_layer(config), "accuracy": accuracy}
+    values: dict[str, object] = {"layer": trained.layer, "accuracy": accuracy}
     keep_results(run, {"domain": values})
     return values
 
 
-def _warn_of_little_data(held_out: list[Mixture], fit: list[Mixture]) -> None:
-    for images, seen in zip(held_out, fit, strict=True):
+def _warn_of_little_data(held_out: list[Domain], fit: list[Domain]) -> None:
+    for domain, seen in zip(held_out, fit, strict=True):
+        images = domain.samples
         if len(images) < _FEW:
             log.warning("%s has %d images, so one of them decides 1/%d of its domain's accuracy",
                         images.path, len(images), len(images))  # fmt: skip
-        if images.fingerprint == seen.fingerprint:
+        if domain.fingerprint == seen.fingerprint:
             log.warning("%s is what the run was trained on, and not held out", images.path)
 
 
@@ -113,7 +107,7 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
     return weight.detach().float(), bias.detach().float()
 
 
-def _two_domains(networks: Networks, config: Config, datasets: list[Mixture]) -> tuple[Tensor, Tensor]:
-    parts = [pooled_features(networks, config, compared_layer(config), shards) for shards in datasets]
-    domains = [torch.full((len(part),), domain) for domain, part in enumerate(parts)]
-    return torch.cat(parts), torch.cat(domains)
+def _two_domains(subject: Subject, domains: list[Domain]) -> tuple[Tensor, Tensor]:
+    parts = [pooled_features(subject, images) for images in domains]
+    numbers = [torch.full((len(part),), number) for number, part in enumerate(parts)]
+    return torch.cat(parts), torch.cat(numbers)

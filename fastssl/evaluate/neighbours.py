@@ -12,13 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastssl.config import Config
 from fastssl.errors import DataError
-from fastssl.evaluate.features import compared_layer, pooled_features
-from fastssl.evaluate.networks import trained_networks, untrained_networks
+from fastssl.evaluate.features import pooled_features
 from fastssl.evaluate.results import keep_results
+from fastssl.evaluate.subject import Subject, run_subject
 from fastssl.loader import open_domain
-from fastssl.models import Networks
 from fastssl.pictures import Picture, framed, grid
 from fastssl.shards import ShardSet, decode_sample
 
@@ -47,45 +45,49 @@ def evaluate_neighbours(run: Path, real: str | PathLike[str], not_adapted: Path 
         DataError: the photos have no classes, are rendered, or there is only one; or the training data are not those
             of the run.
     """
-    trained = trained_networks(run)
-    config, layer = trained.config, compared_layer(trained.config)
-    photos = open_domain(real, "real")
-    (shards,) = photos.datasets
-    labels = _labels(shards)
-    candidates: dict[str, tuple[Networks, Config]] = {"trained": (trained.networks, config)}
+    trained = run_subject(run)
+    subjects: list[Subject] = [trained]
     if not_adapted is not None:
-        other = trained_networks(not_adapted)
-        candidates["not_adapted"] = (other.networks, other.config)
-    candidates["untrained"] = (untrained_networks(config, trained.data("synthetic")), config)
-    order = {
-        name: neighbours(pooled_features(parts, settings, layer, photos))
-        for name, (parts, settings) in candidates.items()
-    }
+        subjects.append(run_subject(not_adapted, "not_adapted"))
+    shards = open_photos(real)
+    classes = _classes(shards)
+    subjects.append(trained.untrained())
+    order = {subject.name: neighbours(pooled_features(subject, subject.domain("real", real))) for subject in subjects}
     precision = {
-        f"precision_at_{k}": {name: precision_at(k, found, labels) for name, found in order.items()} for k in _DEPTHS
+        f"precision_at_{k}": {name: precision_at(k, found, classes) for name, found in order.items()} for k in _DEPTHS
     }
-    values: dict[str, object] = {"layer": layer, **precision}
-    keep_results(run, {"neighbours": values}, {"neighbours.png": _draw(shards, order, labels)})
+    values: dict[str, object] = {"layer": trained.layer, **precision}
+    keep_results(run, {"neighbours": values}, {"neighbours.png": _draw(shards, order, classes)})
     return values
 
 
-def _labels(shards: ShardSet) -> Tensor:
+def open_photos(real: str | PathLike[str]) -> ShardSet:
+    """One packed dataset of photos.
+
+    Raises:
+        DataError: it is missing, damaged, or of rendered images.
+    """
+    (shards,) = open_domain(real, "real").datasets
+    return shards
+
+
+def _classes(shards: ShardSet) -> Tensor:
     """The class of each photo; says what classes and numbers make the precision mean little or nothing."""
-    labels = torch.tensor([shards.label(i) for i in range(len(shards))])
-    if bool((labels < 0).any()):
+    classes = torch.tensor([shards.label(i) for i in range(len(shards))])
+    if bool((classes < 0).any()):
         raise DataError("the photos have no classes", where=shards.path, do="pack them from a folder per photograph")
-    if len(labels) < 2:
+    if len(classes) < 2:
         raise DataError("a single photo has no neighbours", where=shards.path, seen="1 photo", expected="2 or more")
     for k in _DEPTHS:
-        if len(labels) <= k:
-            log.warning("precision at %d needs %d photos, and there are %d: it has no value", k, k + 1, len(labels))
-    _, sizes = labels.unique(return_counts=True)
+        if len(classes) <= k:
+            log.warning("precision at %d needs %d photos, and there are %d: it has no value", k, k + 1, len(classes))
+    _, sizes = classes.unique(return_counts=True)
     alone = int((sizes == 1).sum())
     if len(sizes) == 1:
         log.warning("all photos have the same class, so every neighbour is right")
     elif alone:
-        log.warning("%d of %d photos have a class of their own, so no neighbour can be right", alone, len(labels))
-    return labels
+        log.warning("%d of %d photos have a class of their own, so no neighbour can be right", alone, len(classes))
+    return classes
 
 
 def neighbours(features: Tensor) -> Tensor:
@@ -96,14 +98,14 @@ def neighbours(features: Tensor) -> Tensor:
     return similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
-def precision_at(k: int, order: Tensor, labels: Tensor) -> float | None:
+def precision_at(k: int, order: Tensor, classes: Tensor) -> float | None:
     """Mean share of the first k neighbours that have their query's class; None where there are fewer than k."""
     if order.shape[1] < k:
         return None
-    return float((labels[order[:, :k]] == labels[:, None]).double().mean())
+    return float((classes[order[:, :k]] == classes[:, None]).double().mean())
 
 
-def _draw(shards: ShardSet, order: dict[str, Tensor], labels: Tensor) -> Image.Image:
+def _draw(shards: ShardSet, order: dict[str, Tensor], classes: Tensor) -> Image.Image:
     """Queries, evenly spread over the dataset, with the first neighbours by each network; right ones are framed."""
     queries = torch.linspace(0, len(shards) - 1, min(_SHOWN_QUERIES, len(shards))).round().long().tolist()
     shown = min(_SHOWN_NEIGHBOURS, len(shards) - 1)
@@ -113,7 +115,7 @@ def _draw(shards: ShardSet, order: dict[str, Tensor], labels: Tensor) -> Image.I
         for found in order.values():
             for other in found[query, :shown].tolist():
                 picture = _thumbnail(shards, other)
-                row.append(framed(picture) if labels[other] == labels[query] else picture)
+                row.append(framed(picture) if classes[other] == classes[query] else picture)
         rows.append(row)
     headings = ["query"]
     for name in order:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastssl.batch import SyntheticBatch
-from fastssl.config import Config, Task
-from fastssl.errors import DataError
+from fastssl.batch import PLANES, Batch, Task
+from fastssl.errors import DataError, UsageError
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
-from fastssl.evaluate.networks import label_batches, trained_networks, untrained_networks
 from fastssl.evaluate.results import keep_results
-from fastssl.loader import Mixture, open_domain
-from fastssl.models import Networks
-from fastssl.train.pictures import prediction_sheet
+from fastssl.evaluate.subject import every_sample, run_subject
+from fastssl.loader import Domain
+from fastssl.pictures import prediction_sheet
 
 log = logging.getLogger(__name__)
 
-Predictor = Callable[[SyntheticBatch], dict[str, Tensor]]
+_SHOWN = 8
+"""Rows of the picture."""
+
+Predictor = Callable[[Batch], dict[str, Tensor]]
 """A batch to depth (m), normal (unit) and edge (probability), the shapes of the batch's planes."""
 
 
@@ -45,32 +47,44 @@ def evaluate_tasks(run: Path, synthetic: str | PathLike[str]) -> Results:
         DataError: no run there, a dataset without labels or of photos, none that any task could be measured on, or the
             training data are not those of the run.
     """
-    trained = trained_networks(run)
-    config, shards = trained.config, open_domain(synthetic, "synthetic")
-    seen = trained.data("synthetic")
+    trained = run_subject(run)
+    if trained.predict is None:
+        raise UsageError("the run learnt none of these tasks", where=run, seen=f"method {trained.config.method}")
+    images = trained.domain("synthetic", synthetic, PLANES)
+    untrained = trained.untrained()
+    assert untrained.predict is not None  # of the same method
     predictors = {
-        "trained": _network_predictor(trained.networks),
-        "untrained": _network_predictor(untrained_networks(config, seen)),
-        "constant": fit_constant(label_batches(config, seen)),
+        "trained": _of_images(trained.predict),
+        "untrained": _of_images(untrained.predict),
+        "constant": fit_constant(every_sample(trained.training_domain("synthetic", PLANES))),
     }
-    metrics = {name: measure(predictor, config, shards) for name, predictor in predictors.items()}
-    _say_what_lacks(metrics, shards)
+    metrics = {name: measure(predictor, images, trained.tasks) for name, predictor in predictors.items()}
+    _say_what_lacks(metrics, images)
     results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}
     tasks: Results = {
         task: {metric: {name: results[name][task][metric] for name in results} for metric in results["trained"][task]}
-        for task in config.model.tasks
+        for task in trained.tasks
     }
-    sheet = prediction_sheet(trained.networks, next(iter(label_batches(config, shards))), rows=8)
-    keep_results(run, {"tasks": tasks}, {"tasks.png": sheet})
+    keep_results(run, {"tasks": tasks}, {"tasks.png": _sheet(trained.predict, images)})
     return tasks
 
 
-def _say_what_lacks(metrics: Mapping[str, Mapping[Task, Metrics]], shards: Mixture) -> None:
+@torch.no_grad()
+def _sheet(predict: Callable[[Tensor], dict[str, Tensor]], images: Domain) -> Image.Image:
+    with every_sample(images) as batches:
+        batch = next(batches)
+    shown = batch.image[:_SHOWN]
+    predicted = {task: values.cpu().numpy() for task, values in predict(shown).items()}
+    truth = {task: batch.targets[task][:_SHOWN].float().cpu().numpy() for task in predicted}
+    return prediction_sheet(shown.float().cpu().numpy(), truth, predicted)
+
+
+def _say_what_lacks(metrics: Mapping[str, Mapping[Task, Metrics]], images: Domain) -> None:
     lacks = {name: {task: found.lack for task, found in tasks.items()} for name, tasks in metrics.items()}
     whys = [why for why in lacks["trained"].values() if why is not None]
     if len(whys) == len(lacks["trained"]):
         seen = "; ".join(dict.fromkeys(whys))
-        raise DataError("no task of the run can be measured on these images", where=shards.path, seen=seen)
+        raise DataError("no task of the run can be measured on these images", where=images.samples.path, seen=seen)
     for task, trained in lacks["trained"].items():
         for name, why in ((name, lacks[name][task]) for name in lacks):
             if name == "constant" and why is not None and trained is None:
@@ -80,22 +94,23 @@ def _say_what_lacks(metrics: Mapping[str, Mapping[Task, Metrics]], shards: Mixtu
 
 
 @torch.no_grad()
-def measure(predictor: Predictor, config: Config, shards: Mixture) -> dict[Task, Metrics]:
-    """The metrics of each task of `config` over a dataset. A task that is not predicted has no values."""
+def measure(predictor: Predictor, images: Domain, tasks: Sequence[Task]) -> dict[Task, Metrics]:
+    """The metrics of each task over a domain. A task that is not predicted has no values."""
     depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
-    for batch in label_batches(config, shards):
-        predicted = predictor(batch)
-        if "depth" in predicted:
-            depth.add(predicted["depth"], batch.depth, batch.valid)
-        if "normal" in predicted:
-            normal.add(predicted["normal"], batch.normal, batch.valid)
-        if "edge" in predicted:
-            edge.add(predicted["edge"], batch.edge)
+    with every_sample(images) as batches:
+        for batch in batches:
+            predicted = predictor(batch)
+            if "depth" in predicted:
+                depth.add(predicted["depth"], batch.depth, batch.valid)
+            if "normal" in predicted:
+                normal.add(predicted["normal"], batch.normal, batch.valid)
+            if "edge" in predicted:
+                edge.add(predicted["edge"], batch.edge)
     metrics: dict[Task, Metrics] = {"depth": depth, "normal": normal, "edge": edge}
-    return {task: metrics[task] for task in config.model.tasks}
+    return {task: metrics[task] for task in tasks}
 
 
-def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
+def fit_constant(batches: Iterator[Batch]) -> Predictor:
     """The best predictor that does not look at the image: one depth, one normal and one probability everywhere.
 
     The mean depth has the least RMSE of all constants, the mean normal the least mean cosine error, and any constant
@@ -118,7 +133,7 @@ def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
     edge = sums["edge"] / sums["pixels"]
     some_valid = bool(sums["valid"] > 0)
 
-    def predict(batch: SyntheticBatch) -> dict[str, Tensor]:
+    def predict(batch: Batch) -> dict[str, Tensor]:
         predicted = {"edge": edge.expand_as(batch.edge)}
         if some_valid:
             predicted["depth"] = depth.expand_as(batch.depth)
@@ -128,13 +143,5 @@ def fit_constant(batches: Iterator[SyntheticBatch]) -> Predictor:
     return predict
 
 
-def _network_predictor(networks: Networks) -> Predictor:
-    def predict(batch: SyntheticBatch) -> dict[str, Tensor]:
-        predicted = {task: raw.float() for task, raw in networks.heads(networks.backbone(batch.image)["fc7"]).items()}
-        if "depth" in predicted:
-            predicted["depth"] = predicted["depth"].exp()
-        if "edge" in predicted:
-            predicted["edge"] = predicted["edge"].sigmoid()
-        return predicted
-
-    return predict
+def _of_images(predict: Callable[[Tensor], dict[str, Tensor]]) -> Predictor:
+    return lambda batch: predict(batch.image)

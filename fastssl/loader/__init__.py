@@ -3,16 +3,19 @@
 samples = open_mixture({"rooms": 0.7, "kitchens": 0.3})
 share = Share(order=samples.order(seed=0, stream=0), batch_size=224)
 settings = ViewSettings(data=config.data, augment=config.augment, stored=samples.image_size)
-for batch in synthetic_batches(samples, training_plan(settings, share), LoaderOptions(...)):
+for batch in load_batches(samples, samples.training_plan(settings, share), LoaderOptions(...)):
     ...
 """
 
-from fastssl.loader.iterator import Batches, LoaderOptions, real_batches, synthetic_batches
+from fastssl.loader.domain import Domain, DomainRequest, evaluation_domain, training_domains
+from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain, open_mixture
 from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, evaluation_plan, training_plan
 
 __all__ = [
     "Batches",
+    "Domain",
+    "DomainRequest",
     "LoaderOptions",
     "Mixture",
     "Plan",
@@ -20,10 +23,11 @@ __all__ = [
     "Step",
     "ViewSettings",
     "centre_views",
+    "evaluation_domain",
     "evaluation_plan",
+    "load_batches",
     "open_domain",
     "open_mixture",
-    "real_batches",
-    "synthetic_batches",
+    "training_domains",
     "training_plan",
 ]

@@ -23,7 +23,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from fastssl.loader.iterator import LoaderOptions, photo_damage, real_batches
+from fastssl.loader.iterator import LoaderOptions, known_damage, load_batches
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan
 
@@ -70,10 +70,11 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
         return Calibration(load=0.0, is_safe=True, reason="there is no GPU", seconds={})
 
     # Of all pipelines: a damaged sample is told and counted once.
-    damage = photo_damage(samples, options)
+    damage = known_damage(samples, options, ())
 
     def images(load: float) -> Iterator[Tensor]:
-        return map(attrgetter("image"), real_batches(samples, plan(), replace(options, hw_decoder_load=load), damage))
+        with_load = replace(options, hw_decoder_load=load)
+        return map(attrgetter("image"), load_batches(samples, plan(), with_load, (), damage))
 
     log.info("trying the GPU's JPEG engine")
     found = chosen(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastssl.batch import RealBatch, SyntheticBatch
+from fastssl.batch import PLANES, Batch, Target
 from fastssl.errors import DataError, ShardError
 from fastssl.faults import machine_fault
 from fastssl.loader.ahead import labels_ahead
@@ -29,7 +29,13 @@ from fastssl.loader.plan import Plan, Step, Views
 from fastssl.shards import JPEG, LABEL, LabelLayout
 from fastssl.shards.codec import LabelCodec
 
-Batch = TypeVar("Batch")
+_FIELDS: dict[Target, tuple[str, ...]] = {
+    "depth": ("depth", "valid"),
+    "normal": ("normal", "valid"),
+    "edge": ("edge", "stored_edge_fraction"),
+    "class_index": (),
+}
+"""What of a batch's planes comes with a target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,40 +62,48 @@ class LoaderOptions:
         return self.threads or len(os.sched_getaffinity(0))
 
 
-def synthetic_batches(samples: Mixture, plan: Plan, options: LoaderOptions) -> Batches[SyntheticBatch]:
-    """Rendered images with their labels, one batch per step of the plan.
+def load_batches(
+    samples: Mixture,
+    plan: Plan,
+    options: LoaderOptions,
+    targets: Collection[Target] | None = None,
+    damage: Damage | None = None,
+) -> Batches:
+    """Images and their targets, one batch per step of the plan.
 
     A damaged sample is replaced by the next sound one of its dataset, named in the log and counted.
 
+    Args:
+        samples: what is read.
+        plan: which samples make a step, and how each is seen.
+        options: how batches are made.
+        targets: what comes with the images; None = all that the datasets have.
+        damage: `known_damage` that other batches share, so that each damaged sample is told and counted once.
+
     Raises:
-        DataError: the dataset holds photos only.
+        DataError: label planes are asked for, and the datasets have none.
         ShardError: more samples are damaged than the options allow; names shard and key.
 
     Sync: none on a GPU; batches are ordered on the stream that was current when the first one was asked for. All are
         to be asked for and used on that stream, and may be dropped as soon as their last use is enqueued.
     """
-    if not samples.has_labels:
-        raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
-    members = (JPEG, samples.label_member)
-    damage = Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
-    return Batches(_synthetic(samples, plan, options, damage), damage)
+    wanted = _all_targets(samples) if targets is None else frozenset(targets)
+    if damage is None:
+        damage = known_damage(samples, options, wanted)
+    make = _with_planes if wanted & frozenset(PLANES) else _without_planes
+    return Batches(make(samples, plan, options, damage, wanted), damage)
 
 
-def real_batches(
-    samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage | None = None
-) -> Batches[RealBatch]:
-    """Images alone, with their classes where there are any; as `synthetic_batches` otherwise.
+def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[Target]) -> Damage:
+    """A record of the samples' damage as far as it is known, which is not at all yet.
 
-    Args:
-        damage: `photo_damage` that other batches share, so that each damaged sample is told and counted once.
+    Raises:
+        DataError: label planes are asked for, and the datasets have none.
     """
-    damage = damage or photo_damage(samples, options)
-    return Batches(_real(samples, plan, options, damage), damage)
-
-
-def photo_damage(samples: Mixture, options: LoaderOptions) -> Damage:
-    """What `real_batches` know of the samples' damage: nothing yet."""
-    members = (JPEG, LABEL)
+    has_planes = not frozenset(PLANES).isdisjoint(targets)
+    if has_planes and not samples.has_labels:
+        raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
+    members = (JPEG, *((samples.label_member,) if has_planes else ()), *((LABEL,) if "class_index" in targets else ()))
     return Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
 
 
@@ -102,11 +116,28 @@ def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[s
     return members if options.paranoid or options.device.type == "cuda" else ()
 
 
-class Batches(Generic[Batch]):
-    """An iterator of batches that tells which samples were damaged so far."""
+def _all_targets(samples: Mixture) -> frozenset[Target]:
+    return frozenset(("class_index", *(PLANES if samples.has_labels else ())))
 
-    def __init__(self, batches: Iterator[Batch], damage: Damage) -> None:
+
+class Batches:
+    """An iterator of batches that tells which samples were damaged so far.
+
+    It holds threads, and descriptors of open shards: leaving a ``with`` block, or `close`, lets them go.
+    """
+
+    def __init__(self, batches: Generator[Batch, None, None], damage: Damage) -> None:
         self._batches, self._damage = batches, damage
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop; no further batch comes."""
+        self._batches.close()
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches
@@ -119,17 +150,22 @@ class Batches(Generic[Batch]):
         return self._damage.places()
 
 
-def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[SyntheticBatch]:
+def _with_planes(
+    samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage, wanted: Collection[Target]
+) -> Generator[Batch, None, None]:
     layout, codec = LabelLayout(*samples.image_size), samples.label_codec
     on_cpu = options.device.type == "cpu"
     data = plan.settings.data
     filters = label_filters(plan)
     threads = ThreadedLabels(layout, data.size, options.num_threads, codec, filters) if on_cpu else None
     feed = _Feed(plan.steps, damage, _pixels(plan, options), labels=threads, sends_blocks=not on_cpu)
+    kept = {field for target in wanted for field in _FIELDS[target]}
 
-    def made(labelled: tuple[_Pending, Tensor, LabelFields]) -> SyntheticBatch:
+    def made(labelled: tuple[_Pending, Tensor, LabelFields]) -> Batch:
         pending, image, labels = labelled
-        return SyntheticBatch(keys=pending.keys, image=_channels_last(image), **labels)
+        targets = {name: field for name, field in labels.items() if name in kept}
+        targets |= _class_index(pending, wanted, options.device)
+        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets)
 
     def on_device(pending: _Pending, blocks: Tensor) -> LabelFields:
         return labels_on_device(blocks, layout, pending.views, data.size, codec, filters)
@@ -137,15 +173,15 @@ def _synthetic(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Dam
     with ExitStack() as stack:
         if threads is not None:
             stack.callback(threads.close)
-        batches = stack.enter_context(
+        images = stack.enter_context(
             closing(_images(feed, plan, options, None if on_cpu else (layout.num_bytes, codec)))
         )
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
         labelled: Iterator[tuple[_Pending, Tensor, LabelFields]]
         if on_cpu:
-            labelled = map(_with_labels_of_threads, batches)
+            labelled = map(_with_labels_of_threads, images)
         else:
-            labelled = stack.enter_context(closing(labels_ahead(batches, on_device, options.device)))
+            labelled = stack.enter_context(closing(labels_ahead(images, on_device, options.device)))
         yield from map(made, labelled)
 
 
@@ -163,18 +199,26 @@ def label_filters(plan: Plan) -> Filters:
     )
 
 
-def _real(samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage) -> Iterator[RealBatch]:
+def _without_planes(
+    samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage, wanted: Collection[Target]
+) -> Generator[Batch, None, None]:
     feed = _Feed(plan.steps, damage, _pixels(plan, options))
 
-    def made(batch: tuple[_Pending, Tensor]) -> RealBatch:
+    def made(batch: tuple[_Pending, Tensor]) -> Batch:
         pending, image = batch
-        # A copy from other memory than pinned would wait for the stream.
-        classes = torch.tensor(pending.classes, pin_memory=options.device.type == "cuda")
-        label = classes.to(options.device, non_blocking=True)
-        return RealBatch(keys=pending.keys, image=_channels_last(image), label=label)
+        targets = _class_index(pending, wanted, options.device)
+        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets)
 
-    with closing(_images(feed, plan, options, None)) as batches:
-        yield from map(made, batches)
+    with closing(_images(feed, plan, options, None)) as images:
+        yield from map(made, images)
+
+
+def _class_index(pending: _Pending, wanted: Collection[Target], device: torch.device) -> dict[str, Tensor]:
+    if "class_index" not in wanted:
+        return {}
+    # A copy from other memory than pinned would wait for the stream.
+    classes = torch.tensor(pending.classes, pin_memory=device.type == "cuda")
+    return {"class_index": classes.to(device, non_blocking=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

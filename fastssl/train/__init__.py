@@ -1,23 +1,15 @@
-"""Losses, the step, the trainer and its files."""
+"""The trainer, its runs and their files; methods come from `fastssl.methods`."""
 
-from fastssl.train.checkpoint import check_data, load_networks, load_trained
-from fastssl.train.run import (
-    calibrated_options,
-    loader_options,
-    resume_run,
-    run_device,
-    start_run,
-    training_batches,
-)
+from fastssl.train.checkpoint import Trained, check_data, load_trained
+from fastssl.train.run import calibrated_options, loader_options, resume_run, run_device, start_run
 
 __all__ = [
+    "Trained",
     "calibrated_options",
     "check_data",
-    "load_networks",
     "load_trained",
     "loader_options",
     "resume_run",
     "run_device",
     "start_run",
-    "training_batches",
 ]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 
 from fastssl.addresses import masked
-from fastssl.config import Config, plain, read_config
+from fastssl.config import Config, plain
 from fastssl.errors import CheckpointError, DataError, FastsslError
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
-from fastssl.models import Networks, build_networks
+from fastssl.methods import Method, StepContext, find_method, read_config
 from fastssl.telemetry import CONTINUE
 
 T = TypeVar("T")
@@ -170,18 +171,23 @@ def _instead_of(path: Path) -> str:
     return f"remove it, and --resume continues from {others[-1].name}"
 
 
-def load_networks(run: Path) -> tuple[Networks, Config]:
-    """The trained networks of a run, in evaluation mode on the CPU, and its settings.
+@dataclass(frozen=True)
+class Trained:
+    """What a run has learnt."""
+
+    method: Method
+    """As it stands after the last checkpoint, in evaluation mode on the CPU."""
+    config: Config
+    fingerprints: Mapping[str, str]
+    """Fingerprint of the datasets of each domain that it was trained on."""
+
+
+def load_trained(run: Path) -> Trained:
+    """Load a run's last checkpoint.
 
     Raises:
         DataError: there is no run, no checkpoint, or a damaged one.
     """
-    networks, config, _ = load_trained(run)
-    return networks, config
-
-
-def load_trained(run: Path) -> tuple[Networks, Config, dict[str, str]]:
-    """As `load_networks`, with the fingerprint of each domain's datasets that the run was trained on."""
     path = latest_checkpoint(run)
     if path is None:
         raise DataError(
@@ -191,11 +197,10 @@ def load_trained(run: Path) -> tuple[Networks, Config, dict[str, str]]:
         )
     config = read_config(run / "config.yaml")
     content = read_checkpoint(path, config)
-    networks = build_networks(config.model, config.train.seed)
-    for name, part in networks.parts().items():
-        part.load_state_dict(content["state"][name])
-        part.eval()
-    return networks, config, content["data"]
+    method = find_method(config.method)(config, StepContext(config.train, torch.device("cpu")))
+    method.load_state_dict(content["state"])
+    method.networks.eval()
+    return Trained(method, config, content["data"])
 
 
 def check_data(
@@ -207,7 +212,7 @@ def check_data(
         CheckpointError: they are others; or the error that is asked for.
     """
     for domain, fingerprint in now.items():
-        if before[domain] != fingerprint:
+        if before.get(domain, "") != fingerprint:
             raise error(
                 f"the {domain} data are not those that the run was trained on",
                 where=", ".join(map(masked, getattr(config.data, domain))),

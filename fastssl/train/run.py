@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.config import Config, read_config, write_config
-from fastssl.errors import CheckpointError, ConfigError, DataError, FastsslError, MachineError, UsageError
+from fastssl.config import Config, write_config
+from fastssl.errors import CheckpointError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_faults_named
 from fastssl.files import PARTIAL
-from fastssl.loader import (
-    Batches,
-    LoaderOptions,
-    Mixture,
-    Plan,
-    Share,
-    ViewSettings,
-    open_domain,
-    real_batches,
-    synthetic_batches,
-)
+from fastssl.loader import Batches, Domain, LoaderOptions, training_domains
 from fastssl.loader.calibration import calibrated
-from fastssl.models import build_networks
+from fastssl.methods import StepContext, find_method, read_config
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.train.checkpoint import check_data, latest_checkpoint, read_checkpoint
-from fastssl.train.step import TrainingStep
 from fastssl.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-_SYNTHETIC, _REAL = 0, 1
 
 
 def start_run(config: Config, run: Path, advance: Advance) -> None:
@@ -112,87 +99,27 @@ def _prepare(config: Config, run: Path) -> None:
             write_config(config, run / "config.yaml")
 
 
-def training_batches(
-    config: Config,
-    synthetic: Mixture,
-    real: Mixture | None,
-    *,
-    first_step: int,
-    device: torch.device,
-    options: LoaderOptions | None = None,
-) -> tuple[Batches[SyntheticBatch], Batches[RealBatch] | None]:
-    """Endless random batches of both domains, from step `first_step` on; None for the photos if `real` is.
-
-    Without options these are `calibrated_options`.
-    """
-    options = options or calibrated_options(config, synthetic, device)
-    batches = synthetic_batches(synthetic, _plan(config, synthetic, _SYNTHETIC, first_step), options)
-    photos = None if real is None else real_batches(real, _plan(config, real, _REAL, first_step), options)
-    return batches, photos
-
-
 def run_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _open_datasets(config: Config) -> tuple[Mixture, Mixture | None]:
-    data = config.data
-    if not data.synthetic:
-        raise UsageError("no synthetic dataset is given", do="add --synthetic FOLDER")
-    synthetic = open_domain(data.synthetic, "synthetic")
-    _check_labels(config, synthetic)
-    if config.model.adapted_layer == "none":
-        _check_size(config, synthetic)
-        return synthetic, None
-    if not data.real:
-        raise UsageError("no real dataset is given", do="add --real FOLDER, or --set model.adapted_layer=none")
-    real = open_domain(data.real, "real")
-    _check_size(config, synthetic, real)
-    return synthetic, real
-
-
-def _check_labels(config: Config, synthetic: Mixture) -> None:
-    """Refuse to learn what no sample tells: a pixel counts where its depth and its normal are known."""
-    for plane in ("depth", "normal"):
-        known = sum(dataset.manifest.statistics.planes[plane].known for dataset in synthetic.datasets)
-        if known == 0 and {"depth", "normal"} & set(config.model.tasks):
-            raise DataError(
-                f"no {plane} is known in any sample of the dataset",
-                where=synthetic.path,
-                expected="samples with known depth and normals",
-                do="look whether it was packed with the right layout, or learn contours alone: "
-                "--set model.tasks=[edge]",
-            )
-
-
-def _check_size(config: Config, *datasets: Mixture) -> None:
-    for shards in datasets:
-        if min(shards.image_size) < config.data.size:
-            raise ConfigError(
-                "the packed images are smaller than the network's input",
-                where=shards.path,
-                seen=f"{shards.image_size[0]} x {shards.image_size[1]} pixels",
-                expected=f"at least data.size = {config.data.size}",
-                do="pack them larger, or lower data.size",
-            )
-
-
 def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: Advance) -> None:
-    synthetic, real = _open_datasets(config)
+    kind = find_method(config.method)
     _configure_torch(config)
     device = run_device()
-    networks = build_networks(config.model, config.train.seed).to(device)
-    if config.train.channels_last:
-        networks = networks.to(memory_format=torch.channels_last)
-    step = TrainingStep(networks, config, device)
+    context = StepContext(config.train, device)
+    domains = training_domains(kind.domains(config), config)
+    method = kind(config, context)
+    fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     first_step = 0
-    fingerprints = {"synthetic": synthetic.fingerprint, "real": "" if real is None else real.fingerprint}
     if content is not None:
         check_data(content["data"], fingerprints, config)
-        step.load_state_dict(content["state"])
+        method.load_state_dict(content["state"])
+        context.load_state_dict(content["state"]["context"])
         first_step = content["step"]
-    total_steps = config.train.steps or config.train.epochs * math.ceil(len(synthetic) / config.data.batch_synthetic)
+    main = next(iter(domains.values()))
+    total_steps = config.train.steps or config.train.epochs * math.ceil(len(main.samples) / main.batch_size)
     if first_step >= total_steps:
         raise CheckpointError(
             "the run is finished",
@@ -201,50 +128,46 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
             expected=f"fewer than {total_steps}",
             do="measure it (fastssl eval), or begin another run",
         )
-    options = calibrated_options(config, synthetic, device)
-    batches, photos = training_batches(config, synthetic, real, first_step=first_step, device=device, options=options)
+    options = calibrated_options(main, device)
     # Not before: a start that fails leaves nothing behind.
     _prepare(config, run)
+    with ExitStack() as stack:
+        batches: dict[str, Batches] = {
+            name: stack.enter_context(domain.training_batches(options, first_step=first_step))
+            for name, domain in domains.items()
+        }
 
-    def damaged() -> dict[str, object]:
-        return {"synthetic": batches.damaged(), "real": [] if photos is None else photos.damaged()}
+        def damaged() -> dict[str, object]:
+            return {name: domain.damaged() for name, domain in batches.items()}
 
-    def summarise(summary: dict[str, object]) -> None:
-        sections = {"steps": total_steps, **summary, "damaged_samples": damaged()}
-        if device.type == "cuda":
-            sections["hw_decoder_load"] = options.hw_decoder_load
-        merge_summary(run, sections)
+        def summarise(summary: dict[str, object]) -> None:
+            sections = {"steps": total_steps, **summary, "damaged_samples": damaged()}
+            if device.type == "cuda":
+                sections["hw_decoder_load"] = options.hw_decoder_load
+            merge_summary(run, sections)
 
-    try:
-        Trainer(step, config, run, total_steps, fingerprints).fit(batches, photos, first_step, advance, summarise)
-    except BaseException:
         try:
-            merge_summary(run, {"damaged_samples": damaged()})
-        except FastsslError as second:  # the training's error is the one that is told
-            log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
-        raise
+            Trainer(method, context, config, run, total_steps, fingerprints).fit(
+                batches, first_step, advance, summarise
+            )
+        except BaseException:
+            try:
+                merge_summary(run, {"damaged_samples": damaged()})
+            except FastsslError as second:  # the training's error is the one that is told
+                log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
+            raise
 
 
-def _plan(config: Config, shards: Mixture, stream: int, first_step: int) -> Plan:
-    """The random steps of one domain from `first_step` on."""
-    data = config.data
-    batch_size = data.batch_synthetic if stream == _SYNTHETIC else data.batch_real
-    order = shards.order(seed=config.train.seed, stream=stream, buffer=data.shuffle_buffer)
-    share = Share(order=order, batch_size=batch_size)
-    whole = stream == _REAL and data.real_window == "whole"
-    settings = ViewSettings(data=data, augment=config.augment, stored=shards.image_size, whole=whole)
-    return shards.training_plan(settings, share, position=first_step * share.global_batch)
-
-
-def calibrated_options(config: Config, synthetic: Mixture, device: torch.device) -> LoaderOptions:
+def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:
     """`loader_options`; on a GPU the share of its JPEG engine is found out, where the settings leave it open.
 
     Not for a deterministic run: engine and kernels round differently, and the share found is not the same each time.
     """
+    config = domain.config
     options = loader_options(config, device)
     if config.train.hw_decoder_load != "auto" or config.train.deterministic:
         return options
-    found = calibrated(synthetic, lambda: _plan(config, synthetic, _SYNTHETIC, 0), options)
+    found = calibrated(domain.samples, domain.plan, options)
     return replace(options, hw_decoder_load=found.load)
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastssl.batch import RealBatch, SyntheticBatch
-from fastssl.config import Config, OptimConfig
+from fastssl.batch import Batch
+from fastssl.config import Config, OptimSettings
 from fastssl.errors import NonFiniteLossError
 from fastssl.faults import machine_faults_named
+from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
 from fastssl.telemetry import CONTINUE, Advance, MetricsWriter, gpu_readings
 from fastssl.train.checkpoint import write_checkpoint
-from fastssl.train.pictures import prediction_sheet
-from fastssl.train.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +28,27 @@ _DATA_LIMIT = 0.1
 
 
 class Trainer:
-    """Runs a `TrainingStep` on batches and leaves the run's files behind. Knows nothing of where batches come from."""
+    """Runs a method's steps on batches and leaves the run's files behind.
+
+    Knows nothing of where batches come from, nor of any network.
+    """
 
     def __init__(
-        self, step: TrainingStep, config: Config, run: Path, total_steps: int, fingerprints: dict[str, str]
+        self,
+        method: Method,
+        context: StepContext,
+        config: Config,
+        run: Path,
+        total_steps: int,
+        fingerprints: dict[str, str],
     ) -> None:
-        self.step, self.config, self.run, self.total_steps = step, config, run, total_steps
+        self.method, self.context, self.config = method, context, config
+        self.run, self.total_steps = run, total_steps
         self._fingerprints = fingerprints
 
     def fit(
         self,
-        synthetic: Iterator[SyntheticBatch],
-        real: Iterator[RealBatch] | None,
+        batches: Mapping[str, Iterator[Batch]],
         first_step: int,
         advance: Advance,
         summarise: Callable[[dict[str, object]], None],
@@ -47,6 +56,9 @@ class Trainer:
         """Make the steps from `first_step` to the last.
 
         Args:
+            batches: endless ones of each domain that the method wants, the first of which counts for the rates.
+            first_step: the last step that is made already.
+            advance: is told how far it is.
             summarise: called with the run's `throughput` and `limited_by` before the last checkpoint is written. That
                 one makes the run finished, so where the summary cannot be kept, the run can still be continued.
 
@@ -55,38 +67,44 @@ class Trainer:
             MachineError: a file of the run cannot be written.
         """
         settings = self.config.train
-        meter = _Meter(self.step.device, first_step)
+        meter = _Meter(self.context.device, self.method.unit)
         logged = first_step - first_step % settings.log_every
         with MetricsWriter(self.run, first_step, logged) as metrics:
             for number in range(first_step + 1, self.total_steps + 1):
-                self.step.set_lr_factor(lr_factor(self.config.optim, number - 1, self.total_steps))
+                factor = lr_factor(self.config.optim, number - 1, self.total_steps)
+                self.method.set_lr_factor(factor)
                 started = time.perf_counter()
-                batch, photos = next(synthetic), next(real) if real is not None else None
+                step_batches = {name: next(domain) for name, domain in batches.items()}
                 meter.waited(time.perf_counter() - started)
-                meter.add(self.step(batch, photos), number, len(batch.keys))
+                meter.add(self.method(step_batches), number, len(next(iter(step_batches.values())).keys))
 
                 last = number == self.total_steps
                 checkpoint_due = last or _is_due(number, settings.checkpoint_every, settings.keep_every)
                 if number % settings.log_every == 0 or checkpoint_due:
                     values = meter.read()
-                    values["lr"] = self.step.task_optimizer.param_groups[0]["lr"]
+                    values["lr"] = self.config.optim.lr * factor
                     metrics.write(number, values | self._gpu())
-                    advance(number, self.total_steps, _words(values))
+                    advance(number, self.total_steps, meter.words(values))
                 if last or number % settings.picture_every == 0:
-                    self._draw(batch, number)
+                    self._draw(step_batches, number)
                 if last:
                     summarise(meter.summary())
                 if checkpoint_due:
-                    write_checkpoint(self.run, number, self.config, self.step.state_dict(), self._fingerprints)
+                    write_checkpoint(self.run, number, self.config, self._state(), self._fingerprints)
 
-    def _draw(self, batch: SyntheticBatch, number: int) -> None:
-        sheet = prediction_sheet(self.step.networks, batch)
+    def _state(self) -> dict[str, Any]:
+        return {**self.method.state_dict(), "context": self.context.state_dict()}
+
+    def _draw(self, batches: Mapping[str, Batch], number: int) -> None:
+        sheet = self.method.picture(batches)
+        if sheet is None:
+            return
         path = self.run / "samples" / f"train_{number:08d}.png"
         with machine_faults_named(path, do=CONTINUE):
             write_picture(sheet, path)
 
     def _gpu(self) -> dict[str, float]:
-        device = self.step.device
+        device = self.context.device
         return gpu_readings(device.index or 0) if device.type == "cuda" else {}
 
 
@@ -94,7 +112,7 @@ def _is_due(number: int, *every: int) -> bool:
     return any(step and number % step == 0 for step in every)
 
 
-def lr_factor(optim: OptimConfig, steps_done: int, total_steps: int) -> float:
+def lr_factor(optim: OptimSettings, steps_done: int, total_steps: int) -> float:
     """The share of the configured learning rate that the step after `steps_done` uses."""
     if optim.schedule == "constant":
         return 1.0
@@ -102,24 +120,18 @@ def lr_factor(optim: OptimConfig, steps_done: int, total_steps: int) -> float:
     return optim.drop_factor**drops
 
 
-def _words(values: dict[str, float]) -> str:
-    losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
-    rate, wait = values["throughput/pairs_per_s"], values["throughput/data_wait_fraction"]
-    return f"{losses} | {rate:.0f} pairs/s, data wait {wait:.0%}"
-
-
 @dataclass(slots=True)
 class _Stretch:
-    """Steps in a row: their number, pairs, time and the share of it that was spent waiting for batches, in seconds."""
+    """Steps in a row: their number, images of the first domain, time and the part of it spent waiting, in seconds."""
 
     steps: int = 0
-    pairs: int = 0
+    images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
 
     def add(self, other: _Stretch) -> None:
         self.steps += other.steps
-        self.pairs += other.pairs
+        self.images += other.images
         self.seconds += other.seconds
         self.waited += other.waited
 
@@ -131,8 +143,8 @@ class _Meter:
     start, which on a new machine compiles code, and in it libraries load kernels and try which of them are fastest.
     """
 
-    def __init__(self, device: torch.device, first_step: int) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, unit: str) -> None:
+        self._device, self._unit = device, unit
         self._since = 0.0
         self._first: _Stretch | None = None
         self._now, self._all = _Stretch(), _Stretch()
@@ -147,7 +159,7 @@ class _Meter:
             log.info("the first batch took %.1f s", seconds)
             self._since = time.perf_counter()
 
-    def add(self, losses: dict[str, Tensor], step: int, pairs: int) -> None:
+    def add(self, losses: dict[str, Tensor], step: int, images: int) -> None:
         for name, loss in losses.items():
             self._totals[name] = self._totals.get(name, 0) + loss
             # The first step with a bad value stays; 0 = none so far.
@@ -159,10 +171,10 @@ class _Meter:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             now = time.perf_counter()
-            self._first, self._since = _Stretch(steps=1, pairs=pairs, seconds=now - self._since), now
+            self._first, self._since = _Stretch(steps=1, images=images, seconds=now - self._since), now
         else:
             self._now.steps += 1
-            self._now.pairs += pairs
+            self._now.images += images
 
     def read(self) -> dict[str, float]:
         """Means since the last call, by metric name."""
@@ -174,11 +186,17 @@ class _Meter:
         timed = self._now if self._now.steps or self._first is None else self._first
         values = {f"loss/{name}": total / self._steps for name, total in zip(names, sums, strict=True)}
         values["time/step_ms"] = 1000 * timed.seconds / timed.steps
-        values["throughput/pairs_per_s"] = timed.pairs / timed.seconds
+        values[f"throughput/{self._unit}_per_s"] = timed.images / timed.seconds
         values["throughput/data_wait_fraction"] = timed.waited / timed.seconds
         self._all.add(self._now)
         self._totals, self._steps, self._now, self._since = {}, 0, _Stretch(), now
         return values
+
+    def words(self, values: Mapping[str, float]) -> str:
+        """What `read` found, for the progress."""
+        losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+        rate, wait = values[f"throughput/{self._unit}_per_s"], values["throughput/data_wait_fraction"]
+        return f"{losses} | {rate:.0f} {self._unit}/s, data wait {wait:.0%}"
 
     def summary(self) -> dict[str, object]:
         timed = self._all if self._all.steps else self._first
@@ -186,7 +204,7 @@ class _Meter:
             return {}
         wait = timed.waited / timed.seconds
         return {
-            "throughput": {"pairs_per_s": timed.pairs / timed.seconds, "data_wait_fraction": wait},
+            "throughput": {f"{self._unit}_per_s": timed.images / timed.seconds, "data_wait_fraction": wait},
             "limited_by": "data" if wait > _DATA_LIMIT else "compute",
         }
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from evaluations import assert_numbers_of_the_cpu
+from made_run import make_run
 
-from fastssl.config import load_config
+from fastssl.batch import PLANES
 from fastssl.errors import DataError
 from fastssl.evaluate.domain import domain_accuracy, fit_logistic
 from fastssl.evaluate.neighbours import neighbours, precision_at
-from fastssl.evaluate.networks import image_batches, label_batches, untrained_networks
+from fastssl.evaluate.subject import every_sample, run_subject
 from fastssl.evaluate.tasks import fit_constant, measure
-from fastssl.loader import open_mixture
-from fastssl.shards import ShardSet
+from fastssl.loader import evaluation_domain
+from fastssl.methods import load_config
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -26,8 +27,8 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 def test_constants_are_the_best_constants(coded_synthetic: Path) -> None:
     """Against NumPy over the whole dataset; and no other depth has a smaller RMSE, no other normal a smaller error."""
     config = load_config("tiny", overrides=["data.size=67", f"data.synthetic={coded_synthetic}"])
-    shards = ShardSet(coded_synthetic)
-    batches = list(label_batches(config, shards))
+    images = evaluation_domain("synthetic", coded_synthetic, config, PLANES)
+    batches = list(every_sample(images))
     valid = torch.cat([batch.valid for batch in batches])[:, 0].numpy()
     depth = torch.cat([batch.depth for batch in batches])[:, 0].numpy()[valid].astype(np.float64)
     normals = torch.cat([batch.normal for batch in batches]).permute(0, 2, 3, 1).numpy()[valid].astype(np.float64)
@@ -36,7 +37,7 @@ def test_constants_are_the_best_constants(coded_synthetic: Path) -> None:
     assert predicted["depth"].unique().tolist() == pytest.approx([depth.mean()])
     mean = normals.mean(axis=0)
     assert predicted["normal"][0, :, 0, 0].tolist() == pytest.approx((mean / np.linalg.norm(mean)).tolist())
-    assert measure(predictor, config, shards)["depth"].result()["rmse"] == pytest.approx(depth.std(), rel=1e-6)
+    assert measure(predictor, images, PLANES)["depth"].result()["rmse"] == pytest.approx(depth.std(), rel=1e-6)
 
 
 def test_logistic_fit_is_the_minimum() -> None:
@@ -95,14 +96,13 @@ def test_a_domain_without_images_is_refused() -> None:
         domain_accuracy(both, one)
 
 
-def test_untrained_networks_have_the_statistics_of_the_training_images(coded_synthetic: Path) -> None:
+def test_untrained_networks_have_the_statistics_of_the_training_images(coded_synthetic: Path, tmp_path: Path) -> None:
     """The first layer's statistics are those of all the training images together."""
-    small = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
-    config = load_config("tiny", overrides=[*small, f"data.synthetic={coded_synthetic}"])
-    backbone = untrained_networks(config, open_mixture(coded_synthetic)).backbone
+    subject = run_subject(make_run(tmp_path / "run", coded_synthetic, None, "model.adapted_layer=none"))
+    backbone = subject.untrained().backbone
     norm = backbone.layers["conv1"].norm
     with torch.no_grad():
-        images = torch.cat([batch.image for batch in image_batches(config, ShardSet(coded_synthetic))])
+        images = torch.cat([batch.image for batch in every_sample(subject.training_domain("synthetic"))])
         convolved = backbone.layers["conv1"].conv(images)
     assert torch.allclose(norm.running_mean, convolved.mean(dim=(0, 2, 3)), atol=1e-5)
     assert torch.allclose(norm.running_var, convolved.var(dim=(0, 2, 3)), rtol=1e-3, atol=1e-7)

@@ -11,11 +11,9 @@ from small_steps import (
     assert_a_step_of_infinite_gradients_is_skipped,
     assert_two_streams_equal_one,
     batches,
+    method,
     small_config,
 )
-
-from fastssl.models import build_networks
-from fastssl.train.step import TrainingStep
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +59,9 @@ def test_step_equals_the_step_on_the_cpu(gpu: torch.device) -> None:
 @pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
 def test_the_host_does_not_wait_in_a_step(gpu: torch.device, amp_dtype: str) -> None:
     settings = small_config("train.amp=true", f"train.amp_dtype={amp_dtype}", "optim.pool_size=6")
-    step = TrainingStep(build_networks(settings.model, seed=1).to(gpu), settings, gpu)
-    synthetic, real = batches(0, gpu)
+    step, made = method(settings, gpu), batches(0, gpu)
     # The first step makes the optimizers' state, and both fill the pools.
     for _ in range(2):
-        step(synthetic, real)
+        step(made)
     with nobody_waits(gpu):
-        step(synthetic, real)
+        step(made)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from small_runs import assert_resumed_run_ends_as_undisturbed, quiet
 
-from fastssl.config import load_config
+from fastssl.methods import load_config
 from fastssl.telemetry import read_metrics
 from fastssl.train import start_run
 

@@ -14,9 +14,19 @@ from damaged import overwritten
 from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 from torch import Tensor
 
-from fastssl.config import AugmentConfig, DataConfig, load_config
+from fastssl.batch import PLANES
+from fastssl.config import AugmentConfig, Config, DataConfig
 from fastssl.errors import ConfigError
-from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, open_mixture, real_batches, training_plan
+from fastssl.loader import (
+    Domain,
+    LoaderOptions,
+    Mixture,
+    Share,
+    ViewSettings,
+    load_batches,
+    open_mixture,
+    training_plan,
+)
 from fastssl.loader.calibration import (
     LOADS,
     Calibration,
@@ -26,8 +36,9 @@ from fastssl.loader.calibration import (
     fastest,
     seconds_per_batch,
 )
-from fastssl.loader.iterator import photo_damage
+from fastssl.loader.iterator import known_damage
 from fastssl.loader.plan import Plan
+from fastssl.methods import load_config
 from fastssl.train import calibrated_options, run
 
 CPU = torch.device("cpu")
@@ -92,8 +103,8 @@ def test_a_damaged_sample_is_told_and_counted_once(
     shutil.copytree(coded_synthetic, tmp_path / "damaged")
     overwritten(tmp_path / "damaged", 6, "jpg", lambda stream: b"")
     samples, options = open_mixture(tmp_path / "damaged"), LoaderOptions(device=CPU, threads=2, max_bad=1)
-    damage = photo_damage(samples, options)
-    made = [list(islice(real_batches(samples, plan(samples), options, damage), 3)) for _ in range(2)]
+    damage = known_damage(samples, options, ())
+    made = [list(islice(load_batches(samples, plan(samples), options, (), damage), 3)) for _ in range(2)]
     assert [batch.keys for batch in made[0]] == [batch.keys for batch in made[1]]
     assert ["coded_006" in record.getMessage() for record in caplog.records] == [True]
     assert len(damage.places()) == 1
@@ -107,7 +118,7 @@ def test_images_that_stay_as_they_are_pass(coded_synthetic: Path) -> None:
 
     def images() -> Iterator[Tensor]:
         begun.append(True)
-        return (batch.image for batch in real_batches(samples, plan(samples), options))
+        return (batch.image for batch in load_batches(samples, plan(samples), options, ("class_index",)))
 
     assert changed_images(images, CPU) == 0
     assert len(begun) == 2
@@ -148,10 +159,14 @@ def test_on_the_cpu_nothing_is_read(coded_synthetic: Path) -> None:
     assert (found.load, found.is_safe, dict(found.seconds)) == (0.0, True, {})
 
 
+def domain(path: Path, config: Config) -> Domain:
+    return Domain(name="synthetic", samples=open_mixture(path), targets=frozenset(PLANES), config=config)
+
+
 @pytest.mark.parametrize(("given", "load"), [("auto", 0.0), ("0", 0.0), ("0.9", 0.9)])
 def test_the_share_may_be_given_instead(coded_synthetic: Path, given: str, load: float) -> None:
     config = load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])
-    options = calibrated_options(config, open_mixture(coded_synthetic), CPU)
+    options = calibrated_options(domain(coded_synthetic, config), CPU)
     assert options.hw_decoder_load == load
     assert replace(options, hw_decoder_load=0.0) == LoaderOptions(device=CPU, max_bad=config.data.max_bad)
 
@@ -172,7 +187,7 @@ def test_only_a_share_that_is_left_open_is_found_out(
     monkeypatch.setattr(run, "calibrated", found)
     share, *more = settings
     overrides = [f"train.hw_decoder_load={share}", "data.size=67", "data.batch_synthetic=4", *more]
-    options = calibrated_options(load_config("tiny", overrides=overrides), open_mixture(coded_synthetic), CPU)
+    options = calibrated_options(domain(coded_synthetic, load_config("tiny", overrides=overrides)), CPU)
     assert options.hw_decoder_load == load
     assert [len(samples) for samples, _ in planned] == ([4] * 3 if load == 0.65 else [])
 

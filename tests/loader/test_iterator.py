@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from patterns import SIDE, CodedSource, coded_instances, coded_normals
 from PIL import Image
 
-from fastssl.batch import IMAGE_MEAN, SyntheticBatch
+from fastssl.batch import IMAGE_MEAN, PLANES, Batch
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import DataError, ShardError
 from fastssl.loader import (
@@ -22,9 +22,8 @@ from fastssl.loader import (
     Share,
     ViewSettings,
     evaluation_plan,
+    load_batches,
     open_mixture,
-    real_batches,
-    synthetic_batches,
     training_plan,
 )
 from fastssl.loader.plan import Plan
@@ -46,7 +45,7 @@ def random_plan(shards: Mixture, data: DataConfig, batch_size: int) -> Plan:
     return training_plan(views(shards, data), share)
 
 
-def stored_pixels(batch: SyntheticBatch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def stored_pixels(batch: Batch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row and column in the stored image of every output pixel, as its depth tells."""
     number = np.rint(batch.depth[sample, 0].numpy().astype(np.float64) * 1000).astype(np.int64) - 1
     return number // SIDE, number % SIDE
@@ -65,7 +64,7 @@ def test_all_planes_stay_aligned_over_three_epochs(
     number = {shards.datasets[0].key(i): i for i in range(len(shards))}
     normals = coded_normals()
     flips = 0
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 3 * 3):
+    for batch in islice(load_batches(shards, random_plan(shards, data, 4), OPTIONS), 3 * 3):
         for i, key in enumerate(batch.keys):
             known = batch.depth[i, 0].numpy() > 0
             rows, columns = stored_pixels(batch, i)
@@ -101,7 +100,7 @@ def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) ->
     shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=(SIZE / SIDE, SIZE / SIDE), gray="off")
     number = {shards.datasets[0].key(i): i for i in range(len(shards))}
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 3), OPTIONS), 4):
+    for batch in islice(load_batches(shards, random_plan(shards, data, 3), OPTIONS), 4):
         for i, key in enumerate(batch.keys):
             rows, columns = stored_pixels(batch, i)
             sample = decode_sample(shards.datasets[0], number[key])
@@ -119,7 +118,7 @@ def test_no_contour_is_lost_when_the_image_gets_smaller(coded_synthetic: Path) -
     data = DataConfig(size=35, window=(70 / SIDE, 70 / SIDE), gray="off")
     plan = evaluation_plan(views(shards, data), len(shards), 4)
     first = (SIDE - 70) // 2
-    batches = list(synthetic_batches(shards, plan, OPTIONS))
+    batches = list(load_batches(shards, plan, OPTIONS))
     edges = torch.cat([batch.edge for batch in batches])[:, 0].numpy()
     for i in range(len(shards)):
         ids = coded_instances(i)
@@ -135,7 +134,7 @@ def test_normals_of_a_mirrored_plane_are_those_of_the_mirrored_scene(coded_synth
     shards = open_mixture(coded_synthetic)
     data = DataConfig(size=SIZE, window=(0.6, 0.9), flip=1.0, gray="off")
     mirror = np.diag([-1.0, 1.0, 1.0])
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 3):
+    for batch in islice(load_batches(shards, random_plan(shards, data, 4), OPTIONS), 3):
         for i in range(4):
             rows, columns = stored_pixels(batch, i)
             valid = batch.valid[i, 0].numpy()
@@ -150,7 +149,7 @@ def test_gray_images_are_one_channel_three_times(coded_synthetic: Path, gray: st
     data = DataConfig.model_validate({"size": SIZE, "window": (SIZE / SIDE, SIZE / SIDE), "gray": gray})
     number = {shards.datasets[0].key(i): i for i in range(len(shards))}
     chosen = []
-    for batch in islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 12):
+    for batch in islice(load_batches(shards, random_plan(shards, data, 4), OPTIONS), 12):
         assert (batch.image[:, :1] == batch.image).all()
         for i, key in enumerate(batch.keys):
             rows, columns = stored_pixels(batch, i)
@@ -167,9 +166,9 @@ def test_gray_images_are_one_channel_three_times(coded_synthetic: Path, gray: st
 def test_photos_come_with_their_classes_and_without_a_copy(coded_real: Path) -> None:
     shards = open_mixture(coded_real)
     plan = evaluation_plan(views(shards, DataConfig(size=SIZE, gray="off"), whole=True), len(shards), 4)
-    batches = list(real_batches(shards, plan, OPTIONS))
+    batches = list(load_batches(shards, plan, OPTIONS, ("class_index",)))
     assert [len(batch.keys) for batch in batches] == [4, 4, 1]
-    assert torch.cat([batch.label for batch in batches]).tolist() == [i // 2 for i in range(9)]
+    assert torch.cat([batch.class_index for batch in batches]).tolist() == [i // 2 for i in range(9)]
     image = batches[0].image
     assert image.shape == (4, 3, SIZE, SIZE)
     assert image.dtype == torch.float32
@@ -182,7 +181,7 @@ def test_photos_come_with_their_classes_and_without_a_copy(coded_real: Path) -> 
 def test_batches_stay_as_they_are_while_the_pipeline_goes_on(coded_synthetic: Path) -> None:
     """The graph must not write the next batches into memory that it handed over."""
     shards = open_mixture(coded_synthetic)
-    batches = synthetic_batches(shards, random_plan(shards, DataConfig(size=SIZE), 4), OPTIONS)
+    batches = load_batches(shards, random_plan(shards, DataConfig(size=SIZE), 4), OPTIONS)
     kept = [next(batches) for _ in range(6)]
     copies = [batch.image.clone() for batch in kept]
     for _ in range(20):
@@ -216,7 +215,7 @@ def test_a_damaged_member_is_named(
     shards = open_mixture(damage(coded_synthetic, tmp_path / "damaged", 6, member, content))
     plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
     with pytest.raises(ShardError, match=message) as raised:
-        list(synthetic_batches(shards, plan, OPTIONS))
+        list(load_batches(shards, plan, OPTIONS))
     assert "000001.tar" in str(raised.value)
     assert "coded_006" in str(raised.value)
 
@@ -225,7 +224,7 @@ def test_photos_have_no_labels_to_train_on(coded_real: Path) -> None:
     shards = open_mixture(coded_real)
     plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
     with pytest.raises(DataError, match="no label planes"):
-        next(synthetic_batches(shards, plan, OPTIONS))
+        next(load_batches(shards, plan, OPTIONS, PLANES))
 
 
 def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path: Path) -> None:
@@ -237,7 +236,7 @@ def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path:
     made = []
     for path in (coded_synthetic, tmp_path / "raw"):
         shards = open_mixture(path)
-        made.append(list(islice(synthetic_batches(shards, random_plan(shards, data, 4), OPTIONS), 4)))
+        made.append(list(islice(load_batches(shards, random_plan(shards, data, 4), OPTIONS), 4)))
     for lz4, raw in zip(*made, strict=True):
         assert lz4.keys == raw.keys
         for plane in ("image", "depth", "normal", "edge", "valid"):

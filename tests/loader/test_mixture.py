@@ -16,10 +16,9 @@ from fastssl.loader import (
     Mixture,
     Share,
     ViewSettings,
+    load_batches,
     open_domain,
     open_mixture,
-    real_batches,
-    synthetic_batches,
     training_plan,
 )
 from fastssl.shards import ShardSet, pack
@@ -61,7 +60,7 @@ def test_batches_hold_the_datasets_by_their_weights(coded_synthetic: Path, few: 
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
     plan = [samples for samples, _ in islice(training_plan(settings, share).steps, 11)]
     for batch, samples in zip(
-        islice(synthetic_batches(shards, training_plan(settings, share), options), 11), plan, strict=True
+        islice(load_batches(shards, training_plan(settings, share), options), 11), plan, strict=True
     ):
         assert batch.keys == tuple(keys[i] for i in samples.tolist())
         assert abs((samples >= 11).sum() - 2) <= 1
@@ -85,8 +84,8 @@ def test_labelled_images_serve_as_photos_too(few: Path, coded_synthetic: Path) -
         data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
-    batch = next(iter(real_batches(shards, training_plan(settings, share), options)))
-    assert batch.label.tolist() == [-1] * 4
+    batch = next(iter(load_batches(shards, training_plan(settings, share), options, ("class_index",))))
+    assert batch.class_index.tolist() == [-1] * 4
 
 
 def test_a_remote_dataset_is_shuffled_within_its_cache_and_fetched_ahead(
@@ -108,7 +107,7 @@ def test_a_remote_dataset_is_shuffled_within_its_cache_and_fetched_ahead(
     for shards in (local, remote):
         share = Share(order=shards.order(seed=0, stream=0, buffer=4), batch_size=4)
         plan = shards.training_plan(views(shards), share)
-        made.append(list(islice(synthetic_batches(shards, plan, options), 6)))
+        made.append(list(islice(load_batches(shards, plan, options), 6)))
     for expected, got in zip(*made, strict=True):
         assert got.keys == expected.keys
         assert torch.equal(got.image, expected.image)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from fastssl.batch import IMAGE_MEAN, Intrinsics, Record
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, ViewSettings, evaluation_plan, open_mixture, synthetic_batches
+from fastssl.loader import LoaderOptions, ViewSettings, evaluation_plan, load_batches, open_mixture
 from fastssl.shards import Domain, pack, read_samples
 
 SIZE = 35
@@ -112,7 +112,7 @@ def test_any_records_come_back_within_the_codec_s_error_budget(shapes: list[tupl
             data=DataConfig(size=SIZE, gray="off"), augment=AugmentConfig(), stored=samples.image_size, whole=True
         )
         options = LoaderOptions(device=torch.device("cpu"), threads=1)
-        (batch,) = synthetic_batches(samples, evaluation_plan(views, len(samples), 4), options)
+        (batch,) = load_batches(samples, evaluation_plan(views, len(samples), 4), options)
     assert [sample.key for sample in ours] == [truth.key for truth in records] == list(batch.keys)
     for i, (truth, sample, other) in enumerate(zip(records, ours, others, strict=True)):
         check(truth, sample.depth, sample.normal, sample.edge, sample.valid)

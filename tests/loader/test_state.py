@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, synthetic_batches
+from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
 
 
 @pytest.mark.parametrize(("kills", "steps"), [(1, 60), pytest.param(20, 400, marks=pytest.mark.soak)])
@@ -61,7 +61,7 @@ def test_memory_stays_flat_over_fifty_epochs(record_property: Callable[[str, obj
         data=DataConfig(size=131, window=(0.7, 1.0)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
-    batches = synthetic_batches(shards, shards.training_plan(settings, share), options)
+    batches = load_batches(shards, shards.training_plan(settings, share), options)
     resident = []
     for _ in range(50):
         for _ in islice(batches, len(shards) // 16):

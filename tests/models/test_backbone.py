@@ -1,4 +1,4 @@
-"""Backbone: sizes, counts and values against the protocol's table and a plain functional AlexNet."""
+"""AlexNet: sizes, counts and values against the protocol's table and a plain functional AlexNet."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastssl.config import ModelConfig
+from fastssl.backbones.alexnet import AlexNet
 from fastssl.errors import ConfigError
-from fastssl.models import Backbone, build_networks
+from fastssl.methods.cross_domain import ModelConfig, build_networks
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 PUBLISHED = {"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096}
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
 
 
-def _narrow(**settings_: str) -> Backbone:
+def _narrow(**settings_: str) -> AlexNet:
     return build_networks(NARROW.model_copy(update=settings_), seed=1).backbone
 
 
-def _reference(backbone: Backbone, image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _reference(backbone: AlexNet, image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """AlexNet written out: (before, after the ReLU) of every layer."""
     state = backbone.state_dict()
     out: dict[str, tuple[Tensor, Tensor]] = {}
@@ -51,15 +51,16 @@ def test_the_published_network_has_58_3_million_parameters() -> None:
         expected += outputs * (inputs * kernels[name] ** 2 + 1) + 2 * outputs  # weights, bias, batch norm
         inputs = outputs
     with torch.device("meta"):
-        backbone = Backbone(ModelConfig())
-    assert backbone.channels == PUBLISHED
+        backbone = AlexNet(ModelConfig())
+    assert {name: info.channels for name, info in backbone.feature_info.items()} == PUBLISHED
+    assert [info.stride for info in backbone.feature_info.values()] == [4, 8, 16, 16, 16, 16, 16]
     assert sum(p.numel() for p in backbone.parameters()) == expected
     assert round(expected / 1e6, 1) == 58.3
 
 
 def test_maps_of_the_published_network_at_227_pixels() -> None:
     with torch.device("meta"):
-        features = Backbone(ModelConfig())(torch.empty(2, 3, 227, 227))
+        features = AlexNet(ModelConfig())(torch.empty(2, 3, 227, 227))
     sides = {"conv1": 56, "conv2": 27, "conv3": 13, "conv4": 13, "conv5": 13, "fc6": 13, "fc7": 13}
     assert list(features) == list(LAYERS)
     assert {name: tuple(x.shape) for name, x in features.items()} == {
@@ -71,7 +72,7 @@ def test_maps_of_the_published_network_at_227_pixels() -> None:
 @given(rows=st.integers(2, 40), columns=st.integers(2, 40))
 def test_every_size_16k_plus_3_fits(rows: int, columns: int) -> None:
     with torch.device("meta"):
-        features = Backbone(NARROW)(torch.empty(2, 3, 16 * rows + 3, 16 * columns + 3))
+        features = AlexNet(NARROW)(torch.empty(2, 3, 16 * rows + 3, 16 * columns + 3))
     for name, x in features.items():
         # 4 k, then twice a 3 x 3 pooling of stride 2: 2 k - 1, k - 1
         expected = {"conv1": (4 * rows, 4 * columns), "conv2": (2 * rows - 1, 2 * columns - 1)}
@@ -106,7 +107,7 @@ def test_fc6_is_caffenets_layer_on_pooling_of_stride_2() -> None:
     image = torch.randn(2, 3, 227, 227, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features = backbone(image)
     pooled = F.max_pool2d(features["conv5"], 3, stride=2).flatten(1)
-    assert pooled.shape == (2, backbone.channels["conv5"] * 36)
+    assert pooled.shape == (2, backbone.feature_info["conv5"].channels * 36)
     fc6 = backbone.get_submodule("layers.fc6.conv")
     assert isinstance(fc6, nn.Conv2d)
     dense = F.linear(pooled, fc6.weight.flatten(1), fc6.bias)
@@ -145,7 +146,8 @@ def test_every_map_can_be_differentiated(adapted_feature: str) -> None:
 @given(width=st.floats(0.01, 3))
 def test_width_scales_to_multiples_of_eight(width: float) -> None:
     with torch.device("meta"):
-        channels = Backbone(ModelConfig(width=width, fc_channels=20)).channels
+        info = AlexNet(ModelConfig(width=width, fc_channels=20)).feature_info
+    channels = {name: layer.channels for name, layer in info.items()}
     for name, published in PUBLISHED.items():
         if name.startswith("fc"):
             assert channels[name] == 20

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.config import ADAPTED_LAYERS, AdaptedLayer, ModelConfig
+from fastssl.backbones.alexnet import AlexNet
 from fastssl.errors import ConfigError
-from fastssl.models import Backbone, Discriminator, build_networks
+from fastssl.layers import Discriminator
+from fastssl.methods.cross_domain import ModelConfig, build_networks
 
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
-LAYERS = ADAPTED_LAYERS[1:]
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6")
 # Kernels and channels as the protocol's table gives them, and its millions of parameters.
 TABLE: dict[str, tuple[list[tuple[int, int, int]], float]] = {
     "conv1": ([(3, 96, 192), (3, 192, 384), (3, 384, 512), (1, 512, 1)], 2.60),
@@ -26,7 +27,7 @@ TABLE: dict[str, tuple[list[tuple[int, int, int]], float]] = {
 }
 
 
-def _narrow(layer: AdaptedLayer) -> Discriminator:
+def _narrow(layer: str) -> Discriminator:
     discriminator = build_networks(NARROW.model_copy(update={"adapted_layer": layer}), seed=1).discriminator
     assert discriminator is not None
     return discriminator
@@ -37,11 +38,12 @@ def _conv5(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_published_discriminators(layer: AdaptedLayer) -> None:
+def test_the_published_discriminators(layer: str) -> None:
     config = ModelConfig(adapted_layer=layer)
     with torch.device("meta"):
-        discriminator = Discriminator(config)
-        logits = discriminator(Backbone(config)(torch.empty(2, 3, 227, 227), until=layer)[layer])
+        backbone = AlexNet(config)
+        discriminator = Discriminator(backbone, layer, config.width)
+        logits = discriminator(backbone(torch.empty(2, 3, 227, 227), until=layer)[layer])
     convolutions, millions = TABLE[layer]
     weights = sum(k * k * i * o + o for k, i, o in convolutions)
     norms = sum(2 * o for _, _, o in convolutions[:-1])
@@ -51,8 +53,8 @@ def test_the_published_discriminators(layer: AdaptedLayer) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_layer_works_from_67_pixels_on_and_says_so_below(layer: AdaptedLayer) -> None:
-    discriminator, backbone = _narrow(layer), Backbone(NARROW)
+def test_every_layer_works_from_67_pixels_on_and_says_so_below(layer: str) -> None:
+    discriminator, backbone = _narrow(layer), AlexNet(NARROW)
     for size, side in ((67, 1), (99, 2)):
         assert discriminator(backbone(torch.randn(2, 3, size, size), until=layer)[layer]).shape == (2, 1, side, side)
     with pytest.raises(ConfigError, match=r"(?s)data\.size.*at least 67"):

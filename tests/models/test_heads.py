@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastssl.config import ModelConfig, Task
-from fastssl.models import Heads, build_networks
+from fastssl.batch import Task
+from fastssl.layers import Heads
+from fastssl.methods.cross_domain import ModelConfig, build_networks
 
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
 
@@ -23,7 +24,7 @@ def test_the_published_heads_have_7_5_million_parameters() -> None:
     shared = (4096 * 9 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 25 + 1) * 64 + 3 * 2 * 64
     expected = 3 * shared + (1 + 1 + 3) * (64 * 9 + 1)
     with torch.device("meta"):
-        heads = Heads(ModelConfig())
+        heads = Heads(4096, ("depth", "normal", "edge"), 64)
     assert sum(p.numel() for p in heads.parameters()) == expected
     assert round(expected / 1e6, 1) == 7.5
 
@@ -33,7 +34,7 @@ def test_the_published_heads_have_7_5_million_parameters() -> None:
 def test_one_output_per_input_pixel(rows: int, columns: int) -> None:
     height, width = 16 * rows + 3, 16 * columns + 3
     with torch.device("meta"):
-        predictions = Heads(NARROW)(torch.empty(1, 24, rows - 1, columns - 1))
+        predictions = Heads(24, ("depth", "normal", "edge"), 8)(torch.empty(1, 24, rows - 1, columns - 1))
     assert {task: tuple(x.shape) for task, x in predictions.items()} == {
         "depth": (1, 1, height, width),
         "normal": (1, 3, height, width),

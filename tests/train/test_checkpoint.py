@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastssl.config import Config, load_config, plain, write_config
+from fastssl.config import Config, plain, write_config
 from fastssl.errors import CheckpointError, DataError, MachineError
 from fastssl.faults import machine_fault
-from fastssl.train.checkpoint import _save, latest_checkpoint, load_networks, read_checkpoint, write_checkpoint
+from fastssl.methods import load_config
+from fastssl.train.checkpoint import _save, latest_checkpoint, load_trained, read_checkpoint, write_checkpoint
 
 STATE = {"weights": torch.arange(50_000.0)}
 
@@ -127,7 +128,7 @@ def test_another_kind_of_file_is_no_checkpoint_of_ours(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_cannot_be_measured(tmp_path: Path) -> None:
     write_config(config(), tmp_path / "config.yaml")
     with pytest.raises(DataError, match=r"no checkpoint yet(.|\n)*--resume"):
-        load_networks(tmp_path)
+        load_trained(tmp_path)
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:

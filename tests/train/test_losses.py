@@ -12,16 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastssl.batch import SyntheticBatch
-from fastssl.config import LossConfig
-from fastssl.train.losses import (
+from fastssl.batch import Batch
+from fastssl.losses import (
     adversarial_loss,
     depth_loss,
     discriminator_loss,
     edge_loss,
     normal_loss,
-    task_losses,
 )
+from fastssl.methods.cross_domain import LossConfig, task_losses
 
 DepthForm = Literal["eigen", "released"]
 EdgeForm = Literal["hed", "released"]
@@ -31,7 +30,7 @@ Masks = Literal["all", "some", "one image none", "none"]
 MASKS: tuple[Masks, ...] = ("all", "some", "one image none", "none")
 
 
-def _batch(masks: Masks = "some", seed: int = 0, dtype: torch.dtype = torch.float64) -> SyntheticBatch:
+def _batch(masks: Masks = "some", seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     """Labels with unknown pixels, some of which lack only one of depth and normal."""
     rng = np.random.default_rng(seed)
     depth = rng.uniform(0.5, 8, (N, 1, S, S))
@@ -49,15 +48,14 @@ def _batch(masks: Masks = "some", seed: int = 0, dtype: torch.dtype = torch.floa
     normal[np.broadcast_to(no_normal, normal.shape)] = 0
     edge = (rng.random((N, 1, S, S)) < np.array([0.1, 0.3, 0.5])[:, None, None, None]).astype(float)
     empty = torch.zeros(N, 3, S, S)
-    return SyntheticBatch(
-        keys=("a", "b", "c"),
-        image=empty,
-        depth=torch.tensor(depth, dtype=dtype),
-        normal=torch.tensor(normal, dtype=dtype),
-        edge=torch.tensor(edge, dtype=dtype),
-        valid=torch.tensor(~(no_depth | no_normal)),
-        stored_edge_fraction=torch.tensor([0.2, 0.05, 0.004], dtype=dtype),
-    )
+    targets = {
+        "depth": torch.tensor(depth, dtype=dtype),
+        "normal": torch.tensor(normal, dtype=dtype),
+        "edge": torch.tensor(edge, dtype=dtype),
+        "valid": torch.tensor(~(no_depth | no_normal)),
+        "stored_edge_fraction": torch.tensor([0.2, 0.05, 0.004], dtype=dtype),
+    }
+    return Batch(keys=("a", "b", "c"), image=empty, targets=targets)
 
 
 def _predictions(seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -374,8 +372,7 @@ def test_weights_scale_and_absent_tasks_are_left_out(task: str) -> None:
 def test_the_host_never_looks_at_a_value(config: LossConfig) -> None:
     # A tensor on the device `meta` has no values: whatever would wait for one fails.
     batch = _batch()
-    planes = ("image", "depth", "normal", "edge", "valid", "stored_edge_fraction")
-    batch = replace(batch, **{name: getattr(batch, name).to("meta") for name in planes})
+    batch = replace(batch, targets={name: plane.to("meta") for name, plane in batch.targets.items()})
     predictions = {task: x.to("meta").requires_grad_() for task, x in _predictions().items()}
     losses = task_losses(predictions, batch, config)
     losses |= {"b": adversarial_loss(predictions["edge"]), "d": discriminator_loss(*[predictions["edge"]] * 2)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastssl.errors import CheckpointError
-from fastssl.train.pool import FeaturePool
+from fastssl.layers.feature_pool import FeaturePool
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -24,7 +24,6 @@ from small_runs import SMALL, assert_resumed_run_ends_as_undisturbed, assert_sam
 
 from fastssl.batch import Record
 from fastssl.cli import main
-from fastssl.config import load_config, read_config
 from fastssl.errors import (
     CheckpointError,
     ConfigError,
@@ -34,9 +33,10 @@ from fastssl.errors import (
     ShardError,
     UsageError,
 )
+from fastssl.methods import load_config, read_config
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
-from fastssl.train import load_networks, resume_run, start_run
+from fastssl.train import load_trained, resume_run, start_run
 from fastssl.train.trainer import lr_factor
 
 
@@ -59,7 +59,8 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     losses = {"loss/depth", "loss/normal", "loss/edge", "loss/adversarial", "loss/discriminator"}
     assert all(losses <= line.keys() for line in lines)
     assert all(0 <= line["throughput/data_wait_fraction"] <= 1 for line in lines)
-    networks, config = load_networks(finished)
+    trained = load_trained(finished)
+    networks, config = trained.method.networks, trained.config
     assert config.train.steps == 8
     assert not networks.backbone.training
 

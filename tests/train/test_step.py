@@ -14,16 +14,16 @@ from small_steps import (
     assert_a_step_of_infinite_gradients_is_skipped,
     assert_two_streams_equal_one,
     batches,
+    method,
     same,
     small_config,
 )
 from torch.optim import SGD
 
-from fastssl.batch import RealBatch
-from fastssl.config import ADAPTED_LAYERS, Config
-from fastssl.models import Networks, build_networks
-from fastssl.train.losses import adversarial_loss, discriminator_loss, task_losses
-from fastssl.train.step import TrainingStep, _at_rest
+from fastssl.batch import Batch
+from fastssl.config import Config
+from fastssl.losses import adversarial_loss, discriminator_loss
+from fastssl.methods.cross_domain import Networks, _at_rest, build_networks, task_losses
 
 
 def reference_steps(settings: Config, steps: int = 3) -> Networks:
@@ -36,7 +36,7 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
     adam = torch.optim.Adam(trained, lr=optim.lr, betas=optim.betas)
     sgd = torch.optim.SGD(discriminator.parameters(), optim.discriminator_lr, 0.9, weight_decay=5e-4)
     for number in range(steps):
-        synthetic, real = batches(number)
+        synthetic, real = batches(number).values()
         features = backbone(synthetic.image)
         z_x = features[layer]
         with torch.no_grad():
@@ -56,7 +56,7 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
     return networks
 
 
-@pytest.mark.parametrize("layer", [layer for layer in ADAPTED_LAYERS if layer != "none"])
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6"])
 def test_step_is_the_algorithm(layer: str) -> None:
     settings = small_config(f"model.adapted_layer={layer}", "loss.adversarial_weight=0.5")
     networks, _ = after_steps(settings)
@@ -91,12 +91,10 @@ def test_real_images_give_b_no_gradient() -> None:
     settings = small_config()
     found = []
     for factor in (1.0, 4.0):
-        networks = build_networks(settings.model, seed=1)
-        synthetic, real = batches(0)
-        TrainingStep(networks, settings, CPU)(
-            synthetic, RealBatch(keys=real.keys, image=factor * real.image, label=real.label)
-        )
-        found.append(networks)
+        step = method(settings)
+        synthetic, real = batches(0).values()
+        step({"synthetic": synthetic, "real": Batch(keys=real.keys, image=factor * real.image, targets={})})
+        found.append(step.networks)
     parameters = [list(networks.backbone.parameters()) for networks in found]
     assert all(torch.equal(a, b) for a, b in zip(*parameters, strict=True))
     assert not same(found[0].backbone, found[1].backbone)
@@ -106,9 +104,8 @@ def test_adversarial_term_alone_makes_synthetic_features_look_real() -> None:
     """With D held still, -log(1 - D(z_x)) falls when B minimises it alone."""
     weights = ["loss.depth_weight=0", "loss.normal_weight=0", "loss.edge_weight=0", "loss.adversarial_weight=1"]
     settings = small_config(*weights, "optim.discriminator_lr=1e-30", "optim.discriminator_weight_decay=0")
-    networks = build_networks(settings.model, seed=1)
-    step = TrainingStep(networks, settings, CPU)
-    losses = [float(step(*batches(0))["adversarial"]) for _ in range(15)]
+    step = method(settings)
+    losses = [float(step(batches(0))["adversarial"]) for _ in range(15)]
     assert losses[-1] < 0.85 * losses[0]  # D's batch norms, which see one domain at a time, hold much of it up
 
 
@@ -129,14 +126,14 @@ def test_state_continues_bit_for_bit() -> None:
     settings = small_config("optim.pool_size=6")
     whole, _ = after_steps(settings, steps=5)
 
-    step = TrainingStep(build_networks(settings.model, seed=1), settings, CPU)
+    step = method(settings)
     for number in range(3):
-        step(*batches(number))
+        step(batches(number))
     state = copy.deepcopy(step.state_dict())
-    later = TrainingStep(build_networks(settings.model, seed=77), settings, CPU)
+    later = method(small_config("optim.pool_size=6", "train.seed=77"))
     later.load_state_dict(state)
     for number in (3, 4):
-        later(*batches(number))
+        later(batches(number))
     assert same(whole, later.networks)
 
 
@@ -150,8 +147,8 @@ def test_mixed_precision_stays_near_full_precision() -> None:
 
 def test_state_of_another_device_keeps_this_one_s_form_of_the_optimizers() -> None:
     """A GPU's optimizers are fused; a run that goes on elsewhere goes on as if it had always been there."""
-    step, other = (TrainingStep(build_networks(small_config().model, 1), small_config(), CPU) for _ in range(2))
-    step(*batches(0))
+    step, other = (method(small_config()) for _ in range(2))
+    step(batches(0))
     state = copy.deepcopy(step.state_dict())
     for name in ("task_optimizer", "discriminator_optimizer"):
         for group in state[name]["param_groups"]:
@@ -160,8 +157,8 @@ def test_state_of_another_device_keeps_this_one_s_form_of_the_optimizers() -> No
     assert [group["fused"] for group in other.task_optimizer.param_groups] == [False]
     assert other.discriminator_optimizer is not None
     assert [group["fused"] for group in other.discriminator_optimizer.param_groups] == [None]
-    step(*batches(1))
-    other(*batches(1))
+    step(batches(1))
+    other(batches(1))
     assert same(step.networks, other.networks)
 
 
@@ -185,7 +182,7 @@ def test_a_skipped_first_step_leaves_no_momentum(loaded: bool) -> None:
 def test_momenta_are_at_rest_after_a_state_without_them() -> None:
     """What a CPU saves before its first step has no momenta, and a fused optimizer would make them of anything."""
     settings = small_config()
-    step = TrainingStep(build_networks(settings.model, 1), settings, CPU)
+    step = method(settings)
     optimizer = step.discriminator_optimizer
     assert optimizer is not None
     state = copy.deepcopy(step.state_dict())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.config import ModelConfig, Task
+from fastssl.batch import Task
 
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
 # Below this length a raw normal is divided by it, and no longer by its own length. Where all ReLUs of a fresh head
@@ -20,19 +22,22 @@ class Heads(nn.Module):
     Source: the authors' heads (docs/reproduction.md, section 3.4). Four transposed convolutions without padding lead
     from 13 to 27, 55, 113 and 227 pixels, and from k - 1 to 16 k + 3 at any other size. 7.5 M parameters for three
     tasks.
+
+    Args:
+        inputs: channels of the features.
+        tasks: one head each.
+        channels: inside each head.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, inputs: int, tasks: Sequence[Task], channels: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict(
-            {task: _head(config.fc_channels, config.head_channels, _OUTPUTS[task]) for task in config.tasks}
-        )
+        self.heads = nn.ModuleDict({task: _head(inputs, channels, _OUTPUTS[task]) for task in tasks})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Predictions, by task.
 
         Args:
-            features: fc7, (N, C, k - 1, k - 1) for an input of S = 16 k + 3 pixels.
+            features: the backbone's last, (N, C, k - 1, k - 1) for an input of S = 16 k + 3 pixels.
 
         Returns:
             depth: (N, 1, S, S), logarithm of metres. normal: (N, 3, S, S) float32, unit vectors in the camera frame

@@ -1,54 +1,27 @@
-"""The terms of the objective, as pure functions on tensors.
+"""Losses of predictions per pixel, as pure functions on tensors.
 
     N   images of the batch
     S   side of the input and of the predictions
-    h   side of the discriminator's map of decisions
 
 Everything is computed in float32 (float64 for float64 input), whatever precision the network ran in. A batch or an
 image without a valid pixel gives 0 and no gradient. Nothing here makes the host wait for the device.
 
-Two forms of each term: the published one, as far as it is known, and what the authors' code computes (`released`), one
-setting of `LossConfig` per difference. Sources: docs/reproduction.md, sections 2, 3.6 and 4.
+Two forms of each term: the published one, as far as it is known, and what the authors' code computes (`released`).
+Sources: docs/reproduction.md, sections 2, 3.6 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.batch import SyntheticBatch
-from fastssl.config import LossConfig
-
 _UNKNOWN_DEPTH = 1e-8  # metres: what the authors' code adds to every depth before the logarithm
 _UNKNOWN_NORMAL = -(3.0**-0.5)  # every component: what their PNG decoding makes of a black pixel
 # The authors' loader draws another image when one has fewer contour pixels than this, out of 227 x 227.
 _LEAST_EDGE_FRACTION = 350 / 227**2
-
-
-def task_losses(predictions: Mapping[str, Tensor], batch: SyntheticBatch, config: LossConfig) -> dict[str, Tensor]:
-    """The weighted loss of every task that has a prediction, by name: scalars on the device.
-
-    Args:
-        predictions: what `fastssl.models.Heads` returns.
-        batch: the labels.
-        config: forms and weights.
-    """
-    valid = batch.valid if config.mask_invalid else None
-    stored = batch.stored_edge_fraction if config.edge_count == "stored" else None
-    losses: dict[str, Tensor] = {}
-    if "depth" in predictions:
-        depth = depth_loss(predictions["depth"], batch.depth, valid, config.depth_form)
-        losses["depth"] = config.depth_weight * depth
-    if "normal" in predictions:
-        losses["normal"] = config.normal_weight * normal_loss(predictions["normal"], batch.normal, valid)
-    if "edge" in predictions:
-        edge = edge_loss(predictions["edge"], batch.edge, form=config.edge_form, stored_edge_fraction=stored)
-        losses["edge"] = config.edge_weight * edge
-    return losses
 
 
 def depth_loss(
@@ -70,7 +43,7 @@ def depth_loss(
             (docs/reproduction.md, section 4.2).
         form: see above.
     """
-    prediction, depth = _at_least_float32(pred_log_depth), _at_least_float32(depth)
+    prediction, depth = at_least_float32(pred_log_depth), at_least_float32(depth)
     if valid is None:
         valid = torch.ones_like(depth, dtype=torch.bool)
         target = torch.log(depth + _UNKNOWN_DEPTH)
@@ -98,7 +71,7 @@ def normal_loss(pred_normal: Tensor, normal: Tensor, valid: Tensor | None) -> Te
         valid: (N, 1, S, S) bool; None counts every pixel and has (-1, -1, -1) / sqrt(3) as target where the normal
             is not known (docs/reproduction.md, section 4.4).
     """
-    prediction, target = _at_least_float32(pred_normal), _at_least_float32(normal)
+    prediction, target = at_least_float32(pred_normal), at_least_float32(normal)
     if valid is None:
         target = torch.where((target == 0).all(1, keepdim=True), _UNKNOWN_NORMAL, target)
         return (1 - (prediction * target).sum(1)).mean()
@@ -133,11 +106,11 @@ def edge_loss(
             of 227 in 256 pixels 1.27 times theirs where contours are few, and more where they are many
             (docs/reproduction.md, sections 4.7 and 5.4).
     """
-    logits, edge = _at_least_float32(logits), _at_least_float32(edge)
+    logits, edge = at_least_float32(logits), at_least_float32(edge)
     if stored_edge_fraction is None:
         fraction = edge.mean((1, 2, 3), keepdim=True)
     else:
-        fraction = _at_least_float32(stored_edge_fraction)[:, None, None, None]
+        fraction = at_least_float32(stored_edge_fraction)[:, None, None, None]
     if form == "released":
         fraction = fraction.clamp(min=_LEAST_EDGE_FRACTION)
         weight = (1 - fraction) / fraction
@@ -146,29 +119,6 @@ def edge_loss(
     return F.binary_cross_entropy_with_logits(logits, edge, weight)
 
 
-def adversarial_loss(logits_synthetic: Tensor) -> Tensor:
-    """What B pays for features that D recognises as synthetic: the mean of -log(1 - D(z_x)).
-
-    Args:
-        logits_synthetic: (N, 1, h, h), D's logits of synthetic features; sigmoid of them is D(z_x).
-
-    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic.
-    """
-    return F.softplus(_at_least_float32(logits_synthetic)).mean()
-
-
-def discriminator_loss(logits_synthetic: Tensor, logits_real: Tensor) -> Tensor:
-    """What D pays for its mistakes: the mean of -log D(z_x) plus the mean of -log(1 - D(z_y)).
-
-    Args:
-        logits_synthetic: (N, 1, h, h), D's logits of synthetic features.
-        logits_real: (M, 1, h, h), D's logits of real features; M need not be N.
-
-    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic.
-    """
-    synthetic, real = _at_least_float32(logits_synthetic), _at_least_float32(logits_real)
-    return F.softplus(-synthetic).mean() + F.softplus(real).mean()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor as it is, or in float32 where it has less precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastssl.config import AdaptedLayer, ModelConfig
+from fastssl.backbones import Backbone, scaled_channels
 from fastssl.errors import ConfigError
-from fastssl.models.backbone import layer_channels, scaled_channels
-
-# By adapted layer: (channels, kernel, stride) of every convolution but the last. Each ends in 6 x 6 decisions at
-# 227 pixels.
-_HIDDEN: dict[AdaptedLayer, tuple[tuple[int, int, int], ...]] = {
-    "conv1": ((192, 3, 2), (384, 3, 2), (512, 3, 2)),
-    "conv2": ((512, 3, 2), (640, 3, 2)),
-    "conv3": ((512, 3, 2), (512, 1, 1)),
-    "conv4": ((512, 3, 2), (512, 1, 1)),
-    "conv5": ((512, 3, 2), (512, 1, 1)),
-    "fc6": ((512, 3, 2), (256, 1, 1)),
-}
 
 
 class Discriminator(nn.Module):
-    """D for `config.adapted_layer`, which is not `none`. D(z) = sigmoid(logit) = 1 means synthetic.
+    """D for a layer of a backbone. D(z) = sigmoid(logit) = 1 means synthetic.
 
     Its batch norms keep no running statistics and always use those of the batch they are given. A step passes
     synthetic and real features through D for its own update while the backbone's update passes the synthetic ones
     through it again: running statistics would make these passes depend on each other's order.
 
     Source: the authors' patch discriminators, without their sigmoid (docs/reproduction.md, sections 3.5 and 4.14).
+
+    Args:
+        backbone: whose features it looks at.
+        layer: of the backbone.
+        width: multiplies its channels.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, backbone: Backbone, layer: str, width: float) -> None:
         super().__init__()
-        hidden = _HIDDEN[config.adapted_layer]
-        inputs = layer_channels(config)[config.adapted_layer]
+        hidden = backbone.patch_discriminator(layer)
+        inputs = backbone.feature_info[layer].channels
         modules: list[nn.Module] = []
         for channels, kernel, stride in hidden:
-            outputs = scaled_channels(channels, config.width)
+            outputs = scaled_channels(channels, width)
             modules += [
                 nn.Conv2d(inputs, outputs, kernel, stride=stride),
                 nn.BatchNorm2d(outputs, track_running_stats=False),

@@ -1,0 +1,147 @@
+"""Backbone `alexnet`: AlexNet without groups, with batch norms, its two last layers as convolutions."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import ClassVar, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, scaled_channels
+from fastssl.config import BackboneSettings
+from fastssl.errors import ConfigError
+
+
+class _Shape(NamedTuple):
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+
+_LAYERS = {
+    "conv1": _Shape(96, kernel=11, stride=4, padding=2),
+    "conv2": _Shape(256, kernel=5, padding=2),
+    "conv3": _Shape(384, kernel=3, padding=1),
+    "conv4": _Shape(384, kernel=3, padding=1),
+    "conv5": _Shape(256, kernel=3, padding=1),
+    # With the stride-1 pooling before it, the a-trous form of CaffeNet's 6 x 6 layer: the weights reshape to its fc6.
+    "fc6": _Shape(4096, kernel=6, padding=5, dilation=2),
+    "fc7": _Shape(4096, kernel=1),
+}
+# Max pooling, 3 x 3, in front of these layers: (stride, padding).
+_POOLED = {"conv2": (2, 0), "conv3": (2, 0), "fc6": (1, 1)}
+
+_DISCRIMINATORS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "conv1": ((192, 3, 2), (384, 3, 2), (512, 3, 2)),
+    "conv2": ((512, 3, 2), (640, 3, 2)),
+    "conv3": ((512, 3, 2), (512, 1, 1)),
+    "conv4": ((512, 3, 2), (512, 1, 1)),
+    "conv5": ((512, 3, 2), (512, 1, 1)),
+    "fc6": ((512, 3, 2), (256, 1, 1)),
+}
+"""Channels, kernel and stride of every convolution but the last. Each ends in 6 x 6 decisions at 227 pixels."""
+
+
+class AlexNet(Backbone):
+    """B, from an image to the features of every layer.
+
+    Source: the authors' AlexNet (docs/reproduction.md, section 3.3). The tests hold its shapes and its 58.3 M
+    parameters.
+    """
+
+    name: ClassVar[str] = "alexnet"
+    last: ClassVar[str] = "fc7"
+    compared: ClassVar[str] = "conv5"
+
+    def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
+        super().__init__(settings)
+        self.feature_info = _feature_info(settings)
+        self._returns_post_relu = post_relu
+        self.layers = nn.ModuleDict()
+        inputs = 3
+        for name, shape in _LAYERS.items():
+            outputs = self.feature_info[name].channels
+            convolution = nn.Conv2d(
+                inputs, outputs, shape.kernel, stride=shape.stride, padding=shape.padding, dilation=shape.dilation
+            )
+            self.layers[name] = nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(outputs)))
+            inputs = outputs
+
+    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """Features of every layer up to and including `until` (None: all).
+
+        Args:
+            image: (N, 3, H, W) floats of any precision; H and W of the form 16 k + 3, at least 35.
+            until: name of the deepest layer that is computed.
+
+        Returns:
+            By layer, in the order conv1 to conv5, fc6, fc7, the map before its pooling: (N, C, h, w), h = W / 4 at
+            conv1, / 8 at conv2 and / 16 below (56, 27 and 13 at 227 pixels). Before the ReLU, or after it where
+            `post_relu` says so; fc7, which the heads read, is always after it.
+
+        Raises:
+            ConfigError: an image of another size, or no such layer.
+        """
+        self.check_size(*image.shape[-2:])
+        if until is not None:
+            self.check_layer(until)
+        features: dict[str, Tensor] = {}
+        x = image.to(self.get_parameter("layers.conv1.conv.weight").dtype)  # batches on a GPU are half floats
+        for name, layer in self.layers.items():
+            if name in _POOLED:
+                stride, padding = _POOLED[name]
+                x = F.max_pool2d(x, 3, stride, padding)
+            normed = layer(x)
+            after = self._returns_post_relu or name == self.last
+            x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
+            features[name] = x if after else normed
+            if name == until:
+                break
+        return features
+
+    @classmethod
+    def check_size(cls, height: int, width: int) -> None:
+        """Sides are of the form 16 k + 3, so that the heads give one output per input pixel.
+
+        Raises:
+            ConfigError: another size; the nearest ones are named.
+        """
+        for side in (height, width):
+            if side % 16 != 3 or side < 35:
+                lower = max((side - 3) // 16 * 16 + 3, 35)
+                raise ConfigError(
+                    "the image's size does not fit the network",
+                    where="data.size",
+                    seen=f"{height} x {width}",
+                    expected="sides of the form 16 k + 3, at least 35 (such as 99 or 227)",
+                    do=f"set data.size to {lower} or {lower + 16}, the nearest",
+                )
+
+    @classmethod
+    def patch_discriminator(cls, layer: str) -> tuple[Convolution, ...]:
+        """The authors' patch discriminators (docs/reproduction.md, section 3.5).
+
+        Raises:
+            ConfigError: there is none for this layer.
+        """
+        if layer not in _DISCRIMINATORS:
+            raise ConfigError(
+                "the backbone has no discriminator for this layer",
+                where="model.adapted_layer",
+                seen=layer,
+                expected=f"none, {', '.join(_DISCRIMINATORS)}",
+            )
+        return tuple(Convolution(*shape) for shape in _DISCRIMINATORS[layer])
+
+
+def _feature_info(settings: BackboneSettings) -> dict[str, LayerInfo]:
+    info, stride = {}, 1
+    for name, shape in _LAYERS.items():
+        stride *= shape.stride * (_POOLED[name][0] if name in _POOLED else 1)
+        is_fc = name.startswith("fc")
+        channels = settings.fc_channels if is_fc else scaled_channels(shape.channels, settings.width)
+        info[name] = LayerInfo(channels, stride)
+    return info

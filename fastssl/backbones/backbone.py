@@ -1,0 +1,88 @@
+"""What the rest of the program knows of a backbone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from fastssl.config import BackboneSettings
+from fastssl.errors import ConfigError
+
+
+class LayerInfo(NamedTuple):
+    """The map that a layer gives."""
+
+    channels: int
+    stride: int
+    """Pixels of the image from one position of the map to the next."""
+
+
+class Convolution(NamedTuple):
+    """A convolution and the norm and activation that follow it."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """A network whose layers have names, from an image to features.
+
+    Args:
+        settings: its size.
+        post_relu: layers give their maps after the ReLU; the last layer always does.
+    """
+
+    name: ClassVar[str]
+    last: ClassVar[str]
+    """The deepest layer, from which heads predict."""
+    compared: ClassVar[str]
+    """The layer that evaluations look at where nothing names another."""
+    feature_info: dict[str, LayerInfo]
+    """The map of every layer, by name, in the order of computation."""
+
+    @abstractmethod
+    def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """Features of every layer up to and including `until` (None: all).
+
+        Args:
+            image: (N, 3, H, W) floats of any precision.
+            until: name of the deepest layer that is computed.
+
+        Returns:
+            By layer, in the order of computation, (N, C, h, w).
+        """
+
+    @classmethod
+    @abstractmethod
+    def check_size(cls, height: int, width: int) -> None:
+        """Refuse images of a size that the backbone cannot take, naming the nearest that it can.
+
+        Raises:
+            ConfigError: see above.
+        """
+
+    @classmethod
+    @abstractmethod
+    def patch_discriminator(cls, layer: str) -> tuple[Convolution, ...]:
+        """All convolutions but the last of a discriminator that looks at patches of a layer's map."""
+
+    def check_layer(self, layer: str) -> None:
+        """Refuse a layer that the backbone does not have.
+
+        Raises:
+            ConfigError: see above.
+        """
+        if layer not in self.feature_info:
+            raise ConfigError("the backbone has no such layer", seen=layer, expected=", ".join(self.feature_info))
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """`channels * width`, rounded to a multiple of 8 and at least 8."""
+    return max(8, int(channels * width / 8 + 0.5) * 8)

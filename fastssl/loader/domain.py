@@ -1,0 +1,148 @@
+"""A domain: a named stream of samples, and all that is to be known of it, in one place.
+
+Training, evaluations and benchmarks read their batches from it, so that none of them measures another loader than the
+one that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+
+from fastssl.batch import Target
+from fastssl.config import Config
+from fastssl.errors import ConfigError, DataError, UsageError
+from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
+from fastssl.loader.mixture import Mixture, open_domain
+from fastssl.loader.plan import Plan, Share, ViewSettings, evaluation_plan
+from fastssl.shards import Domain as DomainName
+
+_SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainRequest:
+    """A domain that a method wants."""
+
+    name: DomainName
+    targets: tuple[Target, ...] = ()
+    """What is to come with the images."""
+    hint: str = ""
+    """Advice for those who have no such dataset, besides giving one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """A stream of samples as a run with these settings sees it."""
+
+    name: DomainName
+    samples: Mixture
+    targets: frozenset[Target]
+    config: Config
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step and rank."""
+        return self.config.data.batch_size(self.name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that is in the shards."""
+        return self.samples.fingerprint
+
+    def plan(self, *, position: int = 0, batch_size: int | None = None) -> Plan:
+        """Endless random steps, of which the first begins at `position`."""
+        config = self.config
+        order = self.samples.order(
+            seed=config.train.seed, stream=_SEED_STREAMS[self.name], buffer=config.data.shuffle_buffer
+        )
+        share = Share(order=order, batch_size=batch_size or self.batch_size)
+        return self.samples.training_plan(self._views(), share, position=position)
+
+    def training_batches(self, options: LoaderOptions, *, first_step: int = 0) -> Batches:
+        """The endless random batches of a training, from a step on."""
+        plan = self.plan(position=first_step * self.batch_size)
+        return load_batches(self.samples, plan, options, self.targets)
+
+    def evaluation_batches(self, options: LoaderOptions, batch_size: int) -> Batches:
+        """Every sample once, in the order of the shards, through its centre window; the last batch may be smaller."""
+        plan = evaluation_plan(self._views(), len(self.samples), batch_size)
+        return load_batches(self.samples, plan, options, self.targets)
+
+    def _views(self) -> ViewSettings:
+        data, augment = self.config.data, self.config.augment
+        whole = data.sees_whole(self.name)
+        return ViewSettings(data=data, augment=augment, stored=self.samples.image_size, whole=whole)
+
+
+def training_domains(requests: Iterable[DomainRequest], config: Config) -> dict[str, Domain]:
+    """Open the datasets that the settings name for each domain; by the domains' names.
+
+    Raises:
+        UsageError: the settings name none for a domain.
+        DataError: one is missing, damaged, of the wrong domain, or lacks what is to be learnt.
+        ConfigError: the packed images are smaller than the network's input.
+    """
+    domains: dict[str, Domain] = {}
+    for request in requests:
+        weights = config.data.datasets(request.name)
+        if not weights:
+            advice = f"add --{request.name} FOLDER" + (f", or {request.hint}" if request.hint else "")
+            raise UsageError(f"no {request.name} dataset is given", do=advice)
+        samples = open_domain(weights, request.name)
+        domain = Domain(name=request.name, samples=samples, targets=frozenset(request.targets), config=config)
+        _check_targets(domain)
+        domains[request.name] = domain
+    for domain in domains.values():
+        check_input_size(domain, ConfigError, "pack them larger, or lower data.size")
+    return domains
+
+
+def evaluation_domain(
+    name: DomainName,
+    dataset: Mapping[str, float] | str | PathLike[str],
+    config: Config,
+    targets: Collection[Target] = (),
+) -> Domain:
+    """A dataset as a run with these settings sees it when it is evaluated.
+
+    Raises:
+        DataError: it is missing, damaged, of the wrong domain, or packed smaller than the network's input.
+    """
+    domain = Domain(name=name, samples=open_domain(dataset, name), targets=frozenset(targets), config=config)
+    check_input_size(domain, DataError, "pack them larger")
+    return domain
+
+
+def check_input_size(domain: Domain, error: type[ConfigError | DataError], advice: str) -> None:
+    """Refuse images that are smaller than the network's input.
+
+    Raises:
+        ConfigError, DataError: as asked for.
+    """
+    size, stored = domain.config.data.size, domain.samples.image_size
+    if min(stored) < size:
+        raise error(
+            "the packed images are smaller than the network's input",
+            where=domain.samples.path,
+            seen=f"{stored[0]} x {stored[1]} pixels",
+            expected=f"at least data.size = {size}",
+            do=advice,
+        )
+
+
+def _check_targets(domain: Domain) -> None:
+    """Refuse to learn what no sample tells: a pixel counts where its depth and its normal are known."""
+    if not {"depth", "normal"} & domain.targets:
+        return
+    for plane in ("depth", "normal"):
+        planes = [dataset.manifest.statistics.planes.get(plane) for dataset in domain.samples.datasets]
+        if not any(values.known for values in planes if values is not None):
+            raise DataError(
+                f"no {plane} is known in any sample of the dataset",
+                where=domain.samples.path,
+                expected="samples with known depth and normals",
+                do="look whether it was packed with the right layout, or learn contours alone: "
+                "--set model.tasks=[edge]",
+            )

@@ -1,0 +1,93 @@
+"""Methods, each in a file of its own. To add one, write the file and add its class to the tuple below."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastssl.config import RUN_CURE, Config, Preset, check_complete, compose, read_yaml, validated
+from fastssl.errors import ConfigError, DataError
+from fastssl.methods.cross_domain import CrossDomain
+from fastssl.methods.method import Dense, Method, StepContext
+
+__all__ = ["METHODS", "Dense", "Method", "StepContext", "find_method", "load_config", "read_config"]
+
+_METHODS: tuple[type[Method], ...] = (CrossDomain,)
+METHODS = {method.name: method for method in _METHODS}
+"""By name; the first is the one that is taken where none is named."""
+
+
+def find_method(name: object) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is offered.
+    """
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name]
+    nearest = difflib.get_close_matches(str(name), METHODS, n=1)
+    names = ", ".join(METHODS)
+    expected = f"{nearest[0]!r}? All names: {names}" if nearest else f"one of: {names}"
+    raise ConfigError("there is no such method", seen=repr(name), expected=expected)
+
+
+def load_config(
+    preset: str = "paper",
+    *,
+    method: str = CrossDomain.name,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    settings: Preset | None = None,
+) -> Any:
+    """The settings of a run, from their layers as `fastssl.config.compose` has them.
+
+    Args:
+        preset: name of one of the method's presets; one that the file names comes first.
+        method: its name; one that the file names comes first.
+        file: of YAML, as `fastssl.core_yaml` reads it.
+        overrides: each ``section.key=value``.
+        settings: by section and name.
+
+    Returns:
+        The method's own kind of settings.
+
+    Raises:
+        ConfigError: as `compose`; no such method, settings that cannot work together, or a file that is not YAML.
+    """
+    layers = {} if file is None else read_yaml(file)
+    found = find_method(layers.pop("method", method))
+    config = compose(
+        found.Config,
+        found.presets,
+        layers.pop("preset", preset),
+        file=layers,
+        file_name=str(file),
+        overrides=overrides,
+        settings=settings,
+    )
+    found.check(config)
+    return config
+
+
+def read_config(path: Path) -> Config:
+    """Read the resolved configuration of a run folder, which holds every setting.
+
+    Raises:
+        DataError: the file is damaged, lacks settings, or holds some that this version does not know. A default in the
+            place of what was torn away would be another run.
+    """
+    try:
+        values = read_yaml(path)
+        config = validated(find_method(values.get("method")).Config, values, where=path)
+    except ConfigError as error:
+        raise DataError(
+            f"the run's settings cannot be used: {error.what}",
+            where=error.where or path,
+            seen=error.seen,
+            expected=error.expected,
+            do=error.do or RUN_CURE,
+        ) from error
+    check_complete(values, config, path)
+    return config

@@ -1,0 +1,408 @@
+"""Method `cross_domain`: Ren & Lee, *Cross-Domain Self-supervised Multi-task Feature Learning*, CVPR 2018.
+
+One training step (docs/reproduction.md, section 2.2):
+
+    z_x = B(x), z_y = B(y)                       x synthetic, y real; y only as deep as the adapted layer
+    D frozen:  update B, H on  L_edge + L_depth + L_normal - log(1 - D(z_x))
+    B frozen:  update D    on  - log D(z_x) - log(1 - D(z_y))
+
+D(z) is the probability that z is synthetic. Both updates read the features computed at the top and the parameters as
+they stood there, so neither needs anything of the other: on a GPU they run on two streams with the very result of
+running them one after the other.
+
+Deviation: the authors' code updates D first and lets B see the new D; the difference is one small SGD step of D
+(docs/reproduction.md, sections 5.6 and 6.9).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import SGD, Adam, Optimizer
+
+from fastssl import config as settings
+from fastssl.backbones import Backbone, find_backbone
+from fastssl.batch import PLANES, Batch, Task
+from fastssl.config import BelowOne, Fraction, NonNegative, Positive, Preset, Section
+from fastssl.layers import Discriminator, FeaturePool, Heads, xavier_initialise
+from fastssl.loader import DomainRequest
+from fastssl.losses import adversarial_loss, depth_loss, discriminator_loss, edge_loss, normal_loss
+from fastssl.methods.method import StepContext
+from fastssl.pictures import prediction_sheet
+
+
+class ModelConfig(settings.BackboneSettings):
+    """Backbone B, heads H and discriminator D."""
+
+    head_channels: Annotated[int, Field(ge=1)] = 64
+    """Channels inside each task head."""
+    tasks: tuple[Task, ...] = PLANES
+    """Tasks that are learnt; one head each."""
+    adapted_layer: str = "conv5"
+    """Layer of the backbone whose features D compares between the domains; none = no D."""
+    adapted_feature: Literal["pre_relu", "post_relu"] = "pre_relu"
+    """Whether D sees the layer before or after its ReLU."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(
+                f"model.tasks is {list(self.tasks)}; expected one or more different tasks of {list(PLANES)}"
+            )
+        return self
+
+    @property
+    def adapts(self) -> bool:
+        """A layer is adapted, so there is a discriminator, and photos are read."""
+        return self.adapted_layer != "none"
+
+
+class LossConfig(Section):
+    """The terms of the objective and their weights (`fastssl.losses`)."""
+
+    depth_weight: NonNegative = 5.0
+    normal_weight: NonNegative = 10.0
+    edge_weight: NonNegative = 1.0
+    adversarial_weight: NonNegative = 0.05
+    """Weight of -log(1 - D(z_x)) in the update of B."""
+    discriminator_weight: NonNegative = 1.0
+    """Weight of the discriminator's own loss."""
+    depth_form: Literal["eigen", "released"] = "eigen"
+    """Second term of the log-depth loss: minus half the squared mean of each image, or plus half that of the batch."""
+    edge_form: Literal["hed", "released"] = "hed"
+    """Contours balanced by class, or every pixel of an image weighted by non-contour / contour pixels."""
+    edge_count: Literal["window", "stored"] = "window"
+    """Whether the contour pixels that set the weight are counted in the window or in the whole stored image."""
+    mask_invalid: bool = True
+    """Leave out pixels without a label; if false they are targets log(1e-8) and (-1, -1, -1)."""
+
+
+class OptimConfig(settings.OptimSettings):
+    """Adam for B and H, SGD for D."""
+
+    betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
+    discriminator_lr: Positive = 1e-3
+    discriminator_momentum: Fraction = 0.9
+    discriminator_weight_decay: NonNegative = 5e-4
+    pool_size: Annotated[int, Field(ge=0)] = 128
+    """Feature maps of earlier steps, per domain, that D is also shown; 0 = none."""
+
+
+class CrossDomainConfig(settings.Config):
+    """Settings of the method."""
+
+    method: Literal["cross_domain"] = "cross_domain"
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+
+
+PRESETS: dict[str, Preset] = {
+    # The method as far as it is known: the defaults above. docs/reproduction.md, section 6, tells which of them have
+    # a source, and which are choices.
+    "paper": {},
+    # What the authors' code computes: docs/reproduction.md, section 4, explains each line, and section 5 what is not
+    # reproduced.
+    "released": {
+        "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
+        "model": {"adapted_feature": "post_relu"},
+        "loss": {
+            "discriminator_weight": 0.5,
+            "depth_form": "released",
+            "edge_form": "released",
+            "edge_count": "stored",
+            "mask_invalid": False,
+        },
+        "optim": {"schedule": "constant"},
+    },
+    # Two CPU cores and a few minutes: the same method with fewer channels on smaller images. D learns faster, since
+    # it has hundreds of steps and not hundreds of thousands.
+    "tiny": {
+        "data": {"size": 131, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
+        "model": {
+            "width": 0.25,
+            "fc_channels": 128,
+            "head_channels": 16,
+            "adapted_feature": "post_relu",
+            "init_gain": 1.0,
+        },
+        "loss": {"adversarial_weight": 0.1},
+        "optim": {"betas": (0.9, 0.999), "discriminator_lr": 0.02},
+        "train": {"steps": 500, "log_every": 10, "picture_every": 100, "checkpoint_every": 250},
+    },
+}
+
+_SHOWN = 6
+"""Images on a picture."""
+_TASK_NAMES: dict[Task, str] = {"depth": "depth", "normal": "surface normals", "edge": "contours"}
+
+
+class Networks(nn.Module):
+    """B, H and D side by side, to be moved, saved and switched between modes together."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        post_relu = model.adapted_feature == "post_relu"
+        self.backbone: Backbone = find_backbone(model.backbone)(model, post_relu=post_relu)
+        inputs = self.backbone.feature_info[self.backbone.last].channels
+        self.heads = Heads(inputs, model.tasks, model.head_channels)
+        self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks that there are, by name: `backbone`, `heads` and, if a layer is adapted, `discriminator`."""
+        return dict(self.named_children())
+
+    def predict(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions of the tasks, as `Heads.forward` gives them."""
+        predictions: dict[str, Tensor] = self.heads(self.backbone(image)[self.backbone.last])
+        return predictions
+
+
+def build_networks(model: ModelConfig, seed: int) -> Networks:
+    """Networks on the CPU, freshly initialised from `seed` alone; torch's global generator stays as it was.
+
+    B and H are the same for every `adapted_layer`, so that runs that differ in it start alike.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch's modules draw a default initialisation, which is overwritten
+        networks = Networks(model)
+    xavier_initialise(networks, model.init_gain, torch.Generator().manual_seed(seed))
+    return networks
+
+
+class CrossDomain:
+    """Holds what a step changes: networks, optimizers and feature pools."""
+
+    name: ClassVar[str] = "cross_domain"
+    unit: ClassVar[str] = "pairs"
+    Config: ClassVar[type[settings.Config]] = CrossDomainConfig
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+
+    @staticmethod
+    def domains(config: CrossDomainConfig) -> tuple[DomainRequest, ...]:
+        """Rendered images with the planes that are learnt, and photos if a layer is adapted."""
+        synthetic = DomainRequest(name="synthetic", targets=_targets(config))
+        real = DomainRequest(name="real", hint="--set model.adapted_layer=none")
+        return (synthetic, real) if config.model.adapts else (synthetic,)
+
+    @staticmethod
+    def check(config: CrossDomainConfig) -> None:
+        """Pass images without content through networks without content: all sizes and names are checked, at no cost.
+
+        Raises:
+            ConfigError: the input's size does not fit the backbone or the discriminator, or there is no such layer.
+        """
+        size = config.data.size
+        with torch.device("meta"):
+            networks = Networks(config.model)
+            features = networks.backbone(torch.empty(2, 3, size, size))
+            if networks.discriminator is not None:
+                networks.discriminator(features[config.model.adapted_layer])
+
+    @staticmethod
+    def describe(config: CrossDomainConfig) -> str:
+        """What is learnt with these settings."""
+        names = [_TASK_NAMES[task] for task in config.model.tasks]
+        tasks = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+        return f"The network learnt {tasks} from rendered images." + (
+            f" A discriminator made the features of its layer {config.model.adapted_layer} alike for rendered images "
+            "and photos."
+            if config.model.adapts
+            else " No layer was adapted to photos."
+        )
+
+    @staticmethod
+    def chance(config: CrossDomainConfig) -> dict[str, float]:
+        """The losses where D cannot tell the domains apart."""
+        if not config.model.adapts:
+            return {}
+        return {
+            "adversarial": config.loss.adversarial_weight * math.log(2),
+            "discriminator": config.loss.discriminator_weight * 2 * math.log(2),
+        }
+
+    def __init__(self, config: CrossDomainConfig, context: StepContext) -> None:
+        self.config, self.context = config, context
+        self.networks = build_networks(config.model, config.train.seed).to(context.device)
+        if config.train.channels_last:
+            self.networks = self.networks.to(memory_format=torch.channels_last)
+        optim, on_gpu = config.optim, context.device.type == "cuda"
+        trained = [*self.networks.backbone.parameters(), *self.networks.heads.parameters()]
+        # The fused forms skip a step of infinite gradients, with float16, without asking the device for it.
+        self.task_optimizer = Adam(trained, lr=optim.lr, betas=optim.betas, fused=on_gpu)
+        self.discriminator_optimizer: SGD | None = None
+        if self.networks.discriminator is not None:
+            self.discriminator_optimizer = SGD(
+                self.networks.discriminator.parameters(),
+                lr=optim.discriminator_lr,
+                momentum=optim.discriminator_momentum,
+                weight_decay=optim.discriminator_weight_decay,
+                fused=on_gpu or None,
+            )
+            _at_rest(self.discriminator_optimizer)
+        seeds = (torch.Generator().manual_seed(config.train.seed + domain) for domain in (0, 1))
+        self.synthetic_pool, self.real_pool = (FeaturePool(optim.pool_size, seed) for seed in seeds)
+
+    @property
+    def backbone(self) -> Backbone:
+        """B."""
+        return self.networks.backbone
+
+    @property
+    def compared_layer(self) -> str:
+        """The adapted layer, or the backbone's own choice where none was adapted."""
+        model = self.config.model
+        return model.adapted_layer if model.adapts else self.backbone.compared
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The planes that it predicts."""
+        return self.config.model.tasks
+
+    def predict(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions by task: depth in metres, unit normals, probabilities of contours."""
+        units = {task: raw.float() for task, raw in self.networks.predict(image).items()}
+        if "depth" in units:
+            units["depth"] = units["depth"].exp()
+        if "edge" in units:
+            units["edge"] = units["edge"].sigmoid()
+        return units
+
+    def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Update B, H and D once.
+
+        Args:
+            batches: `synthetic` images with the planes that are learnt; `real` photos if a layer is adapted.
+
+        Returns:
+            The weighted losses (scalars on the device), by name: the tasks, and `adversarial` and `discriminator`.
+
+        Sync: none.
+        """
+        backbone, heads, discriminator = self.networks.backbone, self.networks.heads, self.networks.discriminator
+        context, weights, layer = self.context, self.config.loss, self.config.model.adapted_layer
+        synthetic = batches["synthetic"]
+        losses: dict[str, Tensor] = {}
+
+        with context.precision():
+            features = backbone(synthetic.image)
+        if discriminator is not None:
+            z_x = features[layer]
+            with torch.no_grad(), context.precision():
+                z_y = backbone(batches["real"].image, until=layer)[layer]
+            with context.side.run():  # B frozen: the pools give detached features
+                with context.precision():
+                    d_x, d_y = discriminator(self.synthetic_pool.mix(z_x)), discriminator(self.real_pool.mix(z_y))
+                losses["discriminator"] = weights.discriminator_weight * discriminator_loss(d_x, d_y)
+                context.backward(losses["discriminator"])
+
+        with context.precision():
+            predictions = heads(features[backbone.last])
+            if discriminator is not None:  # D frozen: its parameters enter as constants
+                constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+                adversarial = functional_call(discriminator, constants, z_x)
+        objective = task_losses(predictions, synthetic, weights)
+        if discriminator is not None:
+            objective["adversarial"] = weights.adversarial_weight * adversarial_loss(adversarial)
+        context.backward(torch.stack(list(objective.values())).sum())
+
+        context.update(self.task_optimizer)
+        context.side.join()
+        if self.discriminator_optimizer is not None:  # not before the adversarial gradient has passed through D
+            context.update(self.discriminator_optimizer)
+        context.scaler.update()
+        return {name: loss.detach() for name, loss in (objective | losses).items()}
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Multiply the configured learning rates by `factor` from now on."""
+        optim = self.config.optim
+        for group in self.task_optimizer.param_groups:
+            group["lr"] = optim.lr * factor
+        if self.discriminator_optimizer is not None:
+            for group in self.discriminator_optimizer.param_groups:
+                group["lr"] = optim.discriminator_lr * factor
+
+    @torch.no_grad()
+    def picture(self, batches: Mapping[str, Batch]) -> Image.Image:
+        """Predictions, made in evaluation mode, beside the ground truth for the first images of the synthetic batch.
+
+        Sync: waits for the predictions.
+        """
+        batch = batches["synthetic"]
+        self.networks.eval()
+        predicted = {task: values.cpu().numpy() for task, values in self.predict(batch.image[:_SHOWN]).items()}
+        self.networks.train()
+        truth = {task: batch.targets[task][:_SHOWN].float().cpu().numpy() for task in predicted}
+        return prediction_sheet(batch.image[:_SHOWN].float().cpu().numpy(), truth, predicted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, besides its batches and the context."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; raises what the parts raise where the shapes differ."""
+        for name, part in self._parts().items():
+            part.load_state_dict(_fused_as(part, state[name]) if isinstance(part, Optimizer) else state[name])
+        if self.discriminator_optimizer is not None:
+            _at_rest(self.discriminator_optimizer)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            **self.networks.parts(),
+            "task_optimizer": self.task_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+            "synthetic_pool": self.synthetic_pool,
+            "real_pool": self.real_pool,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def _targets(config: CrossDomainConfig) -> tuple[Task, ...]:
+    return tuple(task for task in PLANES if task in config.model.tasks)
+
+
+def task_losses(predictions: Mapping[str, Tensor], batch: Batch, config: LossConfig) -> dict[str, Tensor]:
+    """The weighted loss of every task that has a prediction, by name: scalars on the device.
+
+    Args:
+        predictions: what `fastssl.layers.Heads` returns.
+        batch: the targets.
+        config: forms and weights.
+    """
+    losses: dict[str, Tensor] = {}
+    if "depth" in predictions:
+        valid = batch.valid if config.mask_invalid else None
+        depth = depth_loss(predictions["depth"], batch.depth, valid, config.depth_form)
+        losses["depth"] = config.depth_weight * depth
+    if "normal" in predictions:
+        valid = batch.valid if config.mask_invalid else None
+        losses["normal"] = config.normal_weight * normal_loss(predictions["normal"], batch.normal, valid)
+    if "edge" in predictions:
+        stored = batch.stored_edge_fraction if config.edge_count == "stored" else None
+        edge = edge_loss(predictions["edge"], batch.edge, form=config.edge_form, stored_edge_fraction=stored)
+        losses["edge"] = config.edge_weight * edge
+    return losses
+
+
+def _fused_as(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state for this optimizer's form: one that was saved on a CPU would bring the CPU's form to a GPU."""
+    fused = optimizer.param_groups[0]["fused"]
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+
+def _at_rest(optimizer: SGD) -> None:
+    """Momenta of zero where a fused optimizer has none yet; its first step begins from them in any case.
+
+    It would make them without a value in its first step, and where that is skipped for infinite gradients, as
+    float16's often is, keep what the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

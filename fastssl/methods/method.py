@@ -1,0 +1,136 @@
+"""What the trainer, the evaluations and the report know of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastssl.backbones import Backbone
+from fastssl.batch import Batch, Task
+from fastssl.config import Config, Preset, TrainConfig
+from fastssl.loader import DomainRequest
+from fastssl.streams import SideStream
+
+
+class StepContext:
+    """What every step runs in: device, precision, gradient scaler and a side stream."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.device, self._config = device, config
+        self.side = SideStream(device, enabled=config.streams)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and config.amp_dtype == "float16")
+        self.scaler.scale(torch.zeros((), device=device))  # makes its state on this stream, not on the side's
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Mixed precision, where the settings ask for it."""
+        # One context per use: leaving it drops autocast's cache of cast weights, which must not pass between streams.
+        config = self._config
+        return torch.autocast(self.device.type, dtype=getattr(torch, config.amp_dtype), enabled=config.amp)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients, scaled where the precision needs it."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, optimizer: Optimizer) -> None:
+        """Make the optimizer's step, and forget its gradients."""
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler.load_state_dict(state)
+
+
+class Method(Protocol):
+    """A way to learn features; a run holds one of these.
+
+    It is made from its settings and a context, by ``METHOD(config, context)``, on the context's device and with
+    networks that depend on `train.seed` alone.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line."""
+    unit: ClassVar[str]
+    """What a step goes through, in the plural: pairs, images."""
+    Config: ClassVar[type[Config]]
+    """Its settings."""
+    presets: ClassVar[Mapping[str, Preset]]
+    """Settings that belong together, by name; `paper` and `tiny` are among them."""
+
+    @staticmethod
+    def domains(config: Any) -> tuple[DomainRequest, ...]:
+        """The domains that it reads with these settings; the length of an epoch is that of the first."""
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Refuse settings that cannot work together, before anything is opened.
+
+        Raises:
+            ConfigError: see above.
+        """
+
+    @staticmethod
+    def describe(config: Any) -> str:
+        """What is learnt with these settings, in a sentence or two for the report."""
+
+    @staticmethod
+    def chance(config: Any) -> dict[str, float]:
+        """The losses, by name, of a network that knows nothing, where that is known."""
+
+    def __init__(self, config: Any, context: StepContext) -> None: ...
+
+    @property
+    def networks(self) -> nn.Module:
+        """All networks, side by side, `backbone` among them."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network whose features are wanted."""
+
+    @property
+    def compared_layer(self) -> str:
+        """The layer of the backbone whose features evaluations look at."""
+
+    def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Update the networks once.
+
+        Args:
+            batches: one of each domain, by its name.
+
+        Returns:
+            The weighted losses (scalars on the device), by name.
+
+        Sync: none.
+        """
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Multiply the configured learning rates by `factor` from now on."""
+
+    def picture(self, batches: Mapping[str, Batch]) -> Image.Image | None:
+        """A picture of how far it is; None where there is nothing to see."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, besides its batches and the context."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; raises what its parts raise where the shapes differ."""
+
+
+@runtime_checkable
+class Dense(Protocol):
+    """A method that predicts a batch's planes from its images."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The planes that it predicts."""
+
+    def predict(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions by task, in the units and shapes of a batch's targets; contours as probabilities."""
