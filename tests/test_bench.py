@@ -35,7 +35,7 @@ from fastssl.loader import LoaderOptions, Mixture, iterator, labels, open_mixtur
 from fastssl.methods import load_config
 from fastssl.shards import ShardSet, encode, read_samples
 from fastssl.shards import pack as pack_dataset
-from fastssl.shards.tar import ShardFile
+from fastssl.shards.archive import ShardFile
 
 SLOW = 0.008
 """Seconds per image by which a part is slowed: far more than it takes on a busy machine."""

@@ -21,12 +21,12 @@ from fastssl.bench.rates import num_cores, processor_name
 from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Source, pack
+from fastssl.shards.archive import ShardFile
 from fastssl.shards.codec import LabelLayout, deflated, inflate, label_block, unpack_labels
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import LABEL_MEMBERS, Settings
 from fastssl.shards.plan import packing_settings
 from fastssl.shards.resample import stretched
-from fastssl.shards.tar import ShardFile
 from fastssl.shards.writer import Progress
 from fastssl.telemetry import Advance
 

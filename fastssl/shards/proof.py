@@ -1,7 +1,7 @@
 """Proof of one shard: every byte of its archive, the files beside it, and every sample.
 
-The archive is read once, front to back, and compared with the one that `fastssl.shards.tar.ShardFile` writes for its
-samples: canonical headers, empty padding, two empty blocks at the end. So each byte of it is either implied by the
+The archive is read once, front to back, and compared with the one that `fastssl.shards.archive.ShardFile` writes for
+its samples: canonical headers, empty padding, two empty blocks at the end. So each byte of it is either implied by the
 others or covered by a member's checksum, and a damaged one is not only noticed but located. Index and checksums say
 what a damaged header or member was; the SHA-256 says which of archive and companion is the damaged one.
 """
@@ -24,22 +24,29 @@ from numpy.typing import NDArray
 from fastssl.errors import ShardError
 from fastssl.faults import machine_faults_named
 from fastssl.shards.codec import LabelCodec, unpack_labels
+from fastssl.shards.index import (
+    CHECKSUMS,
+    INDEX,
+    Listed,
+    Location,
+    beside,
+    checksum_line,
+    file_of_lines,
+    index_line,
+    salvaged_checksums,
+    salvaged_index,
+)
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardEntry
 from fastssl.shards.reader import LocalFolder
 from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
-from fastssl.shards.tar import BLOCK, CHECKSUMS, KEY, KEY_BYTES, checksum_line
+from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, NAME_BYTES
 
 LISTED = 100
 """Faults of a shard, and of the dataset as a whole, that are listed; more are only counted."""
-INDEX, CHECKSUM_FILE = ".idx", ".crc"
-"""What the names of the files beside an archive end in."""
 HASH_BYTES = 8
 
-_END = 2 * BLOCK
-_NAME_BYTES = 100
-"""Longest name in a header of USTAR, without its prefix, which `ShardFile` never needs."""
 _QUANTISATION, _START_OF_SCAN = 0xDB, 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """JPEG markers (ITU-T T.81, table B.1); the frames are baseline, extended and progressive."""
@@ -113,11 +120,6 @@ class ShardFindings:
     sha256: str = ""
 
 
-def beside(entry: ShardEntry, suffix: str) -> str:
-    """Name of the archive's index or file of checksums."""
-    return entry.name.removesuffix(".tar") + suffix
-
-
 def key_hash(key: str) -> bytes:
     """`HASH_BYTES` bytes that two keys share by a chance of one in 2^64 only."""
     return hashlib.blake2b(key.encode("ascii"), digest_size=HASH_BYTES).digest()
@@ -125,6 +127,11 @@ def key_hash(key: str) -> bytes:
 
 Content = bytes | FileNotFoundError | ShardError
 """Of a file, or why it has none."""
+
+
+def held(content: Content) -> bytes:
+    """The bytes of a file; of one that cannot be read, which is a fault of its own, none."""
+    return content if isinstance(content, bytes) else b""
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class ShardProof:
             DataError: a store does not answer.
         """
         faults = Faults(entry.name)
-        companions = {suffix: self.files.content(beside(entry, suffix)) for suffix in (INDEX, CHECKSUM_FILE)}
+        companions = {suffix: self.files.content(beside(entry.name, suffix)) for suffix in (INDEX, CHECKSUMS)}
         samples = _Samples(self, entry, companions, faults)
         try:
             with self.files.archive(entry) as file, machine_faults_named(self.files.place(entry.name)):
@@ -218,20 +225,19 @@ class ShardProof:
         if count != entry.samples:
             faults.add("the number of samples is not the manifest's", seen=count, expected=entry.samples)
         # Where the archive is the damaged one, it cannot tell what its companions should be.
-        index = [f"v1.2 {count}", *samples.index] if sound or archive.complete else None
-        _compare(beside(entry, INDEX), companions[INDEX], index, samples.keys, faults)
+        index = file_of_lines(INDEX, samples.index) if sound or archive.complete else None
+        _compare(beside(entry.name, INDEX), companions[INDEX], index, samples.keys, faults)
         told = sound or (archive.complete and not samples.mismatches)
-        checksums = [f"{CHECKSUMS} {count}", *samples.checksums] if told else None
-        _compare(beside(entry, CHECKSUM_FILE), companions[CHECKSUM_FILE], checksums, samples.keys, faults)
+        checksums = file_of_lines(CHECKSUMS, samples.checksums) if told else None
+        _compare(beside(entry.name, CHECKSUMS), companions[CHECKSUMS], checksums, samples.keys, faults)
 
 
-def _compare(name: str, seen: Content, lines: list[str] | None, keys: list[str], faults: Faults) -> None:
-    """A file of a head and a line per sample against these lines; if None, it only has to be there."""
+def _compare(name: str, seen: Content, expected: bytes | None, keys: list[str], faults: Faults) -> None:
+    """Compare a file of a head and a line per sample with what is expected; if None, it only has to be there."""
     if not isinstance(seen, bytes):
         faults.add(unusable(seen), file=name)
         return
-    expected = seen if lines is None else "\n".join([*lines, ""]).encode("ascii")
-    if seen == expected:
+    if expected is None or seen == expected:
         return
     span = _difference(seen, expected, 0)
     line = expected.count(b"\n", 0, span[0])
@@ -264,44 +270,6 @@ def _shown(content: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A member as an index lists it."""
-
-    row: int
-    """Number of its sample in the shard."""
-    column: int
-    """Number of the member in its sample."""
-    name: str
-    size: int
-
-    @property
-    def key(self) -> str:
-        return self.name.partition(".")[0]
-
-
-def read_listed(content: Content) -> dict[int, Listed]:
-    """The members in an index by the offsets of their data, as far as it can be understood; {} if there is none."""
-    listed: dict[int, Listed] = {}
-    for row, words in enumerate(_lines_of_words(content)):
-        for column in range(len(words) // 4):
-            extension, offset, size, name = words[4 * column : 4 * column + 4]
-            is_name = name.isascii() and len(name) <= _NAME_BYTES and name.endswith(f".{extension}")
-            if is_name and _is_number(offset) and _is_number(size):
-                listed[int(offset)] = Listed(row, column, name, int(size))
-    return listed
-
-
-def _lines_of_words(content: Content) -> list[list[str]]:
-    """Of a file with a head and a line per sample, without the head; one that cannot be read is reported elsewhere."""
-    lines = content.split(b"\n") if isinstance(content, bytes) else []
-    return [line.decode("ascii", "replace").split(" ") for line in lines[1:]]
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
-
-
-@dataclass(frozen=True, slots=True)
 class _Member:
     """A file of a sample, as found in the archive."""
 
@@ -331,7 +299,7 @@ class _Archive:
         self._sha256 = hashlib.sha256()
         self._position = 0
         self.num_bytes = os.fstat(file.fileno()).st_size
-        self._ends = {self.num_bytes - _END, entry.bytes - _END}
+        self._ends = {self.num_bytes - len(END), entry.bytes - len(END)}
         self.complete = True
         """Every byte belongs to a member or to the end."""
 
@@ -400,8 +368,8 @@ class _Archive:
         return member
 
     def _finish(self, header: bytes, start: int) -> None:
-        end = header + self._take(_END - len(header))
-        if len(end) < _END:
+        end = header + self._take(len(END) - len(header))
+        if len(end) < len(END):
             self.complete = False
             self._faults.add("the archive has no end", span=(start, start + len(end)), seen=f"{len(end)} bytes")
         if any(end):
@@ -414,7 +382,7 @@ class _Archive:
 def _read_header(header: bytes) -> tuple[str, int] | None:
     """Name and size of a member, if this is to the byte the header that `ShardFile` writes for them."""
     try:
-        name, size = header[:_NAME_BYTES].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
+        name, size = header[:NAME_BYTES].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
         return (name, size) if header == _header(name, size) else None
     except ValueError:
         return None
@@ -446,8 +414,8 @@ class _Samples:
         self, common: ShardProof, entry: ShardEntry, companions: Mapping[str, Content], faults: Faults
     ) -> None:
         self._common, self._faults = common, faults
-        self.listed = read_listed(companions[INDEX])
-        self._packed_checksums = _lines_of_words(companions[CHECKSUM_FILE])
+        self.listed = salvaged_index(held(companions[INDEX]))
+        self._packed_checksums = salvaged_checksums(held(companions[CHECKSUMS]))
         self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
         codec = common.settings.label_codec
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {
@@ -467,7 +435,7 @@ class _Samples:
         key = members[0].key
         self._compare_checksums(members)
         self.keys.append(key)
-        self.index.append(" ".join(f"{one.extension} {one.start} {len(one.content)} {one.name}" for one in members))
+        self.index.append(index_line(Location(one.extension, one.start, len(one.content), one.name) for one in members))
         low, high = self._common.settings.selection.part
         if not KEY.fullmatch(key):
             self._faults.add("a key cannot be used", key=key, expected=f"{KEY_BYTES} of [0-9a-z_-] at most")

@@ -25,6 +25,7 @@ from fastssl.faults import machine_faults_named
 from fastssl.files import open_regular, read_regular
 from fastssl.shards.codec import LabelCodec, decode_labels
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards, unreadable
+from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, MANIFEST, Manifest, ShardEntry, read_manifest
 from fastssl.shards.remote import (
     Cache,
@@ -33,12 +34,10 @@ from fastssl.shards.remote import (
     default_cache,
     missing,
 )
-from fastssl.shards.tar import BLOCK, CHECKSUMS
+from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 
 _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
-_NAME_BYTES = 100
-"""Of the name in a member's header."""
 _AHEAD = 3
 """Shards that `read_samples` announces, the one that is being read included."""
 
@@ -155,7 +154,7 @@ class ShardSet:
     def key(self, index: int) -> str:
         """The sample's key, read from its first member's header."""
         start = int(self._offsets[index, 0]) - BLOCK
-        return _key(self._open(self._shard(index)).read(start, _NAME_BYTES))
+        return read_key(self._open(self._shard(index)).read(start, NAME_BYTES))
 
     def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
         """Some members of a sample, read at once with its key: one call to the system instead of one for each.
@@ -183,7 +182,7 @@ class ShardSet:
         self._open(shard).read_into(start, content)
         members = {name: content[first:last] for name, first, last in places}
         label = self._class(index, members[LABEL].tobytes()) if LABEL in members else -1
-        return StoredSample(_key(content[:_NAME_BYTES].tobytes()), label, members)
+        return StoredSample(read_key(content[:NAME_BYTES].tobytes()), label, members)
 
     def most_bytes(self, names: Sequence[str]) -> int:
         """That `read` asks room for, by the manifest."""
@@ -250,12 +249,9 @@ class ShardSet:
     def _read_checksums(self, shard: int) -> list[list[int]]:
         """Of each member of each sample of a shard."""
         entry = self.manifest.shards[shard]
-        name = _beside(entry, ".crc")
+        name = beside(entry.name, CHECKSUMS)
         try:
-            head, *lines = self._folder.read(name).decode("ascii").splitlines()
-            if head != f"{CHECKSUMS} {entry.samples}" or len(lines) != entry.samples:
-                raise ValueError(f"{len(lines)} lines under the head {head!r}")
-            return [[int(word, 16) for word in line.split(" ")] for line in lines]
+            return read_checksums(self._folder.read(name), entry.samples)
         except (FileNotFoundError, ValueError) as error:
             where = self._folder.place(name)
             raise ShardError("a shard's checksums cannot be used", where=where, seen=str(error)) from error
@@ -267,27 +263,23 @@ class ShardSet:
 
     def _read_index(self, entry: ShardEntry) -> bytes:
         self._folder.check(entry)
-        place = self._folder.place(_beside(entry, ".idx"))
+        name = beside(entry.name, INDEX)
         try:
-            return self._folder.read(_beside(entry, ".idx"))
+            return self._folder.read(name)
         except FileNotFoundError:
             raise DataError(
                 "a shard has no index",
-                where=place,
+                where=self._folder.place(name),
                 do="pack the dataset with `fastssl shard`, or copy all of its files",
             ) from None
 
     def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:
-        place = self._folder.place(_beside(entry, ".idx"))
+        place = self._folder.place(beside(entry.name, INDEX))
         try:
-            head, *lines = content.decode("ascii").splitlines()
-            if head != f"v1.2 {entry.samples}" or len(lines) != entry.samples:
-                raise ValueError(f"{len(lines)} lines under the head {head!r}")
-            for row, line in enumerate(lines, rows.start):
-                words = line.split(" ")
-                for extension, offset, size, _ in zip(*[iter(words)] * 4, strict=True):
-                    self._offsets[row, self._columns[extension]] = int(offset)
-                    self._sizes[row, self._columns[extension]] = int(size)
+            for row, members in enumerate(read_index(content, entry.samples), rows.start):
+                for extension, offset, size, _ in members:
+                    self._offsets[row, self._columns[extension]] = offset
+                    self._sizes[row, self._columns[extension]] = size
         except (ValueError, KeyError, OverflowError) as error:
             raise ShardError("a shard's index cannot be used", where=place, seen=str(error)) from error
         self._check_index(place, entry, rows)
@@ -389,16 +381,6 @@ def _errors_named(place: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise unreadable(error, place) from error
-
-
-def _key(name: bytes) -> str:
-    """From the name field of a member's header."""
-    return name.rstrip(b"\0").decode("ascii", "replace").partition(".")[0]
-
-
-def _beside(shard: ShardEntry, suffix: str) -> str:
-    """Name of the file of that suffix that describes a shard."""
-    return shard.name.removesuffix(".tar") + suffix
 
 
 def decode_sample(shards: ShardSet, index: int) -> Sample:

@@ -25,21 +25,19 @@ import simplejpeg
 from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
+from fastssl.shards.index import CHECKSUMS, INDEX, beside, salvaged_index
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
 from fastssl.shards.plan import STATE
 from fastssl.shards.proof import (
-    CHECKSUM_FILE,
     HASH_BYTES,
-    INDEX,
     Content,
     Fault,
     Faults,
     Files,
     ShardFindings,
     ShardProof,
-    beside,
+    held,
     key_hash,
-    read_listed,
     unusable,
 )
 from fastssl.shards.reader import LocalFolder
@@ -150,7 +148,7 @@ def _check_names(names: list[str], manifest: Manifest, faults: Faults) -> None:
     """Files that nothing promises. Those that are missing are noticed where they are read."""
     promised = {MANIFEST, QUARANTINE}
     for entry in manifest.shards:
-        promised |= {entry.name, beside(entry, INDEX), beside(entry, CHECKSUM_FILE)}
+        promised |= {entry.name, beside(entry.name, INDEX), beside(entry.name, CHECKSUMS)}
     for name in sorted(names):
         if name == STATE:
             faults.add("the state of a packing that was interrupted was left behind", file=name)
@@ -235,7 +233,7 @@ def _check_keys(files: Files, manifest: Manifest, hashes: array[int], faults: Fa
         return
     places = defaultdict[str, list[str]](list)
     for entry in manifest.shards:
-        for start, listed in read_listed(files.content(beside(entry, INDEX))).items():
+        for start, listed in salvaged_index(held(files.content(beside(entry.name, INDEX)))).items():
             if listed.column == 0 and int.from_bytes(key_hash(listed.key), sys.byteorder) in suspects:
                 places[listed.key].append(f"{entry.name}, byte {start}")
     for key, (first, *others) in places.items():

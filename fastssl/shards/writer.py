@@ -28,8 +28,10 @@ from pydantic import ValidationError
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named, patiently
 from fastssl.files import escaped
+from fastssl.shards.archive import ShardFile
 from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
+from fastssl.shards.index import beside
 from fastssl.shards.manifest import (
     LABEL,
     MANIFEST,
@@ -45,7 +47,6 @@ from fastssl.shards.passed import PassedOver
 from fastssl.shards.plan import STATE, Plan, begin, claim, packing_settings, plan_of
 from fastssl.shards.source import Counting, Source, selected
 from fastssl.shards.statistics import Count, Part, Statistics
-from fastssl.shards.tar import ShardFile
 from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class _Packing:
         first = next(samples, None)
         entry = None
         if first is not None:
-            entry = self._write_archive(f"{number:06d}", first, samples, packed)
+            entry = self._write_archive(f"{number:06d}.tar", first, samples, packed)
         record = _ShardRecord(
             number=number,
             references=len(references),
@@ -218,17 +219,17 @@ class _Packing:
     def _write_archive(
         self, name: str, first: tuple[str, Members], rest: Iterator[tuple[str, Members]], packed: _Shard
     ) -> ShardEntry:
-        with self.output.write(f"{name}.tar") as file:
+        with self.output.write(name) as file:
             shard = ShardFile(file)
             shard.add(*first)
             for sample in rest:
                 shard.add(*sample)
             shard.finish()
             # First what describes it, so that an archive under its final name always has its index.
-            for suffix, content in ((".idx", shard.index()), (".crc", shard.checksums())):
-                with self.output.write(name + suffix) as beside:
-                    beside.write(content)
-        return ShardEntry(name=f"{name}.tar", samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
+            for suffix, content in shard.companions().items():
+                with self.output.write(beside(name, suffix)) as companion:
+                    companion.write(content)
+        return ShardEntry(name=name, samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
 
     def _samples(self, references: list[str], packed: _Shard) -> Iterator[tuple[str, Members]]:
         for reference in references:
