@@ -12,7 +12,6 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -37,10 +36,9 @@ from fastssl.shards.index import (
     salvaged_index,
 )
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardEntry
-from fastssl.shards.reader import LocalFolder
-from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
+from fastssl.shards.store import StoredFiles
 from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, NAME_BYTES
 
 LISTED = 100
@@ -129,42 +127,24 @@ Content = bytes | FileNotFoundError | ShardError
 """Of a file, or why it has none."""
 
 
+def content_of(files: StoredFiles, name: str) -> Content:
+    """All of a small file, or why it cannot be read."""
+    try:
+        return files.read(name)
+    except (FileNotFoundError, ShardError) as error:
+        return error.with_traceback(None)
+
+
 def held(content: Content) -> bytes:
     """The bytes of a file; of one that cannot be read, which is a fault of its own, none."""
     return content if isinstance(content, bytes) else b""
 
 
 @dataclass(frozen=True)
-class Files:
-    """The files of a dataset as they are, in a folder or in a store; goes to the workers.
-
-    Its methods raise `MachineError` where the file system does not give a file, and `DataError` where a store does not
-    answer: neither says anything about the dataset.
-    """
-
-    folder: LocalFolder | RemoteFiles
-
-    def content(self, name: str) -> Content:
-        """All of a small file, or why it cannot be read."""
-        try:
-            return self.folder.read(name)
-        except (FileNotFoundError, ShardError) as error:
-            return error.with_traceback(None)
-
-    def archive(self, entry: ShardEntry) -> AbstractContextManager[BinaryIO]:
-        """A shard, open; raises also FileNotFoundError and `ShardError`, where it cannot be read."""
-        return self.folder.archive(entry)
-
-    def place(self, name: str) -> str:
-        """Path or address for messages."""
-        return str(self.folder.place(name))
-
-
-@dataclass(frozen=True)
 class ShardProof:
     """What all shards of a dataset have in common; goes to the workers that check them."""
 
-    files: Files
+    files: StoredFiles
     height: int
     width: int
     members: tuple[str, ...]
@@ -179,7 +159,7 @@ class ShardProof:
             DataError: a store does not answer.
         """
         faults = Faults(entry.name)
-        companions = {suffix: self.files.content(beside(entry.name, suffix)) for suffix in (INDEX, CHECKSUMS)}
+        companions = {suffix: content_of(self.files, beside(entry.name, suffix)) for suffix in (INDEX, CHECKSUMS)}
         samples = _Samples(self, entry, companions, faults)
         try:
             with self.files.archive(entry) as file, machine_faults_named(self.files.place(entry.name)):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +19,13 @@ from PIL import Image
 from fastssl.addresses import is_remote, local_path, masked
 from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
-from fastssl.faults import machine_faults_named
-from fastssl.files import open_regular, read_regular
 from fastssl.shards.codec import LabelCodec, decode_labels
-from fastssl.shards.descriptors import OpenShard, Owner, open_shards, unreadable
+from fastssl.shards.descriptors import OpenShard, Owner, open_shards
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
-from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, MANIFEST, Manifest, ShardEntry, read_manifest
-from fastssl.shards.remote import (
-    Cache,
-    RemoteFolder,
-    check_size,
-    default_cache,
-    missing,
-)
+from fastssl.shards.local import LocalFolder
+from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Manifest, ShardEntry
+from fastssl.shards.remote import Cache, RemoteFolder, default_cache
+from fastssl.shards.store import Store
 from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 
 _CHECKSUMS_KEPT = 256
@@ -80,10 +72,10 @@ class ShardSet:
         """Its shards are fetched into a cache."""
         self.path: str | Path = masked(fspath(path)) if self.is_remote else local_path(path)
         """For messages."""
-        self._folder = (
+        self._store: Store = (
             RemoteFolder(fspath(path), cache or default_cache()) if self.is_remote else LocalFolder(local_path(path))
         )
-        self.manifest: Manifest = self._folder.manifest()
+        self.manifest: Manifest = self._store.manifest()
         self._columns = {name: column for column, name in enumerate(self.manifest.members)}
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._offsets = np.full((len(self), len(self._columns)), -1, np.int64)
@@ -103,7 +95,7 @@ class ShardSet:
         self._start_caches()
 
     def _start_caches(self) -> None:
-        self._owner = Owner(self._folder.max_open(self.manifest.shards))
+        self._owner = Owner(self._store.max_open(self.manifest.shards))
         self._checksums = lru_cache(_CHECKSUMS_KEPT)(self._read_checksums)
 
     def _open(self, shard: int) -> OpenShard:
@@ -132,7 +124,7 @@ class ShardSet:
     @property
     def cache_bytes(self) -> int | None:
         """Room for the shards of a remote dataset; None for a local one."""
-        return self._folder.cache.max_bytes if isinstance(self._folder, RemoteFolder) else None
+        return self._store.cache_bytes
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -145,7 +137,7 @@ class ShardSet:
         Remote ones are fetched in the background, as many as the cache holds, and stay there as long as they are
         announced. One that cannot be fetched is an error when it is needed.
         """
-        self._folder.prefetch(self.manifest.shards[number] for number in shards)
+        self._store.prefetch(self.manifest.shards[number] for number in shards)
 
     def shard_name(self, index: int) -> str:
         """File name of the shard that holds this sample."""
@@ -244,37 +236,37 @@ class ShardSet:
 
     def _open_shard(self, shard: int) -> OpenShard:
         entry = self.manifest.shards[shard]
-        return OpenShard(self._folder.open(entry), self._folder.place(entry.name))
+        return OpenShard(self._store.open(entry), self._store.place(entry.name))
 
     def _read_checksums(self, shard: int) -> list[list[int]]:
         """Of each member of each sample of a shard."""
         entry = self.manifest.shards[shard]
         name = beside(entry.name, CHECKSUMS)
         try:
-            return read_checksums(self._folder.read(name), entry.samples)
+            return read_checksums(self._store.read(name), entry.samples)
         except (FileNotFoundError, ValueError) as error:
-            where = self._folder.place(name)
+            where = self._store.place(name)
             raise ShardError("a shard's checksums cannot be used", where=where, seen=str(error)) from error
 
     def _indexes(self) -> Iterator[bytes]:
         """Each shard's index, in order, after a look at the shard itself."""
-        with ThreadPoolExecutor(self._folder.max_requests) as pool:
+        with ThreadPoolExecutor(self._store.max_requests) as pool:
             yield from pool.map(self._read_index, self.manifest.shards)
 
     def _read_index(self, entry: ShardEntry) -> bytes:
-        self._folder.check(entry)
+        self._store.check(entry)
         name = beside(entry.name, INDEX)
         try:
-            return self._folder.read(name)
+            return self._store.read(name)
         except FileNotFoundError:
             raise DataError(
                 "a shard has no index",
-                where=self._folder.place(name),
+                where=self._store.place(name),
                 do="pack the dataset with `fastssl shard`, or copy all of its files",
             ) from None
 
     def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:
-        place = self._folder.place(beside(entry.name, INDEX))
+        place = self._store.place(beside(entry.name, INDEX))
         try:
             for row, members in enumerate(read_index(content, entry.samples), rows.start):
                 for extension, offset, size, _ in members:
@@ -300,87 +292,6 @@ class ShardSet:
                 seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
                 expected=f"blocks of {BLOCK} within {entry.bytes} bytes, members in their order",
             )
-
-
-class LocalFolder:
-    """A packed dataset in a local folder."""
-
-    max_requests = 1
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def place(self, name: str) -> Path:
-        return self._path / name
-
-    def manifest(self) -> Manifest:
-        """Read the manifest; raises as `read_manifest`.
-
-        Raises:
-            MachineError: the file system does not give it.
-        """
-        with machine_faults_named(self.place(MANIFEST)):
-            return read_manifest(self._path)
-
-    def names(self) -> list[str]:
-        """Of all that is in the folder."""
-        with machine_faults_named(self._path):
-            return sorted(path.name for path in self._path.iterdir())
-
-    @contextmanager
-    def archive(self, shard: ShardEntry) -> Iterator[BinaryIO]:
-        """A shard, whatever its size; raises as `read`."""
-        place = self.place(shard.name)
-        with _errors_named(place):
-            file = open_regular(place)
-        with file:
-            yield file
-
-    def read(self, name: str) -> bytes:
-        """All of a small file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ShardError: it is no file.
-            MachineError: the file system does not give it.
-        """
-        with _errors_named(self.place(name)):
-            return read_regular(self.place(name))
-
-    def check(self, shard: ShardEntry) -> None:
-        place = self.place(shard.name)
-        try:
-            with _errors_named(place):
-                size = place.stat().st_size
-        except FileNotFoundError as error:
-            raise missing(place, shard) from error
-        check_size(place, shard, size)
-
-    def max_open(self, shards: list[ShardEntry]) -> int:
-        return len(shards)
-
-    def open(self, shard: ShardEntry) -> int:
-        self.check(shard)  # it may have changed since
-        place = self.place(shard.name)
-        try:
-            with _errors_named(place), open_regular(place) as file:
-                return os.dup(file.fileno())
-        except FileNotFoundError as error:
-            raise missing(place, shard) from error
-
-    def prefetch(self, shards: Iterable[ShardEntry]) -> None:
-        pass
-
-
-@contextmanager
-def _errors_named(place: Path) -> Iterator[None]:
-    """Errors of the system as ours, but for the one about a file that is not there."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise unreadable(error, place) from error
 
 
 def decode_sample(shards: ShardSet, index: int) -> Sample:

@@ -29,6 +29,7 @@ from fastssl.faults import machine_error, machine_fault
 from fastssl.files import PARTIAL
 from fastssl.shards.descriptors import keep_no_longer, keeps
 from fastssl.shards.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
+from fastssl.shards.store import check_size, missing
 
 T = TypeVar("T")
 
@@ -367,7 +368,7 @@ class RemoteFiles:
 
 
 class RemoteFolder(RemoteFiles):
-    """A packed dataset in a store, its shards through a cache."""
+    """A packed dataset in a store, its shards through a cache; a `fastssl.shards.store.Store`."""
 
     max_requests = 32
     """That are worth making at the same time."""
@@ -392,6 +393,10 @@ class RemoteFolder(RemoteFiles):
 
     def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str, Cache]]:
         return RemoteFolder, (self.address(), self.cache)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache.max_bytes
 
     def manifest(self) -> Manifest:
         """Read the manifest; raises as that of `RemoteFiles`.
@@ -560,27 +565,6 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
-
-
-def missing(place: str | Path, shard: ShardEntry) -> ShardError:
-    """The error for a shard that is not there."""
-    return ShardError("a shard is missing", where=place, expected=f"{shard.bytes} bytes")
-
-
-def check_size(place: str | Path, shard: ShardEntry, seen: int) -> None:
-    """Compare a shard's size with the manifest.
-
-    Raises:
-        ShardError: it is shorter or longer.
-    """
-    if seen != shard.bytes:
-        raise ShardError(
-            "a shard is cut short" if seen < shard.bytes else "a shard is longer than it was packed",
-            where=place,
-            seen=f"{seen} bytes",
-            expected=f"{shard.bytes} bytes",
-            do="copy it again, or pack the dataset again",
-        )
 
 
 class _WrongContentError(Exception):

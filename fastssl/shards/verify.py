@@ -26,6 +26,7 @@ from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, salvaged_index
+from fastssl.shards.local import LocalFolder
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
 from fastssl.shards.plan import STATE
 from fastssl.shards.proof import (
@@ -33,16 +34,16 @@ from fastssl.shards.proof import (
     Content,
     Fault,
     Faults,
-    Files,
     ShardFindings,
     ShardProof,
+    content_of,
     held,
     key_hash,
     unusable,
 )
-from fastssl.shards.reader import LocalFolder
 from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.statistics import Statistics
+from fastssl.shards.store import StoredFiles
 from fastssl.shards.workers import in_order
 
 
@@ -88,13 +89,13 @@ def verify(
         MachineError: the file system does not give a file. That is no fault of the dataset.
         DeviceError: a worker died.
     """
-    folder = RemoteFiles(os.fspath(path)) if is_remote(path) else LocalFolder(local_path(path))
-    files, manifest, names = Files(folder), folder.manifest(), folder.names()
+    files: StoredFiles = RemoteFiles(os.fspath(path)) if is_remote(path) else LocalFolder(local_path(path))
+    manifest, names = files.manifest(), files.names()
     whole = Faults(MANIFEST)
     if names is not None:
         _check_names(names, manifest, whole)
-    _check_manifest(files.content(MANIFEST), manifest, whole)
-    _check_quarantine(files.content(QUARANTINE), manifest, whole)
+    _check_manifest(content_of(files, MANIFEST), manifest, whole)
+    _check_quarantine(content_of(files, QUARANTINE), manifest, whole)
     found, done = _Found(manifest), 0
     proof = ShardProof(files, manifest.height, manifest.width, tuple(manifest.members), manifest.settings)
     with closing(in_order(proof.findings, manifest.shards, workers=workers)) as results:
@@ -224,7 +225,7 @@ def _is_quarantine_line(line: bytes) -> bool:
     )
 
 
-def _check_keys(files: Files, manifest: Manifest, hashes: array[int], faults: Faults) -> None:
+def _check_keys(files: StoredFiles, manifest: Manifest, hashes: array[int], faults: Faults) -> None:
     """No key comes twice. Only where hashes are the same are the keys themselves looked at, in the indexes."""
     ordered = np.frombuffer(hashes, np.uint64)
     ordered.sort()
@@ -233,7 +234,7 @@ def _check_keys(files: Files, manifest: Manifest, hashes: array[int], faults: Fa
         return
     places = defaultdict[str, list[str]](list)
     for entry in manifest.shards:
-        for start, listed in salvaged_index(held(files.content(beside(entry.name, INDEX)))).items():
+        for start, listed in salvaged_index(held(content_of(files, beside(entry.name, INDEX)))).items():
             if listed.column == 0 and int.from_bytes(key_hash(listed.key), sys.byteorder) in suspects:
                 places[listed.key].append(f"{entry.name}, byte {start}")
     for key, (first, *others) in places.items():
