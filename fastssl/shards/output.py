@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from fastssl.addresses import is_remote, local_path, masked, remote_address
+from fastssl.addresses import is_remote, local_path, masked
 from fastssl.errors import MachineError, UsageError
 from fastssl.faults import machine_error, machine_faults_named
 from fastssl.files import PARTIAL, alone_in, complete_or_absent, open_regular, read_regular
+from fastssl.shards.filesystem import filesystem_of
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,7 @@ class Output:
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            filesystem, root = fsspec.core.url_to_fs(remote_address(self.target))
-        except (ImportError, ValueError) as error:
-            raise UsageError(
-                "the output's protocol cannot be used",
-                where=self.target,
-                seen=str(error),
-                do="install the package that it names, or pack into a local folder",
-            ) from error
+        filesystem, root = filesystem_of(self.target)
         if not root.strip("/"):
             raise UsageError(
                 "the output's address names no place in the store",

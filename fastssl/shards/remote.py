@@ -28,6 +28,7 @@ from fastssl.errors import DataError, FastsslError, MachineError, ShardError, Us
 from fastssl.faults import machine_error, machine_fault
 from fastssl.files import PARTIAL
 from fastssl.shards.descriptors import keep_no_longer, keeps
+from fastssl.shards.filesystem import filesystem_of
 from fastssl.shards.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
 from fastssl.shards.store import check_size, missing
 
@@ -684,36 +685,8 @@ async def _get_file(filesystem: Any, path: str, partial: Path, most: int) -> Non
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path in it."""
-    try:
-        import fsspec
-        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+    """The file system for an address, one that can be awaited, and the path in it."""
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-        filesystem, path = fsspec.core.url_to_fs(address, **_options(address.partition("://")[0]))
-    except ImportError as error:
-        raise UsageError(
-            "the package for an address is not installed",
-            where=masked(address),
-            seen=masked(str(error)),
-            do="pip install 'fastssl[remote]'",
-        ) from error
-    except ValueError as error:
-        raise UsageError(
-            "an address cannot be used",
-            where=masked(address),
-            seen=masked(str(error)),
-            expected="s3://, gs://, http:// or https://",
-        ) from error
+    filesystem, path = filesystem_of(address, for_reading=True)
     return filesystem if filesystem.async_impl else AsyncFileSystemWrapper(filesystem), path
-
-
-def _options(protocol: str) -> dict[str, Any]:
-    if protocol in ("http", "https"):
-        from aiohttp import ClientTimeout
-
-        # By default a download ends after five minutes, however well it goes.
-        return {"timeout": ClientTimeout(total=None)}
-    if protocol in ("s3", "s3a"):
-        # By default half a gigabyte of parts is gathered in memory before it is written.
-        return {"max_concurrency": 1}
-    return {}
