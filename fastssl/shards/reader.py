@@ -19,12 +19,13 @@ from PIL import Image
 from fastssl.addresses import is_remote, local_path, masked
 from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
+from fastssl.shards.cache import Cache, default_cache
 from fastssl.shards.codec import LabelCodec, decode_labels
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
 from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Manifest, ShardEntry
-from fastssl.shards.remote import Cache, RemoteFolder, default_cache
+from fastssl.shards.prefetch import RemoteFolder
 from fastssl.shards.store import Store
 from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 

@@ -25,6 +25,7 @@ import simplejpeg
 from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ShardError
 from fastssl.files import PARTIAL
+from fastssl.shards.fetch import RemoteFiles
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, salvaged_index
 from fastssl.shards.local import LocalFolder
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
@@ -41,7 +42,6 @@ from fastssl.shards.proof import (
     key_hash,
     unusable,
 )
-from fastssl.shards.remote import RemoteFiles
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.store import StoredFiles
 from fastssl.shards.workers import in_order

@@ -22,7 +22,7 @@ from fastssl.loader import (
     training_plan,
 )
 from fastssl.shards import ShardSet, pack
-from fastssl.shards.remote import Cache
+from fastssl.shards.cache import Cache
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 def digests(url: str, folder: Path, max_bytes: int, order: list[int]) -> list[str]:
     """Of each sample's image, read in this order through a cache."""
     from fastssl.shards import JPEG, ShardSet
-    from fastssl.shards.remote import Cache
+    from fastssl.shards.cache import Cache
 
     shards = ShardSet(url, Cache(folder, max_bytes))
     found = []

@@ -38,12 +38,14 @@ from fastssl.shards import (
     ShardSet,
     decode_sample,
     descriptors,
+    fetch,
     pack,
+    prefetch,
     read_manifest,
     read_samples,
-    remote,
 )
-from fastssl.shards.remote import Cache, RemoteFiles, default_cache
+from fastssl.shards.cache import Cache, default_cache
+from fastssl.shards.fetch import RemoteFiles
 
 ROOM = 10**9
 SLOW = {"silent", "stall", "trickle"}
@@ -77,7 +79,7 @@ def single_store(singles: Path) -> Iterator[FaultyStore]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.001)
 
 
 def upload(folder: Path, bucket: str) -> None:
@@ -178,7 +180,7 @@ def test_faults_that_pass_are_survived(
 ) -> None:
     shards = ShardSet(store.address, cache)
     if SLOW.intersection(faults):
-        monkeypatch.setattr(remote, "_PATIENCE_S", 0.7)
+        monkeypatch.setattr(fetch, "_PATIENCE_S", 0.7)
     store.faults["GET 000001.tar"] = iter(faults)
     assert same_samples(shards, rooms)
     assert store.count() == {"000000.tar": 1, "000001.tar": 1 + len(faults), "000002.tar": 1}
@@ -216,7 +218,7 @@ def test_faults_that_last_are_refused(
     store.faults["GET 000001.tar"] = repeat(fault)
     with monkeypatch.context() as patch:
         if fault in SLOW:
-            patch.setattr(remote, "_PATIENCE_S", 0.05)
+            patch.setattr(fetch, "_PATIENCE_S", 0.05)
         with pytest.raises(DataError, match=message) as caught:
             shards.member(3, JPEG)
     assert type(caught.value) is error
@@ -244,7 +246,7 @@ def test_a_client_that_removes_what_it_could_not_fetch(
     shards = ShardSet(store.address, cache)
     store.faults |= {"GET 000000.tar": iter(["cut", "500", "stall", "cut"]), "GET 000001.tar": iter(["long"])}
     monkeypatch.setattr(fsspec.implementations.http.HTTPFileSystem, "_get_file", tidy)
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.7)
+    monkeypatch.setattr(fetch, "_PATIENCE_S", 0.7)
     assert same_samples(shards, rooms)
     assert len(sound(cache.folder)) == 3
 
@@ -254,7 +256,7 @@ def test_a_client_that_removes_what_it_could_not_fetch(
 def test_opening_survives_faults(
     store: FaultyStore, rooms: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, request_: str, faults: list[str]
 ) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(fetch, "_PATIENCE_S", 0.5)
     store.faults[request_] = iter(faults)
     assert len(ShardSet(store.address, cache)) == 7
     assert request_.startswith("HEAD") or next(store.faults[request_], None) is None
@@ -665,7 +667,7 @@ def test_what_is_needed_earlier_takes_the_place_of_what_is_needed_last(
 def test_a_shard_that_cannot_be_fetched_ahead_is_an_error_when_it_is_read(
     single_store: FaultyStore, singles: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(prefetch, "_LOOK_AGAIN_S", 0)
     shards = ShardSet(single_store.address, cache)
     single_store.faults["GET 000004.tar"] = repeat("wrong")
     for _ in range(3):

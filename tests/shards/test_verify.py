@@ -28,7 +28,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, MachineError
-from fastssl.shards import Domain, pack, read_samples, remote
+from fastssl.shards import Domain, fetch, pack, read_samples
 from fastssl.shards.codec import LabelLayout, encode_labels
 from fastssl.shards.proof import LISTED
 from fastssl.shards.split import key_place
@@ -211,7 +211,7 @@ def test_a_store_that_cannot_list_says_so(copy: Path, bucket: str) -> None:
 
 
 def test_a_store_that_does_not_answer_is_no_fault_of_the_dataset(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.001)
     for name in ("000001.tar", "000001.idx", "quarantine.jsonl"):
         with FaultyStore(copy) as store:
             store.faults[f"GET {name}"] = repeat("500")
