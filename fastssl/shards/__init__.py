@@ -4,8 +4,8 @@ from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_label
 from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
 from fastssl.shards.passed import PassedOver, Tally
-from fastssl.shards.plan import STATE
 from fastssl.shards.reader import Room, ShardSet, StoredSample, decode_sample, read_samples
+from fastssl.shards.resume import STATE
 from fastssl.shards.source import Source
 from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES

@@ -29,7 +29,6 @@ from fastssl.shards.fetch import RemoteFiles
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, salvaged_index
 from fastssl.shards.local import LocalFolder
 from fastssl.shards.manifest import MANIFEST, QUARANTINE, Manifest, ShardEntry, manifest_bytes
-from fastssl.shards.plan import STATE
 from fastssl.shards.proof import (
     HASH_BYTES,
     Content,
@@ -42,6 +41,7 @@ from fastssl.shards.proof import (
     key_hash,
     unusable,
 )
+from fastssl.shards.resume import STATE
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.store import StoredFiles
 from fastssl.shards.workers import in_order

@@ -3,16 +3,13 @@
 One shard is one task. Its bytes depend on its references and the settings alone, so any number of workers writes the
 same dataset; and as only a bounded number of tasks is under way, memory does not grow with the number of samples.
 
-While a packing is under way the folder ``.packing`` of the output holds its plan, and one record per finished shard
-with all that the manifest needs of it. A packing that was interrupted, in whatever way, continues from these.
+A packing that was interrupted, in whatever way, continues from what `fastssl.shards.resume` keeps of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -22,8 +19,6 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named, patiently
@@ -44,9 +39,10 @@ from fastssl.shards.manifest import (
 )
 from fastssl.shards.output import Output
 from fastssl.shards.passed import PassedOver
-from fastssl.shards.plan import STATE, Plan, begin, claim, packing_settings, plan_of
+from fastssl.shards.plan import Plan, packing_settings, plan_of
+from fastssl.shards.resume import STATE, ShardRecord, begin, claim, finished_shard, listing_digest, write_record
 from fastssl.shards.source import Counting, Source, selected
-from fastssl.shards.statistics import Count, Part, Statistics
+from fastssl.shards.statistics import Statistics
 from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
 
 log = logging.getLogger(__name__)
@@ -137,20 +133,6 @@ def pack(
                 return _finish(packing, plan, records, passed_over)
 
 
-class _ShardRecord(Part):
-    """What is left of a finished shard besides its files."""
-
-    number: Count
-    references: Count
-    listing: str
-    """Digest of the references, so that a source that changed is noticed."""
-    entry: ShardEntry | None
-    """None: not one of its samples could be used, and there is no such shard."""
-    statistics: Statistics
-    quarantined: list[tuple[str, str]]
-    """Reference and reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Packing:
     """What all shards have in common; goes to the workers."""
@@ -166,10 +148,10 @@ class _Packing:
     def references(self) -> Iterator[str]:
         return selected(self.source, self.encoder.settings.selection)
 
-    def shard(self, task: tuple[int, list[str]]) -> _ShardRecord:
+    def shard(self, task: tuple[int, list[str]]) -> ShardRecord:
         """Write one shard, its index and checksums, and last its record; or find that an earlier packing did."""
         number, references = task
-        finished = self._finished(number, references) if self.resume else None
+        finished = finished_shard(self.output, self.source.path, number, references) if self.resume else None
         if finished is not None:
             return finished
         packed = _Shard()
@@ -178,43 +160,16 @@ class _Packing:
         entry = None
         if first is not None:
             entry = self._write_archive(f"{number:06d}.tar", first, samples, packed)
-        record = _ShardRecord(
+        record = ShardRecord(
             number=number,
             references=len(references),
-            listing=_listing_digest(references),
+            listing=listing_digest(references),
             entry=entry,
             statistics=packed.statistics,
             quarantined=packed.quarantined,
         )
-        with self.output.write(_record_name(number)) as file:
-            file.write(_json(record))
+        write_record(self.output, record)
         return record
-
-    def _finished(self, number: int, references: list[str]) -> _ShardRecord | None:
-        content = self.output.read(_record_name(number))
-        if content is None:
-            return None
-        try:
-            record = _ShardRecord.model_validate_json(content)
-        except ValidationError:
-            log.warning("%s/%s is damaged; its shard is packed again", self.output, _record_name(number))
-            return None
-        if record.listing != _listing_digest(references):
-            raise DataError(
-                "the dataset has changed since its packing was interrupted",
-                where=f"{self.source.path}: {references[0]} to {references[-1]}",
-                do="pack it into another folder, from the beginning",
-            )
-        return record if record.entry is None or self._is_whole(record.entry) else None
-
-    def _is_whole(self, entry: ShardEntry) -> bool:
-        if self.output.size(entry.name) != entry.bytes:
-            return False
-        sha256 = self.output.sha256(entry.name)
-        if sha256 in (None, entry.sha256):
-            return True
-        log.warning("%s/%s is damaged; it is packed again", self.output, entry.name)
-        return False
 
     def _write_archive(
         self, name: str, first: tuple[str, Members], rest: Iterator[tuple[str, Members]], packed: _Shard
@@ -297,7 +252,7 @@ def _check(**values: tuple[int, int]) -> None:
 
 def _pack_all(
     packing: _Packing, workers: int, ray: str | None, progress: Callable[[Progress], None] | None
-) -> Generator[_ShardRecord, None, None]:
+) -> Generator[ShardRecord, None, None]:
     """The records of all shards, in their order."""
     tasks = numbered_chunks(packing.references(), packing.encoder.settings.samples_per_shard)
     total = _Total(packing.references) if progress is not None else None
@@ -355,7 +310,7 @@ def _in_background(count: Callable[[], Mapping[str, PassedOver]]) -> Future[Mapp
 def _finish(
     packing: _Packing,
     plan: Plan,
-    records: Iterable[_ShardRecord],
+    records: Iterable[ShardRecord],
     passed_over: Future[Mapping[str, PassedOver]] | None,
 ) -> Manifest:
     """Gather the records into quarantine list and manifest."""
@@ -451,21 +406,6 @@ def _manifest(
         versions=plan.versions,
         shards=shards,
     )
-
-
-def _record_name(number: int) -> str:
-    return f"{STATE}/{number:06d}.json"
-
-
-def _json(part: Part) -> bytes:
-    return part.model_dump_json().encode() + b"\n"
-
-
-def _listing_digest(references: list[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for reference in references:
-        digest.update(os.fsencode(reference) + b"\0")
-    return digest.hexdigest()
 
 
 def _reason(error: DataError, top: Path) -> str:
