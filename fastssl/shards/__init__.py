@@ -1,10 +1,11 @@
 """Packed datasets: WebDataset shards with DALI indexes and a manifest (shards/README.md describes the format)."""
 
 from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
+from fastssl.shards.decode import decode_sample, read_samples
 from fastssl.shards.estimate import Estimate, estimate
 from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
 from fastssl.shards.passed import PassedOver, Tally
-from fastssl.shards.reader import Room, ShardSet, StoredSample, decode_sample, read_samples
+from fastssl.shards.reader import Room, ShardSet, StoredSample
 from fastssl.shards.resume import STATE
 from fastssl.shards.source import Source
 from fastssl.shards.split import key_place, parse_split

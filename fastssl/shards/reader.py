@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from io import BytesIO
 from itertools import accumulate
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,26 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fastssl.addresses import is_remote, local_path, masked
-from fastssl.batch import Sample
 from fastssl.errors import DataError, ShardError
 from fastssl.shards.cache import Cache, default_cache
-from fastssl.shards.codec import LabelCodec, decode_labels
+from fastssl.shards.codec import LabelCodec
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
-from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Manifest, ShardEntry
+from fastssl.shards.manifest import LABEL, LABEL_MEMBERS, Manifest, ShardEntry
 from fastssl.shards.prefetch import RemoteFolder
 from fastssl.shards.store import Store
 from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 
 _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
-_AHEAD = 3
-"""Shards that `read_samples` announces, the one that is being read included."""
-
 
 Room = Callable[[int], NDArray[np.uint8]]
 """Gives memory for so many bytes."""
@@ -293,52 +287,3 @@ class ShardSet:
                 seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
                 expected=f"blocks of {BLOCK} within {entry.bytes} bytes, members in their order",
             )
-
-
-def decode_sample(shards: ShardSet, index: int) -> Sample:
-    """One sample as arrays, decoded with Pillow and NumPy.
-
-    Raises:
-        ShardError: a member is missing or damaged; the error names shard and key.
-    """
-    image = _decode_jpeg(shards, index)
-    label = shards.label(index)
-    sample: dict[str, Any] = {"key": shards.key(index), "image": image, "label": None if label < 0 else label}
-    if shards.has_labels:
-        try:
-            block = shards.member(index, shards.label_member)
-            planes = decode_labels(block, *shards.image_size, shards.label_codec)
-        except ShardError as error:
-            where = error.where or shards.place(index)
-            raise ShardError(error.what, where=where, seen=error.seen, expected=error.expected) from error
-        sample.update(zip(("depth", "normal", "edge", "valid"), planes, strict=True))
-    return Sample(**sample)
-
-
-def read_samples(path: str | PathLike[str]) -> Iterator[Sample]:
-    """All samples of a packed dataset as arrays, in order; needs neither torch nor DALI.
-
-    Raises:
-        DataError, ShardError: as `ShardSet` and `decode_sample`.
-    """
-    return _in_order(ShardSet(path))
-
-
-def _in_order(shards: ShardSet) -> Iterator[Sample]:
-    first = 0
-    for number, count in enumerate(shards.shard_sizes):
-        shards.prefetch(range(number, min(number + _AHEAD, len(shards.shard_sizes))))
-        yield from (decode_sample(shards, index) for index in range(first, first + count))
-        first += count
-
-
-def _decode_jpeg(shards: ShardSet, index: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(BytesIO(shards.member(index, JPEG).data), formats=["JPEG"]) as image:
-            pixels = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise ShardError("a JPEG is damaged", where=shards.place(index), seen=str(error)) from error
-    expected = (*shards.image_size, 3)
-    if pixels.shape != expected:
-        raise ShardError("a JPEG has the wrong size", where=shards.place(index), seen=pixels.shape, expected=expected)
-    return pixels
