@@ -29,7 +29,7 @@ from fastssl.faults import machine_error, machine_fault, machine_faults_named, m
 from fastssl.telemetry import log_to_stderr, progress_bar
 
 if TYPE_CHECKING:
-    from fastssl.shards import Manifest, PassedOver
+    from fastssl.shards import Manifest, PackChoices, PassedOver
 
 log = logging.getLogger("fastssl")
 
@@ -292,7 +292,7 @@ def shard(
     opened = open_source(source, layout, subset=subset)
     whole = {out: (0.0, 1.0)}
     parts = whole if split is None else {f"{out}/{name}": part for name, part in parse_split(split).items()}
-    choices: dict[str, Any] = {
+    choices: PackChoices = {
         "size": size,
         "samples_per_shard": samples_per_shard,
         "jpeg_quality": jpeg_quality,
@@ -303,8 +303,9 @@ def shard(
     results: dict[str, dict[str, Any]] = {}
     try:
         for target, part in parts.items():
+            choices["part"] = part
             if dry_run:
-                guess = estimate(opened, part=part, **choices)
+                guess = estimate(opened, **choices)
                 results[target] = {**asdict(guess), "passed_over": _plain(guess.passed_over)}
             else:
                 started = time.perf_counter()
@@ -312,7 +313,6 @@ def shard(
                     manifest = pack(
                         opened,
                         target,
-                        part=part,
                         workers=workers,
                         ray=ray,
                         licence=licence,

@@ -25,8 +25,8 @@ from fastssl.shards.archive import ShardFile
 from fastssl.shards.codec import LabelLayout, deflated, inflate, label_block, unpack_labels
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.manifest import LABEL_MEMBERS, Settings
-from fastssl.shards.plan import packing_settings
 from fastssl.shards.resample import stretched
+from fastssl.shards.settings import PackChoices, packing_settings
 from fastssl.shards.writer import Progress
 from fastssl.telemetry import Advance
 
@@ -95,15 +95,12 @@ def measure_packing(
     """
     load, _, _ = os.getloadavg()
     references = list(islice(source.references(), limit))
-    settings = packing_settings(
-        source,
-        size=size,
-        samples_per_shard=max(1, len(references) // (_SHARDS_EACH * workers)),
-        jpeg_quality=95,
-        label_codec="lz4",
-        part=(0.0, 1.0),
-        limit=limit,
-    )
+    choices: PackChoices = {
+        "size": size,
+        "samples_per_shard": max(1, len(references) // (_SHARDS_EACH * workers)),
+        "limit": limit,
+    }
+    settings = packing_settings(source, **choices)
     with tempfile.TemporaryDirectory(prefix="fastssl-bench-") as folder:
         steps = _steps(source, settings, references[:: max(1, len(references) // _TRIED)], Path(folder))
         events: list[tuple[float, Progress]] = []
@@ -114,16 +111,7 @@ def measure_packing(
                 progress(now.references, len(references))
 
         started = time.perf_counter()
-        manifest = pack(
-            source,
-            Path(folder) / "shards",
-            size=size,
-            workers=workers,
-            samples_per_shard=settings.samples_per_shard,
-            max_bad=limit,
-            limit=limit,
-            progress=note,
-        )
+        manifest = pack(source, Path(folder) / "shards", workers=workers, max_bad=limit, progress=note, **choices)
     samples, num_bytes, seconds = _steady(started, events, workers)
     return PackReport(
         processor=processor_name(),

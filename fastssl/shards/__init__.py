@@ -7,6 +7,7 @@ from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, D
 from fastssl.shards.passed import PassedOver, Tally
 from fastssl.shards.reader import Room, ShardSet, StoredSample
 from fastssl.shards.resume import STATE
+from fastssl.shards.settings import PackChoices
 from fastssl.shards.source import Source
 from fastssl.shards.split import key_place, parse_split
 from fastssl.shards.tar import KEY_BYTES
@@ -24,6 +25,7 @@ __all__ = [
     "Estimate",
     "LabelLayout",
     "Manifest",
+    "PackChoices",
     "PassedOver",
     "Plane",
     "Room",

@@ -7,14 +7,14 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Unpack
 
 from fastssl.errors import DataError
 from fastssl.faults import patiently
 from fastssl.files import escaped
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.passed import PassedOver
-from fastssl.shards.plan import packing_settings
+from fastssl.shards.settings import PackChoices, packing_settings
 from fastssl.shards.source import Counting, Source, selected
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.tar import BLOCK
@@ -44,26 +44,17 @@ class Estimate:
     """What of the source is no sample, by reason."""
 
 
-def estimate(
-    source: Source,
-    *,
-    size: int = 256,
-    samples_per_shard: int = 1000,
-    jpeg_quality: int = 95,
-    label_codec: LabelCodec = "lz4",
-    lz4_level: int = LZ4_LEVEL,
-    part: tuple[float, float] = (0.0, 1.0),
-    limit: int | None = None,
-) -> Estimate:
+def estimate(source: Source, **choices: Unpack[PackChoices]) -> Estimate:
     """List the whole source, pack some of its samples into memory, and write nothing.
+
+    Args:
+        choices: as for `pack`.
 
     Raises:
         UsageError: an argument is out of range.
         DataError: the source has no samples, or not one of those tried can be used.
     """
-    settings = packing_settings(
-        source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level
-    )
+    settings = packing_settings(source, **choices)
     samples, chosen = _count_and_choose(selected(source, settings.selection))
     encoder = Encoder(settings, source.labelled)
     sizes, unusable = list[int](), list[tuple[str, str]]()
@@ -85,7 +76,7 @@ def estimate(
         labelled=source.labelled,
         licence=source.licence,
         samples=samples,
-        shards=math.ceil(samples / samples_per_shard),
+        shards=math.ceil(samples / settings.samples_per_shard),
         estimated_bytes=round(samples * sum(sizes) / len(chosen)),
         estimated_seconds=float(f"{samples * seconds:.3g}"),
         tried=len(chosen),

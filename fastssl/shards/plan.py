@@ -10,12 +10,9 @@ import lz4
 import numpy as np
 import PIL
 import simplejpeg
-from pydantic import ValidationError
 
 import fastssl
-from fastssl.errors import UsageError
 from fastssl.files import escaped
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.manifest import Domain, Settings
 from fastssl.shards.source import Numbering, Source
 from fastssl.shards.statistics import Count, Part
@@ -54,40 +51,6 @@ def plan_of(source: Source, settings: Settings, licence: str | None) -> Plan:
         versions=software_versions(),
         classes=_class_numbers(source),
     )
-
-
-def packing_settings(
-    source: Source,
-    size: int,
-    samples_per_shard: int,
-    jpeg_quality: int,
-    label_codec: LabelCodec,
-    part: tuple[float, float],
-    limit: int | None,
-    *,
-    lz4_level: int = LZ4_LEVEL,
-) -> Settings:
-    """The settings of a packing; the arguments are those of `pack`.
-
-    Raises:
-        UsageError: one is out of range.
-    """
-    values = {
-        "size": size,
-        "jpeg_quality": jpeg_quality,
-        "label_codec": label_codec,
-        "lz4_level": lz4_level,
-        "samples_per_shard": samples_per_shard,
-        "selection": {"subset": source.subset, "part": part, "limit": limit},
-    }
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
-        name = ".".join(str(place) for place in error["loc"])
-        raise UsageError(
-            "a packing setting is out of range", where=name, seen=error["input"], expected=error["msg"]
-        ) from None
 
 
 def _class_numbers(source: Source) -> dict[str, int] | None:

@@ -19,12 +19,12 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named, patiently
 from fastssl.files import escaped
 from fastssl.shards.archive import ShardFile
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.index import beside
 from fastssl.shards.manifest import (
@@ -39,8 +39,9 @@ from fastssl.shards.manifest import (
 )
 from fastssl.shards.output import Output
 from fastssl.shards.passed import PassedOver
-from fastssl.shards.plan import Plan, packing_settings, plan_of
+from fastssl.shards.plan import Plan, plan_of
 from fastssl.shards.resume import STATE, ShardRecord, begin, claim, finished_shard, listing_digest, write_record
+from fastssl.shards.settings import PackChoices, packing_settings
 from fastssl.shards.source import Counting, Source, selected
 from fastssl.shards.statistics import Statistics
 from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
@@ -71,21 +72,15 @@ def pack(
     source: Source,
     out: str | Path,
     *,
-    size: int = 256,
     workers: int = 1,
     ray: str | None = None,
-    samples_per_shard: int = 1000,
-    jpeg_quality: int = 95,
-    label_codec: LabelCodec = "lz4",
-    lz4_level: int = LZ4_LEVEL,
     licence: str | None = None,
     max_bad: int = 100,
-    part: tuple[float, float] = (0.0, 1.0),
-    limit: int | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    **choices: Unpack[PackChoices],
 ) -> Manifest:
-    """Pack a dataset into shards of squares of `size` pixels.
+    """Pack a dataset into shards of squares of one size.
 
     How an image becomes a sample is described at `fastssl.shards.encode.Encoder`. Each sample is decoded once before it
     goes into a shard; one that cannot be read or decoded goes into the quarantine list instead.
@@ -94,15 +89,11 @@ def pack(
         out: folder, or an address that fsspec understands, such as ``s3://bucket/rooms``.
         workers: processes; the bytes do not depend on their number.
         ray: address of a Ray cluster that does the work instead (``auto`` for the one this machine belongs to).
-        label_codec: `lz4`, or `raw` for label planes that need no decoding and take six times the bytes.
-        lz4_level: 0 packs fastest; from 1 to 12 label planes take fewer bytes and longer to pack (at 3 an eighth fewer
-            in all, for a third more time), and inflate no slower.
         licence: of the images; the source's own if None.
         max_bad: unusable samples that are left out and listed in `quarantine.jsonl`, before packing stops.
-        part: only samples whose `key_place` is from the first number to below the second.
-        limit: only so many references, from the first.
         resume: continue what an interrupted packing left in `out`; nothing to do if it is complete.
         progress: called after each shard.
+        choices: the fields of `fastssl.shards.PackChoices`, as ``size=256``.
 
     Raises:
         UsageError: `out` holds something already, which is left untouched; an argument is out of range; or `resume`
@@ -114,9 +105,7 @@ def pack(
     """
     check_main_guard()
     _check(workers=(workers, 1), max_bad=(max_bad, 0))
-    settings = packing_settings(
-        source, size, samples_per_shard, jpeg_quality, label_codec, part, limit, lz4_level=lz4_level
-    )
+    settings = packing_settings(source, **choices)
     plan = plan_of(source, settings, licence)
     output = Output(str(out))
     with machine_faults_named(do=_CONTINUE):
