@@ -8,7 +8,7 @@ from typing import IO
 
 from fastssl.errors import DataError
 from fastssl.shards.index import CHECKSUMS, INDEX, Location, checksum_line, file_of_lines, index_line
-from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, header
+from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, member_header
 
 
 class ShardFile:
@@ -43,7 +43,7 @@ class ShardFile:
         locations = []
         for extension, content in members:
             name = f"{key}.{extension}"
-            self._write(header(name, len(content)))
+            self._write(member_header(name, len(content)))
             locations.append(Location(extension, self.num_bytes, len(content), name))
             self._write(content + bytes(-len(content) % BLOCK))
         self._keys.add(key)

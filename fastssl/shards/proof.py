@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -39,7 +38,7 @@ from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardE
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.store import StoredFiles
-from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, NAME_BYTES
+from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, NAME_BYTES, member_header
 
 LISTED = 100
 """Faults of a shard, and of the dataset as a whole, that are listed; more are only counted."""
@@ -326,7 +325,7 @@ class _Archive:
         listed = self._listed.get(start + BLOCK)
         if listed is None or empty_end or start + BLOCK + listed.size > self.num_bytes:
             return None
-        span = _difference(header, _header(listed.name, listed.size), start)
+        span = _difference(header, member_header(listed.name, listed.size), start)
         extension = listed.name.partition(".")[2]
         self._faults.add("a member's header is damaged", key=listed.key, member=extension, span=span)
         return listed.name, listed.size
@@ -363,15 +362,9 @@ def _read_header(header: bytes) -> tuple[str, int] | None:
     """Name and size of a member, if this is to the byte the header that `ShardFile` writes for them."""
     try:
         name, size = header[:NAME_BYTES].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
-        return (name, size) if header == _header(name, size) else None
+        return (name, size) if header == member_header(name, size) else None
     except ValueError:
         return None
-
-
-def _header(name: str, size: int) -> bytes:
-    header = tarfile.TarInfo(name)
-    header.size = size
-    return header.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _difference(seen: bytes, expected: bytes, start: int) -> tuple[int, int]:

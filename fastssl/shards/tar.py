@@ -18,16 +18,12 @@ KEY_BYTES = 89
 """Longest key: with ``.labels.lz4`` it fills the name field."""
 KEY = re.compile(rf"[0-9a-z_-]{{1,{KEY_BYTES}}}")
 
-_MODEL = tarfile.TarInfo("-").tobuf(tarfile.USTAR_FORMAT)
-"""A header whose mtime, uid and gid are 0, and the mode 0644, as those of all members."""
 
-
-def header(name: str, size: int) -> bytes:
-    """What `tarfile` writes in front of a member, in a third of its time."""
-    start = name.encode("ascii").ljust(NAME_BYTES, b"\0") + _MODEL[100:124] + b"%011o" % size + _MODEL[135:148]
-    end = _MODEL[156:]
-    # The checksum counts its own eight bytes as spaces.
-    return start + b"%06o\0 " % (sum(start) + 8 * 0x20 + sum(end)) + end
+def member_header(name: str, size: int) -> bytes:
+    """The block in front of a member's data: mode 0644, and 0 for the time and the owner."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def read_key(name: bytes) -> str:
