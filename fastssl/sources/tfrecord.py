@@ -15,13 +15,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+import google_crc32c
 
 from fastssl.errors import DataError
 from fastssl.files import open_regular
@@ -80,8 +78,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _check(data: bytes, checksum: bytes, what: str, where: str) -> None:
-    crc = crc32c(data)
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    masked = masked_crc32c(data)
     stored = int.from_bytes(checksum, "little")
     if masked != stored:
         raise DataError(
@@ -91,6 +88,12 @@ def _check(data: bytes, checksum: bytes, what: str, where: str) -> None:
             expected=f"{stored:08x}",
             do="fetch the file again",
         )
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The CRC-32C of the data as the format stores it: rotated and offset, because data may hold checksums too."""
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def example_features(example: bytes, names: Collection[str], where: str) -> dict[str, list[memoryview]]:
@@ -152,54 +155,3 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         value |= (message[position] & 0x7F) << shift
         position, shift = position + 1, shift + 7
     return value | message[position] << shift, position + 1
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli, RFC 3720) at the speed of NumPy.
-
-    A remainder is linear in its bits over GF(2), and zeros in front of the data do not change it. So the data are cut
-    into stretches whose remainders advance together, four bytes at a time, and are then joined two by two: the
-    first of a pair moves on by the length of the second.
-    """
-    stretches = 1 << max(0, len(data).bit_length() - 12)
-    words = -(-len(data) // (4 * stretches))
-    padded = bytes(4 * words * stretches - len(data)) + data
-    low, high = _word_tables()
-    state = np.zeros(stretches, np.uint32)
-    for column in np.ascontiguousarray(np.frombuffer(padded, "<u4").reshape(stretches, words).T):
-        state ^= column
-        state = low[state & 0xFFFF] ^ high[state >> 16]
-    move = _power(_BIT, 32 * words)
-    while len(state) > 1:
-        state = _moved(move, state[0::2]) ^ state[1::2]
-        move = _moved(move, move)
-    ones = np.array([0xFFFFFFFF], np.uint32)
-    return int((state ^ _moved(_power(_BIT, 8 * len(data)), ones) ^ ones)[0])
-
-
-# A linear map of 32 bits is the array of its values at 1, 2, 4, ...; this one moves a remainder on by one bit.
-_BIT = np.array([0x82F63B78] + [1 << bit for bit in range(31)], np.uint32)
-
-
-def _moved(move: NDArray[np.uint32], states: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    bits = states[:, None] >> np.arange(32, dtype=np.uint32) & 1
-    moved: NDArray[np.uint32] = np.bitwise_xor.reduce(bits * move, axis=1)
-    return moved
-
-
-def _power(move: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
-    """The map applied `count` times."""
-    result = np.array([1 << bit for bit in range(32)], np.uint32)
-    while count:
-        if count & 1:
-            result = _moved(move, result)
-        move, count = _moved(move, move), count >> 1
-    return result
-
-
-@cache
-def _word_tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """What four bytes of zeros make of each lower and each upper half of a remainder."""
-    numbers = np.arange(1 << 16, dtype=np.uint32)
-    move = _power(_BIT, 32)
-    return _moved(move, numbers), _moved(move, numbers << np.uint32(16))
