@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,10 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
-from fastssl.compiled import load_compiler
 from fastssl.errors import DeviceError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_error
 
@@ -166,15 +163,6 @@ def _end_with_parent() -> None:
 def _begin_packing_worker() -> None:
     begin_worker()
     _keep_freed_memory()
-    load_compiler()
-    # The last thing that a worker does. Python would go on to free one by one what Numba holds, and the parent wait.
-    Finalize(None, _end_worker, exitpriority=-100)
-
-
-def _end_worker() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _keep_freed_memory() -> None:
