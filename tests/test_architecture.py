@@ -19,7 +19,7 @@ GROUPS = [
     ["layers", "losses", "loader", "render", "sources"],
     ["shards", "backbones"],
     ["geometry", "pictures", "charts", "streams", "telemetry"],
-    ["batch", "compiled", "config", "core_yaml", "files", "addresses", "faults", "errors"],
+    ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [
@@ -36,7 +36,7 @@ LIGHT = [
     "errors",
     "faults",
 ]
-LIGHT += ["compiled", "show", "cli"]
+LIGHT += ["compiled", "native", "show", "cli"]
 
 
 def modules() -> list[Path]:

@@ -11,14 +11,13 @@ pixels are seen at `fastssl.loader.plan.Views`.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NamedTuple, TypeVar
 
-import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.compiled import compiled
+from fastssl.native import lz4_decompress, memcpy
 
 _Bytes = NDArray[np.uint8]
 _Words = NDArray[np.uint32]
@@ -95,19 +94,6 @@ class Labels(NamedTuple):
     stored_edge_fraction: _Floats
 
 
-def _c_function(library: str | None, name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(ctypes.CDLL(library), name)
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-_ADDRESS = ctypes.c_size_t
-# The LZ4 library inside the package `lz4`, which itself inflates into new memory only, and with the interpreter's lock.
-_INFLATE = _c_function(
-    lz4.block._block.__file__, "LZ4_decompress_safe", ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, ctypes.c_int
-)
-_COPY = _c_function(None, "memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
-
 CANCELLED = np.float32(1e-3 * 255)
 """Opposite normals leave nothing to be made unit; the nearest one stays."""
 _NUM_BITS = np.array([number.bit_count() for number in range(256)], np.uint8)
@@ -132,7 +118,7 @@ def fill_labels(
         it is no LZ4 block. The labels of such a sample are not written.
     """
     sizes: NDArray[np.int32] = np.empty(len(range(first, len(members.size), step)), np.int32)
-    _fill_labels(_INFLATE, _COPY, first, step, block, members, seen, between, filters, labels, sizes)
+    _fill_labels(lz4_decompress(), memcpy(), first, step, block, members, seen, between, filters, labels, sizes)
     return sizes
 
 

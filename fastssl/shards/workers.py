@@ -5,7 +5,6 @@ Only a bounded number of tasks is under way, so memory does not grow with their 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import multiprocessing
@@ -24,15 +23,13 @@ from typing import Any, TypeVar
 
 from fastssl.errors import DeviceError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_error
+from fastssl.native import keep_freed_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-# Of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 28
 _NO_GUARD = 78
 """Exit code of a worker that would have run its script's calls again."""
 _ANSWER_S = 10
@@ -162,19 +159,7 @@ def _end_with_parent() -> None:
 
 def _begin_packing_worker() -> None:
     begin_worker()
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc give arrays of a megabyte from memory that it keeps, instead of new pages from the system each time.
-
-    The system clears every page, which took a tenth of a packing's time. Where the C library has no such setting,
-    nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            mallopt(setting, _KEPT_BYTES)
+    keep_freed_memory()
 
 
 def _by_ray(work: Callable[[T], R], tasks: Iterable[T], address: str) -> Generator[R, None, None]:

@@ -896,7 +896,7 @@ def test_a_store_that_does_not_know_us_is_not_asked_again(monkeypatch: pytest.Mo
         tries += 1
         raise NoCredentialsError("Unable to locate credentials")
 
-    monkeypatch.setattr("fastssl.shards.remote._read", refuse)
+    monkeypatch.setattr("fastssl.shards.fetch._read", refuse)
     with pytest.raises(MachineError, match="Unable to locate credentials"):
         ShardSet("s3://bucket/rooms", cache=cache)
     assert tries == 1

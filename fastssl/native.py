@@ -1,0 +1,66 @@
+"""Functions of C libraries that no package offers to Python, each with what is done where a library lacks it."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import lz4.block
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 28
+
+_ADDRESS = ctypes.c_size_t
+_DECOMPRESS = (ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, ctypes.c_int)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc give arrays of a megabyte from memory that it keeps, instead of new pages from the system each time.
+
+    The system clears every page. Without this a packed sample takes 0.6 ms more of the processor, beside 3.5.
+
+    Returns:
+        False where the C library has no such setting (musl, macOS): then nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(name, _KEPT_BYTES) for name in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+
+
+@cache
+def memcpy() -> Any:
+    """C's ``memcpy(out, source, size)`` for compiled functions; every C library has it."""
+    return _function(ctypes.CDLL(None), "memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
+
+
+@cache
+def lz4_decompress() -> Any:
+    """``LZ4_decompress_safe(source, out, source_size, out_size)`` for compiled functions, which takes addresses.
+
+    It returns the number of bytes, or a negative number for what is no LZ4 block. It is taken from the library inside
+    the package `lz4`; where that does not show it, the package is called, which inflates into new memory and for that
+    needs the interpreter's lock. A block of 59 kB takes 0.080 and 0.090 ms, in two threads 0.040 and 0.046.
+    """
+    try:
+        return _function(ctypes.CDLL(lz4.block._block.__file__), "LZ4_decompress_safe", *_DECOMPRESS)
+    except (AttributeError, OSError):
+        return _packages_decompress
+
+
+def _decompress_by_package(source: int, out: int, source_size: int, out_size: int) -> int:
+    try:
+        content: bytes = lz4.block.decompress(ctypes.string_at(source, source_size), uncompressed_size=out_size)
+    except lz4.block.LZ4BlockError:
+        return -1
+    ctypes.memmove(out, content, len(content))
+    return len(content)
+
+
+_packages_decompress: Any = ctypes.CFUNCTYPE(*_DECOMPRESS)(_decompress_by_package)
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+    return function
