@@ -19,7 +19,8 @@ _DECOMPRESS = (ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, ctypes.c_int)
 def keep_freed_memory() -> bool:
     """Let glibc give arrays of a megabyte from memory that it keeps, instead of new pages from the system each time.
 
-    The system clears every page. Without this a packed sample takes 0.6 ms more of the processor, beside 3.5.
+    The system clears every page: for a photo of 640 x 480, 491 pages and 0.8 ms of the 2.5 that its packing takes
+    without this. Of smaller images glibc keeps the memory by itself.
 
     Returns:
         False where the C library has no such setting (musl, macOS): then nothing changes.
