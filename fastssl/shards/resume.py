@@ -15,6 +15,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fastssl.errors import DataError, UsageError
+from fastssl.faults import is_gone
+from fastssl.shards.index import CHECKSUMS, INDEX, beside
 from fastssl.shards.manifest import MANIFEST, Manifest, ShardEntry, parse_manifest
 from fastssl.shards.output import Output
 from fastssl.shards.plan import Identity, Plan
@@ -38,6 +40,8 @@ class ShardRecord(Part):
     """Digest of the references, so that a source that changed is noticed."""
     entry: ShardEntry | None
     """None: not one of its samples could be used, and there is no such shard."""
+    companions: dict[str, str]
+    """SHA-256 of the files beside the archive, by their names."""
     statistics: Statistics
     quarantined: list[tuple[str, str]]
     """Reference and reason."""
@@ -63,17 +67,30 @@ def finished_shard(output: Output, source: Path, number: int, references: list[s
             where=f"{source}: {references[0]} to {references[-1]}",
             do="pack it into another folder, from the beginning",
         )
-    return record if record.entry is None or _is_whole(output, record.entry) else None
+    return record if record.entry is None or _is_whole(output, record, record.entry) else None
 
 
-def _is_whole(output: Output, entry: ShardEntry) -> bool:
-    if output.size(entry.name) != entry.bytes:
-        return False
-    sha256 = output.sha256(entry.name)
-    if sha256 in (None, entry.sha256):
-        return True
-    log.warning("%s/%s is damaged; it is packed again", output, entry.name)
-    return False
+def _is_whole(output: Output, record: ShardRecord, entry: ShardEntry) -> bool:
+    """All files of a shard are there as they were written; of a store's archive, the size is compared alone."""
+    is_damaged = output.size(entry.name) != entry.bytes or output.sha256(entry.name) not in (None, entry.sha256)
+    damaged = [entry.name] if is_damaged else []
+    for name, sha256 in record.companions.items():
+        content = _content(output, name)
+        if content is None or hashlib.sha256(content).hexdigest() != sha256:
+            damaged.append(name)
+    if damaged:
+        log.warning("%s: %s missing or damaged; the shard is packed again", output, ", ".join(damaged))
+    return not damaged
+
+
+def _content(output: Output, name: str) -> bytes | None:
+    """A file's content; None where there is no file of that name, or something that is no file."""
+    try:
+        return output.read(name)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        return None
 
 
 def write_record(output: Output, record: ShardRecord) -> None:
@@ -136,11 +153,32 @@ def _claim_again(output: Output, plan: Plan, *, complete: bool) -> Manifest | No
         before = _read_plan(output) or plan
     _check_same(plan, before, output)
     _check_classes(plan, before, output)
+    if manifest is not None:
+        _check_sizes(output, manifest)
     if manifest is not None and STATE in output.names():
         with output.alone():
             output.remove_partial()
             output.remove(STATE)
     return manifest
+
+
+def _check_sizes(output: Output, manifest: Manifest) -> None:
+    """A glance at what is called complete: no file is missing, and no archive has another size.
+
+    Raises:
+        DataError: one is not as it was packed.
+    """
+    for entry in manifest.shards:
+        for name in (entry.name, *(beside(entry.name, suffix) for suffix in (INDEX, CHECKSUMS))):
+            size = output.size(name)
+            if size is None or (name == entry.name and size != entry.bytes):
+                raise DataError(
+                    "the packed dataset is complete, but no longer whole",
+                    where=f"{output}/{name}",
+                    seen="no such file" if size is None else f"{size} bytes",
+                    expected=f"{entry.bytes} bytes" if name == entry.name else "the file",
+                    do="look at it with fastssl verify, then pack it again into another folder",
+                )
 
 
 def begin(output: Output, plan: Plan, *, resume: bool) -> None:

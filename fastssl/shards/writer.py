@@ -8,6 +8,7 @@ A packing that was interrupted, in whatever way, continues from what `fastssl.sh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -146,14 +147,15 @@ class _Packing:
         packed = _Shard()
         samples = self._samples(references, packed)
         first = next(samples, None)
-        entry = None
+        entry, companions = None, dict[str, bytes]()
         if first is not None:
-            entry = self._write_archive(f"{number:06d}.tar", first, samples, packed)
+            entry, companions = self._write_archive(f"{number:06d}.tar", first, samples, packed)
         record = ShardRecord(
             number=number,
             references=len(references),
             listing=listing_digest(references),
             entry=entry,
+            companions={name: hashlib.sha256(content).hexdigest() for name, content in companions.items()},
             statistics=packed.statistics,
             quarantined=packed.quarantined,
         )
@@ -162,7 +164,8 @@ class _Packing:
 
     def _write_archive(
         self, name: str, first: tuple[str, Members], rest: Iterator[tuple[str, Members]], packed: _Shard
-    ) -> ShardEntry:
+    ) -> tuple[ShardEntry, dict[str, bytes]]:
+        """The archive's entry, and what was written beside it, by its name."""
         with self.output.write(name) as file:
             shard = ShardFile(file)
             shard.add(*first)
@@ -170,10 +173,12 @@ class _Packing:
                 shard.add(*sample)
             shard.finish()
             # First what describes it, so that an archive under its final name always has its index.
-            for suffix, content in shard.companions().items():
-                with self.output.write(beside(name, suffix)) as companion:
-                    companion.write(content)
-        return ShardEntry(name=name, samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
+            companions = {beside(name, suffix): content for suffix, content in shard.companions().items()}
+            for companion, content in companions.items():
+                with self.output.write(companion) as file_beside:
+                    file_beside.write(content)
+        entry = ShardEntry(name=name, samples=shard.samples, bytes=shard.num_bytes, sha256=shard.sha256)
+        return entry, companions
 
     def _samples(self, references: list[str], packed: _Shard) -> Iterator[tuple[str, Members]]:
         for reference in references:

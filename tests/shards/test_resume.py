@@ -185,17 +185,34 @@ def test_an_interrupt_can_be_continued(undisturbed: str, tmp_path: Path, workers
     assert packing.digest(out) == undisturbed
 
 
-def test_a_finished_shard_that_was_damaged_is_packed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["000001.tar", "000001.idx", "000001.crc"])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "flipped", "a pipe"])
+def test_a_finished_shard_that_was_damaged_is_packed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
     out = tmp_path / "rooms"
     with pytest.raises(RuntimeError, match="bug"):
         pack(RoomSource(tmp_path, 7, trouble="bug", at=6), out, size=32, samples_per_shard=3)
-    content = bytearray((out / "000001.tar").read_bytes())
-    content[2000] ^= 1
-    (out / "000001.tar").write_bytes(content)
+    content = bytearray((out / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / name).unlink()
+    if damage == "a pipe":
+        os.mkfifo(out / name)
+    elif damage != "removed":
+        (out / name).write_bytes(content if damage == "flipped" else b"")
     pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
-    assert "000001.tar is damaged" in caplog.text
+    assert f"{name} missing or damaged" in caplog.text
     pack(RoomSource(tmp_path, 7), tmp_path / "whole", size=32, samples_per_shard=3)
     assert packing.digest(out) == packing.digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["000001.tar", "000001.idx", "000001.crc"])
+def test_a_complete_dataset_that_lost_a_file_is_not_called_done(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "rooms"
+    pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3)
+    (out / name).unlink()
+    with pytest.raises(DataError, match=rf"no longer whole(.|\n)*{name}"):
+        pack(RoomSource(tmp_path, 7), out, size=32, samples_per_shard=3, resume=True)
 
 
 def test_other_settings_are_told_the_right_way_round(tmp_path: Path) -> None:
