@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fastssl import __version__
 from fastssl.addresses import local_path
@@ -354,7 +354,18 @@ def _plain(passed_over: Mapping[str, PassedOver]) -> dict[str, dict[str, Any]]:
     return {reason: entry.model_dump() for reason, entry in passed_over.items()}
 
 
-@app.command()
+class _NamesMethods(TyperCommand):
+    """`train`, whose help names the methods; only there it is worth the time to load them."""
+
+    def format_help(self, *arguments: Any) -> None:
+        from fastssl.methods import METHODS
+
+        presets = [f"{name} ({', '.join(method.presets)})" for name, method in METHODS.items()]
+        self.epilog = f"Methods, and their presets: {'; '.join(presets)}."
+        super().format_help(*arguments)
+
+
+@app.command(cls=_NamesMethods)
 def train(
     out: Annotated[
         Path,

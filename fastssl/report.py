@@ -102,6 +102,7 @@ _CARDS = (_DEPTH, _NORMAL, _CONTOUR, _AT_1, _DOMAIN)
 _BETTER = {"lower": "lower is better", "higher": "higher is better", "near 0.5": "nearest to 0.5 is best", "": ""}
 _TASK_NAMES = {"depth": "depth", "normal": "surface normals", "edge": "object contours"}
 _KINDS = {"synthetic": "rendered images", "real": "photos"}
+_UNITS = {"pairs": ", a pair being one rendered image and one photo"}
 _NOT_YET = "Not measured yet. This command measures it:"
 _COLUMNS = {"trained": "Trained", "not_adapted": "Not adapted", "untrained": "Untrained", "constant": "Constant"}
 _TERMINAL_COLUMNS = ("trained", "untrained", "constant", "not_adapted")
@@ -112,8 +113,8 @@ _TRAINING_CURVES = (
     _Curve("loss/edge", "Contour loss", colour="edge"),
     _Curve("loss/adversarial", "Adversarial loss", colour="adversarial"),
     _Curve("loss/discriminator", "Discriminator loss", colour="discriminator"),
-    _Curve("lr", "Learning rate", "of backbone and heads"),
 )
+_LR_CURVE = _Curve("lr", "Learning rate", "of the backbone")
 _SPEED_CURVES = (
     _Curve("throughput/pairs_per_s", "Throughput", "pairs/s", from_zero=True),
     _Curve("throughput/images_per_s", "Throughput", "images/s", from_zero=True),
@@ -210,7 +211,7 @@ def summary_table(run: Path) -> str:
     speed = _throughput(read)
     if speed is not None:
         lines.append(
-            f"{speed.pairs_per_s:.1f} pairs/s, waiting for data {speed.data_wait:.1f} % of the time, "
+            f"{speed.rate:.1f} {speed.unit}/s, waiting for data {speed.data_wait:.1f} % of the time, "
             f"limited by {speed.limited_by}"
         )
     return "".join(f"{line}\n" for line in lines)
@@ -270,7 +271,7 @@ def _page(run: _Run) -> str:
         lead=_lead(run) + _torn(run.torn),
         facts=_facts(run.config),
         results=_key_results(run),
-        curves=_charts(run, _TRAINING_CURVES),
+        curves=_charts(run, (*_TRAINING_CURVES, *_other_losses(run), _LR_CURVE)),
         **parts,
         domain=_domain(run),
         speed=_speed(run),
@@ -470,6 +471,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _tasks(run: _Run) -> str:
+    if not hasattr(find_method(run.config.method), "predict"):
+        return '<p class="missing">The method of this run predicts none of them.</p>'
     command = f"eval tasks {_path(run)} --synthetic HELD_OUT_RENDERS"
     picture = _sheet(
         run,
@@ -539,9 +542,10 @@ def _speed(run: _Run) -> str:
     words = '<p class="missing">The throughput of the whole run is known when training ends.</p>'
     speed = _throughput(run)
     if speed is not None:
+        unit = html.escape(speed.unit)
         words = (
-            f"<p>Over the whole run <b>{speed.pairs_per_s:.1f} pairs/s</b>, a pair being one rendered image and one "
-            f"photo. The step waited for data <b>{speed.data_wait:.1f} %</b> of the time: the run was limited by "
+            f"<p>Over the whole run <b>{speed.rate:.1f} {unit}/s</b>{_UNITS.get(unit, '')}. The step waited for data "
+            f"<b>{speed.data_wait:.1f} %</b> of the time: the run was limited by "
             f"<b>{html.escape(speed.limited_by)}</b>.</p>"
         )
     return words + _charts(run, _SPEED_CURVES)
@@ -550,7 +554,8 @@ def _speed(run: _Run) -> str:
 class _Throughput(NamedTuple):
     """Rates of the whole run; the wait for data is in percent of the time."""
 
-    pairs_per_s: float
+    rate: float
+    unit: str
     data_wait: float
     limited_by: str
 
@@ -558,9 +563,10 @@ class _Throughput(NamedTuple):
 def _throughput(run: _Run) -> _Throughput | None:
     """None where training has not ended."""
     values = run.section("throughput")
-    rate, wait = values.get("pairs_per_s"), values.get("data_wait_fraction")
+    unit = find_method(run.config.method).unit
+    rate, wait = values.get(f"{unit}_per_s"), values.get("data_wait_fraction")
     if isinstance(rate, int | float) and isinstance(wait, int | float):
-        return _Throughput(rate, 100 * wait, str(run.summary.get("limited_by", "unknown")))
+        return _Throughput(rate, unit, 100 * wait, str(run.summary.get("limited_by", "unknown")))
     return None
 
 
@@ -650,6 +656,13 @@ def _charts(run: _Run, curves: Sequence[_Curve]) -> str:
     return (
         '<p class="missing">Nothing is logged yet. Training writes a line every <code>train.log_every</code> steps.</p>'
     )
+
+
+def _other_losses(run: _Run) -> list[_Curve]:
+    """Losses that no name of ours stands for, as a method calls them."""
+    known = {curve.metric for curve in _TRAINING_CURVES}
+    found = dict.fromkeys(name for line in run.metrics for name in line if name.startswith("loss/"))
+    return [_Curve(name, f"{name[5:].replace('_', ' ').capitalize()} loss") for name in found if name not in known]
 
 
 def _undecided(config: Config) -> dict[str, Reference]:

@@ -1,0 +1,109 @@
+"""What every method that is registered must do, by the commands that a user gives."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import assert_same, quiet, state
+
+from fastssl.evaluate import evaluate_neighbours
+from fastssl.methods import METHODS, load_config
+from fastssl.report import write_report
+from fastssl.telemetry import read_metrics
+from fastssl.train import load_trained, resume_run, start_run
+
+SAMPLE = Path(__file__).parents[2] / "shards" / "sample"
+SMALL = [
+    "data.size=67", "data.batch_synthetic=8", "data.batch_real=8", "model.width=0.2", "model.fc_channels=64",
+    "train.log_every=1", "train.steps=8", "train.checkpoint_every=4", "train.picture_every=8",
+]  # fmt: skip
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def config(name: str, *overrides: str) -> Any:
+    paths = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}"]
+    return load_config("tiny", method=name, overrides=[*paths, *SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each method."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name in METHODS:
+        start_run(config(name), folder / name, quiet)
+    return {name: folder / name for name in METHODS}
+
+
+@every_method
+def test_one_seed_gives_one_run(runs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    torch.manual_seed(123)  # what is global must not matter
+    start_run(config(name), tmp_path / "again", quiet)
+    assert_same(state(runs[name], 8), state(tmp_path / "again", 8))
+    start_run(config(name, "train.seed=1"), tmp_path / "other", quiet)
+    with pytest.raises(AssertionError):
+        assert_same(state(runs[name], 8), state(tmp_path / "other", 8))
+
+
+@every_method
+def test_a_run_that_is_resumed_ends_as_undisturbed(runs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    shutil.copytree(runs[name], tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000008.pt").unlink()
+    resume_run(tmp_path / "run", quiet)
+    assert_same(state(runs[name], 8), state(tmp_path / "run", 8))
+
+
+@every_method
+def test_losses_begin_at_chance_and_fall(tmp_path: Path, name: str) -> None:
+    settings = config(name, "train.steps=60", "train.checkpoint_every=60", "train.picture_every=60")
+    start_run(settings, tmp_path / "run", quiet)
+    losses = [
+        {key[5:]: value for key, value in line.items() if key.startswith("loss/")}
+        for line in read_metrics(tmp_path / "run")
+    ]
+    learnt = sorted(losses[0].keys() - {"adversarial", "discriminator"})  # these two pull against each other
+    for loss in METHODS[name].chance(settings).keys() & learnt:
+        assert losses[0][loss] == pytest.approx(METHODS[name].chance(settings)[loss], rel=0.4)
+    first, last = (sum(sum(line[key] for key in learnt) for line in part) for part in (losses[:10], losses[-10:]))
+    assert last < 0.97 * first
+    assert all(math.isfinite(value) for line in losses for value in line.values())
+
+
+@every_method
+def test_a_run_is_loaded_evaluated_and_reported(runs: dict[str, Path], name: str) -> None:
+    trained = load_trained(runs[name])
+    assert trained.config.method == name
+    assert trained.method.compared_layer in trained.method.backbone.feature_info
+    measured = evaluate_neighbours(runs[name], SAMPLE / "retrieval")
+    assert set(measured["precision_at_1"]) == {"trained", "untrained"}
+    page = write_report(runs[name]).read_text(encoding="utf-8")
+    assert METHODS[name].describe(trained.config) in page
+    summary = json.loads((runs[name] / "summary.json").read_text())
+    assert summary["throughput"][f"{METHODS[name].unit}_per_s"] > 0
+    assert f"{METHODS[name].unit}/s" in page
+    for loss in (key for key in read_metrics(runs[name])[0] if key.startswith("loss/")):
+        assert re.search(f"{loss[5:].replace('edge', 'contour')} loss", page, re.IGNORECASE), loss
+    assert METHODS[name].picture is None or list((runs[name] / "samples").glob("train_*.png"))
+
+
+@every_method
+def test_every_setting_has_a_place_and_every_preset_loads(name: str) -> None:
+    assert {"paper", "tiny"} <= METHODS[name].presets.keys()
+    for preset in METHODS[name].presets:
+        assert load_config(preset, method=name).preset == preset
+
+
+def test_the_help_names_every_method() -> None:
+    command = [sys.executable, "-m", "fastssl", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in METHODS:
+        assert name in done.stdout
