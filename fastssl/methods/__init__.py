@@ -11,10 +11,11 @@ from fastssl.config import RUN_CURE, Config, Preset, check_complete, compose, re
 from fastssl.errors import ConfigError, DataError
 from fastssl.methods.cross_domain import CrossDomain
 from fastssl.methods.method import Dense, Method, StepContext
+from fastssl.methods.rotation import Rotation
 
 __all__ = ["METHODS", "Dense", "Method", "StepContext", "find_method", "load_config", "read_config"]
 
-_METHODS: tuple[type[Method], ...] = (CrossDomain,)
+_METHODS: tuple[type[Method], ...] = (CrossDomain, Rotation)
 METHODS = {method.name: method for method in _METHODS}
 """By name; the first is the one that is taken where none is named."""
 
