@@ -290,15 +290,15 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
         Share,
         ViewSettings,
         centre_views,
+        endless_plan,
         load_batches,
-        training_plan,
     )
     from fastssl.shards import ShardSet
 
     packed = Mixture([ShardSet(shards)])
     data = DataConfig(size=CROP, gray="off", window=(CROP / STRETCHED, CROP / STRETCHED))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=packed.image_size)
-    plan = training_plan(settings, Share(order=packed.order(seed=0, stream=0), batch_size=batch))
+    plan = endless_plan(settings, Share(order=packed.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)

@@ -54,9 +54,9 @@ from fastssl.loader import (
     Share,
     ViewSettings,
     centre_views,
+    endless_plan,
     load_batches,
     open_mixture,
-    training_plan,
 )
 from fastssl.loader.calibration import LOADS, calibrated
 from fastssl.methods import StepContext, find_method, load_config
@@ -104,7 +104,7 @@ def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: 
     """Ours, from packed shards."""
     data = DataConfig(size=CROP, gray="off", window=(CROP / STRETCHED, CROP / STRETCHED))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
-    plan = training_plan(settings, Share(order=shards.order(seed=0, stream=0), batch_size=batch))
+    plan = endless_plan(settings, Share(order=shards.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
@@ -262,7 +262,7 @@ def measure_pairs(config: Config, shards: Mixture, meter: Meter, result: dict[st
     options = LoaderOptions(device=device, half=device.type == "cuda")
     order = Share(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
     settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
-    found = calibrated(shards, lambda: training_plan(settings, order), options)
+    found = calibrated(shards, lambda: endless_plan(settings, order), options)
     pairs = step_batches(config, shards, replace(options, hw_decoder_load=found.load))
     step = step_work(config, next(pairs), device)
     rates = turns({"loading": lambda: len(next(pairs)["synthetic"].keys), "step": step}, meter)

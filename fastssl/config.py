@@ -242,6 +242,7 @@ class Config(Section):
 Preset = Mapping[str, Mapping[str, Any]]
 """Settings that differ from the defaults, by section and name."""
 C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound=Section)
 
 
 def compose(
@@ -472,7 +473,7 @@ def shown(value: object) -> str:
     return "nothing (null)" if value is None else repr(value)
 
 
-def validated(schema: type[C], values: Mapping[str, Any], where: Path | None = None) -> C:
+def validated(schema: type[S], values: Mapping[str, Any], where: Path | None = None) -> S:
     """Settings as the schema has them.
 
     Raises:

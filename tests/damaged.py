@@ -22,7 +22,7 @@ from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, iterator, load_batches, open_mixture
 from fastssl.loader.damage import Damage
-from fastssl.loader.plan import training_plan
+from fastssl.loader.plan import endless_plan
 from fastssl.shards import ShardSet
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def batches(
     share = Share(order=shards.order(seed=4, stream=0), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=shards.image_size)
     options = LoaderOptions(device=device, threads=2, max_bad=max_bad, paranoid=paranoid)
-    made = load_batches(shards, training_plan(settings, share), options)
+    made = load_batches(shards, endless_plan(settings, share), options)
     got = list(islice(made, steps))
     return got, made.damaged()
 

@@ -16,10 +16,10 @@ from fastssl.loader import (
     LoaderOptions,
     Share,
     ViewSettings,
+    endless_plan,
     evaluation_plan,
     load_batches,
     open_mixture,
-    training_plan,
 )
 
 SIZE, BATCH, STEPS = 67, 4, 6
@@ -72,7 +72,7 @@ def batches_of(form: Form, path: Path, device: torch.device, *, half: bool) -> l
     if form.evaluates:
         plan = evaluation_plan(settings, len(samples), BATCH)
     else:
-        plan = training_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=BATCH))
+        plan = endless_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=BATCH))
     options = LoaderOptions(device=device, threads=2, half=half)
     made = load_batches(samples, plan, options, ("class_index",) if form.whole_photos else None)
     return list(islice(made, STEPS))

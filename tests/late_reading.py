@@ -20,9 +20,9 @@ from fastssl.loader import (
     LoaderOptions,
     Share,
     ViewSettings,
+    endless_plan,
     load_batches,
     open_mixture,
-    training_plan,
 )
 
 KEPT = (0, 1, 2)
@@ -34,7 +34,7 @@ def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int =
     samples = open_mixture(path)
     seen = DataConfig.model_validate({"size": 115, "window": (0.6, 1.0), **data})
     share = Share(order=samples.order(seed=5, stream=0), batch_size=batch_size)
-    plan = training_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), share)
+    plan = endless_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), share)
     return load_batches(samples, plan, options, None if labels else ())
 
 

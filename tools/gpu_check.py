@@ -216,13 +216,13 @@ def _mean(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
 
 def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture, training_plan
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, load_batches, open_mixture
 
     samples = open_mixture(str(SAMPLE))
     given = {name: value for name, value in form.items() if name not in ("augment", "half")}
     data = DataConfig.model_validate({"size": 163, "gray": "off", **given})
     settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
-    plan = training_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=16))
+    plan = endless_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=16))
     half = form.get("half", False) and device.type == "cuda"
     return list(islice(load_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
 
@@ -269,12 +269,12 @@ def _pixels_beside_libjpeg(bench: Bench, share: float) -> dict[str, float]:
 
 def _photos(bench: Bench, share: float) -> Iterator[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture, training_plan
+    from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, load_batches, open_mixture
 
     samples = open_mixture(str(SAMPLE))
     data = DataConfig(size=163, window=(163 / 192, 163 / 192), gray="off")
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
-    plan = training_plan(settings, Share(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4))
+    plan = endless_plan(settings, Share(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4))
     options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=share)
     return map(attrgetter("image"), load_batches(samples, plan, options, ()))
 

@@ -9,13 +9,15 @@ for batch in load_batches(samples, samples.training_plan(settings, share), Loade
 
 from fastssl.loader.domain import Domain, DomainRequest, evaluation_domain, training_domains
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
+from fastssl.loader.load import Loader, load
 from fastssl.loader.mixture import Mixture, open_domain, open_mixture
-from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, evaluation_plan, training_plan
+from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, endless_plan, evaluation_plan
 
 __all__ = [
     "Batches",
     "Domain",
     "DomainRequest",
+    "Loader",
     "LoaderOptions",
     "Mixture",
     "Plan",
@@ -23,11 +25,12 @@ __all__ = [
     "Step",
     "ViewSettings",
     "centre_views",
+    "endless_plan",
     "evaluation_domain",
     "evaluation_plan",
+    "load",
     "load_batches",
     "open_domain",
     "open_mixture",
     "training_domains",
-    "training_plan",
 ]

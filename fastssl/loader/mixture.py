@@ -13,7 +13,7 @@ from pathlib import Path
 from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
-from fastssl.loader.plan import Plan, Share, Step, ViewSettings, training_plan
+from fastssl.loader.plan import Plan, Share, Step, ViewSettings, endless_plan
 from fastssl.shards import Domain, Room, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
 
@@ -95,7 +95,7 @@ class Mixture:
             ConfigError: the shards that are shuffled together do not fit into the cache of a remote dataset, so that
                 each sample would fetch its shard again.
         """
-        plan = training_plan(settings, share, position=position)
+        plan = endless_plan(settings, share, position=position)
         if not any(dataset.is_remote for dataset in self.datasets):
             return plan
         for shards, order in zip(self.datasets, share.order.datasets, strict=True):
@@ -111,6 +111,11 @@ class Mixture:
                 if shards.is_remote and len(mine):
                     shards.prefetch(order.shards(int(mine[0]), len(mine)))
             yield step
+
+    def close(self) -> None:
+        """Close the open shards of all datasets; reading opens them again."""
+        for dataset in self.datasets:
+            dataset.close()
 
     def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
         """Some members of a sample; raises as `ShardSet.read`."""

@@ -218,7 +218,7 @@ class Plan:
     steps: Iterator[Step]
 
 
-def training_plan(settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
+def endless_plan(settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
     """Endless random steps; the first global batch begins at `position`."""
 
     def steps() -> Iterator[Step]:

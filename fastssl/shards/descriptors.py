@@ -147,6 +147,12 @@ class OpenShards:
                 self._count(owner)
         return found
 
+    def close(self, owner: Owner) -> None:
+        """Let go of all shards of a dataset; it may go on, and opens them again."""
+        with self._lock:
+            for key in [key for key in self._open if key[0] == owner.number]:
+                self._let_go(key)
+
     def _count(self, owner: Owner) -> None:
         if owner.number not in self._counts:
             # Called wherever the collector runs, perhaps under our lock; so it only notes.

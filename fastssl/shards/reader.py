@@ -229,6 +229,10 @@ class ShardSet:
             raise IndexError(f"sample {index} of {len(self)}")
         return bisect_right(self._ends, index)
 
+    def close(self) -> None:
+        """Close the shards that are open; reading opens them again."""
+        open_shards.close(self._owner)
+
     def _open_shard(self, shard: int) -> OpenShard:
         entry = self.manifest.shards[shard]
         return OpenShard(self._store.open(entry), self._store.place(entry.name))

@@ -15,7 +15,7 @@ from damaged import overwritten
 from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, open_mixture, training_plan
+from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, open_mixture
 from fastssl.loader.calibration import LOADS, calibrated
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_a_share_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> Non
     data = DataConfig(size=131, window=(0.8, 1.0))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
     share = Share(order=samples.order(seed=0, stream=0), batch_size=64)
-    found = calibrated(samples, lambda: training_plan(settings, share), LoaderOptions(device=gpu))
+    found = calibrated(samples, lambda: endless_plan(settings, share), LoaderOptions(device=gpu))
     assert found.load in LOADS
     assert set(found.seconds) == (set(LOADS) if found.is_safe else set())
     assert found.is_safe or found.load == 0
@@ -60,7 +60,7 @@ def test_a_damaged_sample_is_told_once_for_all_pipelines(
     samples = open_mixture(tmp_path / "damaged")
     settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
     share = Share(order=samples.order(seed=0, stream=0), batch_size=8)
-    calibrated(samples, lambda: training_plan(settings, share), LoaderOptions(device=gpu, threads=4, max_bad=1))
+    calibrated(samples, lambda: endless_plan(settings, share), LoaderOptions(device=gpu, threads=4, max_bad=1))
     assert sum("coded_006" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -23,9 +23,9 @@ from fastssl.loader import (
     Mixture,
     Share,
     ViewSettings,
+    endless_plan,
     load_batches,
     open_mixture,
-    training_plan,
 )
 from fastssl.loader.calibration import (
     LOADS,
@@ -93,7 +93,7 @@ def test_the_time_of_a_batch_is_the_median_stretch_after_the_warm_up() -> None:
 def plan(samples: Mixture) -> Plan:
     data = DataConfig(size=SIZE, window=(0.6, 1.0))
     share = Share(order=samples.order(seed=5, stream=0), batch_size=BATCH)
-    return training_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
+    return endless_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
 
 
 def test_a_damaged_sample_is_told_and_counted_once(

@@ -33,7 +33,7 @@ from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
-from fastssl.loader.plan import training_plan
+from fastssl.loader.plan import endless_plan
 from fastssl.shards import JPEG, LABELS, ShardSet
 
 pytestmark = pytest.mark.timeout(120)
@@ -142,7 +142,7 @@ def test_a_damaged_class_costs_its_photo(coded_real: Path, tmp_path: Path) -> No
     share = Share(order=damaged.order(seed=4, stream=1), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
     options = LoaderOptions(device=torch.device("cpu"), threads=2, max_bad=1)
-    made = load_batches(damaged, training_plan(settings, share), options, ("class_index",))
+    made = load_batches(damaged, endless_plan(settings, share), options, ("class_index",))
     keys = {key for batch in islice(made, 9) for key in batch.keys}
     assert len(keys) == 8
     assert "coded_006" not in keys

@@ -21,10 +21,10 @@ from fastssl.loader import (
     Mixture,
     Share,
     ViewSettings,
+    endless_plan,
     evaluation_plan,
     load_batches,
     open_mixture,
-    training_plan,
 )
 from fastssl.loader.plan import Plan
 from fastssl.shards import ShardSet, decode_sample, pack, read_samples
@@ -42,7 +42,7 @@ def views(shards: Mixture, data: DataConfig, *, whole: bool = False) -> ViewSett
 
 def random_plan(shards: Mixture, data: DataConfig, batch_size: int) -> Plan:
     share = Share(order=shards.order(seed=5, stream=0), batch_size=batch_size)
-    return training_plan(views(shards, data), share)
+    return endless_plan(views(shards, data), share)
 
 
 def stored_pixels(batch: Batch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

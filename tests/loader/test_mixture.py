@@ -16,10 +16,10 @@ from fastssl.loader import (
     Mixture,
     Share,
     ViewSettings,
+    endless_plan,
     load_batches,
     open_domain,
     open_mixture,
-    training_plan,
 )
 from fastssl.shards import ShardSet, pack
 from fastssl.shards.cache import Cache
@@ -58,9 +58,9 @@ def test_batches_hold_the_datasets_by_their_weights(coded_synthetic: Path, few: 
         data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
-    plan = [samples for samples, _ in islice(training_plan(settings, share).steps, 11)]
+    plan = [samples for samples, _ in islice(endless_plan(settings, share).steps, 11)]
     for batch, samples in zip(
-        islice(load_batches(shards, training_plan(settings, share), options), 11), plan, strict=True
+        islice(load_batches(shards, endless_plan(settings, share), options), 11), plan, strict=True
     ):
         assert batch.keys == tuple(keys[i] for i in samples.tolist())
         assert abs((samples >= 11).sum() - 2) <= 1
@@ -84,7 +84,7 @@ def test_labelled_images_serve_as_photos_too(few: Path, coded_synthetic: Path) -
         data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
-    batch = next(iter(load_batches(shards, training_plan(settings, share), options, ("class_index",))))
+    batch = next(iter(load_batches(shards, endless_plan(settings, share), options, ("class_index",))))
     assert batch.class_index.tolist() == [-1] * 4
 
 

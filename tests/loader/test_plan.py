@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader.order import mixed_order
-from fastssl.loader.plan import Share, Views, ViewSettings, evaluation_plan, training_plan, training_views
+from fastssl.loader.plan import Share, Views, ViewSettings, endless_plan, evaluation_plan, training_views
 
 DATA = DataConfig(size=99, window=(0.7, 1.0))
 NAMES = ("top", "left", "height", "width", "flip", "channel", "colour", "blur")
@@ -35,7 +35,7 @@ def settings_of(
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("num_samples", [11, 56, 61])
 def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, world_size: int) -> None:
-    plans = [training_plan(settings_of(), share).steps for share in shares(num_samples, 4, world_size)]
+    plans = [endless_plan(settings_of(), share).steps for share in shares(num_samples, 4, world_size)]
     sequence = np.concatenate([next(plan)[0] for _ in range(60) for plan in plans])
     epochs = len(sequence) // num_samples
     assert epochs >= 3
@@ -46,7 +46,7 @@ def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, wor
 
 def test_orders_and_views_depend_on_seed_and_domain() -> None:
     variants = [one_share(50, seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
-    assert len({tuple(next(training_plan(settings_of(), share).steps)[0]) for share in variants}) == 4
+    assert len({tuple(next(endless_plan(settings_of(), share).steps)[0]) for share in variants}) == 4
     assert len({tuple(training_views(settings_of(), share, 0).left) for share in variants}) == 4
 
 
@@ -54,8 +54,8 @@ VARIED = settings_of(stored=(256, 200), brightness=0.3, hue=20, blur=0.5, aspect
 
 
 def test_samples_and_views_do_not_depend_on_the_number_of_ranks() -> None:
-    samples, whole = next(training_plan(VARIED, shares(100, 12, 1)[0], position=60).steps)
-    parts = [next(training_plan(VARIED, share, position=60).steps) for share in shares(100, 3, 4)]
+    samples, whole = next(endless_plan(VARIED, shares(100, 12, 1)[0], position=60).steps)
+    parts = [next(endless_plan(VARIED, share, position=60).steps) for share in shares(100, 3, 4)]
     assert (np.concatenate([part[0] for part in parts]) == samples).all()
     for name in NAMES:
         assert (np.concatenate([getattr(views, name) for _, views in parts]) == getattr(whole, name)).all()
@@ -68,10 +68,10 @@ def test_another_number_of_ranks_goes_on_with_the_very_same_samples_and_views(
 ) -> None:
     before = shares(23, 4, 3)
     position = steps * before[0].global_batch
-    plans = [training_plan(VARIED, share, position=position).steps for share in shares(23, batch_size, world_size)]
+    plans = [endless_plan(VARIED, share, position=position).steps for share in shares(23, batch_size, world_size)]
     got = [next(plan) for _ in range(3) for plan in plans]
     num = len(got) * batch_size
-    samples, views = next(training_plan(VARIED, shares(23, num, 1)[0], position=position).steps)
+    samples, views = next(endless_plan(VARIED, shares(23, num, 1)[0], position=position).steps)
     assert (np.concatenate([part[0] for part in got]) == samples).all()
     for name in NAMES:
         assert (np.concatenate([getattr(part[1], name) for part in got]) == getattr(views, name)).all()
@@ -135,9 +135,9 @@ def test_all_ranks_take_one_channel_per_batch() -> None:
 
 def test_plan_started_later_goes_on_as_the_plan_from_the_start() -> None:
     share = shares(23, 4, 1, seed=9, stream=1)[0]
-    early = training_plan(settings_of(), share).steps
+    early = endless_plan(settings_of(), share).steps
     steps = [next(early) for _ in range(12)]
-    late = training_plan(settings_of(), share, position=36).steps
+    late = endless_plan(settings_of(), share, position=36).steps
     for samples, views in steps[9:]:
         later_samples, later_views = next(late)
         assert (samples == later_samples).all()

@@ -1,0 +1,136 @@
+"""The front door of the loader: batches of packed datasets in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fastssl.batch import Batch, Target
+from fastssl.config import AugmentConfig, DataConfig, validated
+from fastssl.errors import CheckpointError, ConfigError
+from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
+from fastssl.loader.mixture import Mixture, open_mixture
+from fastssl.loader.plan import Share, ViewSettings
+
+
+class Loader:
+    """Endless random batches of packed datasets; `fastssl.load` makes it.
+
+    It holds threads, and descriptors of open shards: a ``with`` block, or `close`, lets them go.
+    """
+
+    def __init__(self, samples: Mixture, batches: Batches, position: int, global_batch: int) -> None:
+        self._samples, self._batches = samples, batches
+        self._position, self._global_batch = position, global_batch
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._position += self._global_batch
+        return batch
+
+    def close(self) -> None:
+        """Stop; no further batch comes."""
+        self._batches.close()
+        self._samples.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next batch depends on, besides the arguments of `load`: the same on every rank."""
+        return {"position": self._position, "fingerprint": self._samples.fingerprint}
+
+    def damaged(self) -> list[str]:
+        """Shard, key and reason of each damaged sample met so far; each was replaced by the next of its dataset."""
+        return self._batches.damaged()
+
+
+def load(
+    data: str | os.PathLike[str] | Mapping[str, float],
+    *,
+    batch_size: int,
+    size: int,
+    seed: int = 0,
+    targets: Collection[Target] | None = None,
+    device: str | torch.device | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    state: Mapping[str, Any] | None = None,
+    threads: int = 0,
+    prefetch: int = 2,
+    half: bool = False,
+    augment: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Loader:
+    """Endless random batches of packed datasets; which samples come, and how they are seen, depends on the seed alone.
+
+        with fastssl.load("rooms", batch_size=64, size=227) as batches:
+            for batch in batches:
+                batch.image, batch.depth, batch.normal, batch.edge
+
+    Args:
+        data: a packed dataset, a folder or an address such as ``s3://bucket/rooms``; or several with their weights.
+        batch_size: images per batch and rank.
+        size: side of the images in pixels; windows of the stored images are resized to it.
+        seed: another seed, another order and other windows.
+        targets: what comes with the images; None = all that the datasets have.
+        device: where the batches are made and lie; None = the current GPU where there is one, else the CPU.
+        rank: of this process, from 0; each rank reads its own part, and all make the same number of steps.
+        world_size: number of ranks.
+        state: `Loader.state_dict` of a loader of these datasets, to go on where it was, also with another batch size
+            or number of ranks.
+        threads: for decoding; 0 = as many as there are cores.
+        prefetch: batches that are made ahead of need.
+        half: images as float16, on a GPU.
+        augment: settings of `fastssl.config.AugmentConfig`, such as ``{"blur": 0.5}``.
+        **settings: more of `fastssl.config.DataConfig`, such as ``window=(0.5, 1.0)``, ``gray="off"``, ``flip=0.0`` or
+            ``shuffle_buffer=10_000``. By default images keep their colours.
+
+    Returns:
+        An iterator of `fastssl.batch.Batch`.
+
+    Raises:
+        DataError, ShardError: a dataset is missing or damaged, or lacks a target.
+        ConfigError: a setting does not exist or is out of range.
+        CheckpointError: the state is of other datasets.
+    """
+    seen = validated(DataConfig, {"gray": "off", **settings, "size": size})
+    samples = open_mixture(data)
+    position = 0 if state is None else int(state["position"])
+    if state is not None and state["fingerprint"] != samples.fingerprint:
+        what = "the loader's state is of other datasets"
+        raise CheckpointError(what, where=samples.path, do="give the same datasets, or no state")
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise ConfigError(
+            "a batch needs a sample, and a rank a place among the others",
+            seen=f"batch_size {batch_size}, rank {rank} of {world_size}",
+            expected="batch_size 1 or more, and a rank from 0 to below world_size",
+        )
+    views = ViewSettings(data=seen, augment=validated(AugmentConfig, augment or {}), stored=samples.image_size)
+    order = samples.order(seed=seed, stream=0, buffer=seen.shuffle_buffer)
+    share = Share(order=order, batch_size=batch_size, rank=rank, world_size=world_size)
+    options = LoaderOptions(
+        device=_device(device),
+        threads=threads,
+        half=half,
+        max_bad=seen.max_bad,
+        paranoid=seen.paranoid,
+        prefetch=prefetch,
+    )
+    plan = samples.training_plan(views, share, position=position)
+    return Loader(samples, load_batches(samples, plan, options, targets), position, share.global_batch)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    return torch.device(device)

@@ -1,0 +1,110 @@
+"""The package's front door, and the loop that README shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastssl
+from fastssl.batch import Batch
+from fastssl.errors import CheckpointError, ConfigError, DataError
+
+ROOT = Path(__file__).parents[1]
+
+
+def first(path: Path | dict[str, float], count: int = 6, **options: object) -> list[Batch]:
+    with fastssl.load(path, **{"batch_size": 4, "size": 67, "device": "cpu", "threads": 2, **options}) as batches:
+        return list(islice(batches, count))
+
+
+def num_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return one.keys == other.keys and torch.equal(one.image, other.image)
+
+
+def test_readme_s_loop_runs(coded_synthetic: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(import fastssl\n.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    code = code.replace('"rooms"', repr(str(coded_synthetic)))
+    code = code.replace("batch_size=64, size=227", "batch_size=4, size=99")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([4, 3, 99, 99])" in done.stdout
+
+
+def test_packing_and_reading_load_neither_torch_nor_dali() -> None:
+    code = (
+        "import sys, fastssl; fastssl.pack, fastssl.read_samples, fastssl.open_source; "
+        "print([name for name in ('torch', 'nvidia.dali') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_was_packed_is_read_and_loaded(tmp_path: Path) -> None:
+    photos = ROOT / "shards" / "sample" / "real_val"
+    keys = [sample.key for sample in fastssl.read_samples(photos)]
+    batches = first(photos, 20, size=99)
+    assert {key for batch in batches for key in batch.keys} == set(keys)  # 80 of 60 samples: an epoch and more
+    assert batches[0].image.shape == (4, 3, 99, 99)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fastssl.nothing  # noqa: B018
+
+
+def test_the_seed_alone_decides(coded_synthetic: Path) -> None:
+    one, again, other = (first(coded_synthetic, seed=seed, window=(0.5, 1.0)) for seed in (3, 3, 4))
+    assert all(map(same, one, again))
+    assert not all(map(same, one, other))
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 1), (2, 1), (2, 2)])
+def test_a_state_goes_on_with_the_samples_that_would_have_come(
+    coded_synthetic: Path, batch_size: int, world_size: int
+) -> None:
+    whole = first(coded_synthetic, 8)
+    with fastssl.load(coded_synthetic, batch_size=4, size=67, device="cpu") as batches:
+        list(islice(batches, 3))
+        state = batches.state_dict()
+    ranks = [
+        first(coded_synthetic, 20 // (batch_size * world_size), batch_size=batch_size, world_size=world_size, rank=rank,
+              state=state)
+        for rank in range(world_size)
+    ]  # fmt: skip
+    found = [key for step in zip(*ranks, strict=True) for batch in step for key in batch.keys]
+    assert found == [key for batch in whole[3:] for key in batch.keys]
+
+
+def test_targets_are_those_that_are_asked_for(coded_synthetic: Path, coded_real: Path) -> None:
+    assert set(first(coded_synthetic, 1, targets=("edge",))[0].targets) == {"edge", "stored_edge_fraction"}
+    assert set(first(coded_synthetic, 1, targets=())[0].targets) == set()
+    assert set(first(coded_real, 1)[0].targets) == {"class_index"}
+    with pytest.raises(DataError, match="no label planes"):
+        first(coded_real, 1, targets=("depth",))
+
+
+def test_threads_and_descriptors_are_let_go(coded_synthetic: Path) -> None:
+    first(coded_synthetic, 1)
+    threads, descriptors = threading.active_count(), num_descriptors()
+    for _ in range(5):
+        first(coded_synthetic, 2)
+    assert threading.active_count() <= threads
+    assert num_descriptors() <= descriptors + 1
+
+
+def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> None:
+    with pytest.raises(ConfigError, match="'flip'"):
+        first(coded_synthetic, flop=1.0)
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        first(coded_synthetic, rank=2, world_size=2)
+    with fastssl.load(coded_real, batch_size=4, size=67, device="cpu") as batches, pytest.raises(CheckpointError):
+        first(coded_synthetic, state=batches.state_dict())
