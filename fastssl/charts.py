@@ -190,8 +190,10 @@ def _bin_scale(edges: NDArray[np.floating]) -> _Scale:
         ticks = [tick for tick in _round_numbers(low, high) if low <= tick <= high]
         return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, ticks)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, [tick for tick in ticks if low <= tick <= high], log=True)
+    ticks = [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
+    if len(ticks) < 2:  # a range so narrow that its axis could as well be linear
+        ticks = [tick for tick in _round_numbers(low, high) if low <= tick <= high]
+    return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, ticks, log=True)
 
 
 def _height_scale(heights: NDArray[np.floating], *, whole: bool) -> _Scale:

@@ -248,3 +248,16 @@ def test_a_histogram_of_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     bars = _bars(histogram(np.zeros(3, int), np.linspace(0, 3, 4), title="T", unit="m", of="pixels"))
     assert not bars.any()
     assert "no values" in {text for _, text in texts}
+
+
+@pytest.mark.parametrize(("low", "high"), [(3.0, 4.0), (2.1, 4.9), (0.0301, 0.0302), (11.0, 19.0)])
+def test_a_narrow_range_of_ratios_has_ticks(low: float, high: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of 1, 2, 5 times a power of ten lies between."""
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, at, text, **how: (written.append(text), draw(self, at, text, **how))
+    )
+    histogram(np.arange(1, 9), np.geomspace(low, high, 9), title="Depth", unit="m", of="pixels", note="")
+    ticks = [float(text) for text in written if text.replace(".", "").isdecimal() and low <= float(text) <= high]
+    assert len(ticks) >= 2
