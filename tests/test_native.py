@@ -1,4 +1,4 @@
-"""What native functions do, and what is done where a library does not have them."""
+"""Native functions, and their fallbacks where a library does not have them."""
 
 from __future__ import annotations
 

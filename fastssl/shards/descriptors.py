@@ -177,7 +177,7 @@ class OpenShards:
 
 
 open_shards = OpenShards(most_open)
-"""Of this process."""
+"""The shards that this process has open."""
 os.register_at_fork(after_in_child=open_shards.go_on_in_fork)
 
 _keeping = set[int]()

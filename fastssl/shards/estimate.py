@@ -1,4 +1,4 @@
-"""What a packing would make, found out by packing a few samples into memory."""
+"""An estimate of what a packing makes, from a few samples that are packed into memory."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Estimate:
     shards: int
     estimated_bytes: int
     estimated_seconds: float
-    """Of one worker."""
+    """Time that one worker takes."""
     tried: int
     unusable: list[tuple[str, str]]
     """Reference and reason, of those that were tried."""
     keys: list[str]
     """Some of them."""
     passed_over: dict[str, PassedOver]
-    """What of the source is no sample, by reason."""
+    """Entries of the source that are no sample, by reason."""
 
 
 def estimate(source: Source, **choices: Unpack[PackChoices]) -> Estimate:

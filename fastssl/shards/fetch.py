@@ -59,7 +59,7 @@ class RemoteFiles:
         self._url = self._url.rstrip("/")
 
     def address(self, name: str = "") -> str:
-        """Of a file, or of the folder."""
+        """Address of a file, or of the folder."""
         return f"{self._url}/{name}".rstrip("/") + self._query
 
     def place(self, name: str) -> str:
@@ -178,7 +178,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 class _WrongContentError(Exception):
-    """What came is not what the manifest says."""
+    """A store gave other bytes than the manifest says."""
 
 
 def _persistently(place: str, attempt: Callable[[], T]) -> T:
@@ -224,7 +224,7 @@ def _local_fault(error: BaseException) -> OSError | MemoryError | None:
 
 
 def _size(place: str) -> int | None:
-    """Of a remote file, in bytes; None if the store does not tell."""
+    """Size of a remote file, in bytes; None if the store does not tell."""
     filesystem, path = _filesystem(place)
     try:
         size: int | None = filesystem.info(path, timeout=_PATIENCE_S)["size"]

@@ -17,7 +17,7 @@ import deflate
 from fastssl.shards.tar import NAME_BYTES
 
 INDEX, CHECKSUMS = ".idx", ".crc"
-"""What the names of the two files end in."""
+"""Suffixes of the two files."""
 _HEADS = {INDEX: "v1.2", CHECKSUMS: "crc32"}
 _DIGITS = 18
 """Longer numbers than this are damaged ones."""

@@ -71,7 +71,7 @@ class Selection(Part):
 
 
 class Settings(Part):
-    """What was asked for, as far as the bytes depend on it."""
+    """The settings of a packing, as far as the bytes depend on them."""
 
     size: Annotated[int, Field(ge=1, le=65500)]  # JPEG's largest side
     """Height and width of every packed image."""
@@ -114,15 +114,15 @@ class Manifest(Part):
     quarantined: Count
     """Images left out because they could not be used; `quarantine.jsonl` lists them."""
     passed_over: dict[str, PassedOver] | None = None
-    """What of the source is no sample at all, by reason; left out where the source does not tell."""
+    """Entries of the source that are no sample at all, by reason; left out where the source does not tell."""
     classes: dict[str, Count] | None = None
     """The number of each class by its name; left out where the source has no names for them."""
     members: dict[str, MemberFormat]
-    """What a sample is made of, in order; the file name is the sample's key, a dot and this name."""
+    """The files that make a sample, in order; the file name is the sample's key, a dot and this name."""
     statistics: Statistics
     settings: Settings
     versions: dict[str, str]
-    """Of the software that determines the bytes."""
+    """Versions of the software that determines the bytes."""
     shards: Annotated[list[ShardEntry], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -104,7 +104,7 @@ class Output:
             return None
 
     def size(self, name: str) -> int | None:
-        """Of a file, in bytes; None if there is none."""
+        """Size of a file, in bytes; None if there is none."""
         try:
             if self._local is not None:
                 return (self._local / name).stat().st_size
@@ -115,7 +115,7 @@ class Output:
             return None
 
     def sha256(self, name: str) -> str | None:
-        """Of a local file's bytes; None in a store, of which all would have to be fetched."""
+        """Hash of a local file; None in a store, from which all of it would have to be fetched."""
         if self._local is None:
             return None
         with open_regular(self._local / name) as file:

@@ -1,4 +1,4 @@
-"""What of a source was not packed and is not in the quarantine list either: counted by reason, with a few names."""
+"""Entries of a source that are neither packed nor in the quarantine list: counted by reason, with a few names."""
 
 from __future__ import annotations
 

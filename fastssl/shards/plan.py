@@ -19,7 +19,7 @@ from fastssl.shards.statistics import Count, Part
 
 
 class Identity(Part):
-    """What the manifest says about where the data came from."""
+    """The origin of the data, as the manifest has it."""
 
     domain: Domain
     layout: str

@@ -33,7 +33,7 @@ class RemoteFolder(RemoteFiles):
     """A packed dataset in a store, its shards through a cache; a `fastssl.shards.store.Store`."""
 
     max_requests = 32
-    """That are worth making at the same time."""
+    """Requests that are worth making at the same time."""
 
     def __init__(self, url: str, cache: Cache) -> None:
         super().__init__(url)

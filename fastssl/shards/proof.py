@@ -48,7 +48,7 @@ _QUANTISATION, _START_OF_SCAN = 0xDB, 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """JPEG markers (ITU-T T.81, table B.1); the frames are baseline, extended and progressive."""
 _LENGTH_TOLERANCE = 0.1
-"""Of a stored normal's length; rounding to 8 bits, here and there, makes 0.02 of it."""
+"""Tolerance of a stored normal's length; rounding to 8 bits, here and there, makes 0.02 of it."""
 _DIGITS = 18
 """Longer numbers than this are damaged ones."""
 
@@ -105,15 +105,15 @@ class Faults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFindings:
-    """What a shard holds, and what is wrong with it."""
+    """The content of a shard, and what is wrong with it."""
 
     faults: Faults
     statistics: Statistics = field(default_factory=Statistics)
-    """Of the samples that could be decoded, without their cameras."""
+    """Statistics of the samples that could be decoded, without their cameras."""
     hashes: bytes = b""
     """`key_hash` of each key."""
     num_bytes: int | None = None
-    """Of the archive; None = there is none, or it cannot be read."""
+    """Size of the archive; None = there is none, or it cannot be read."""
     sha256: str = ""
 
 
@@ -123,7 +123,7 @@ def key_hash(key: str) -> bytes:
 
 
 Content = bytes | FileNotFoundError | ShardError
-"""Of a file, or why it has none."""
+"""The bytes of a file, or why there are none."""
 
 
 def content_of(files: StoredFiles, name: str) -> Content:
@@ -141,13 +141,13 @@ def held(content: Content) -> bytes:
 
 @dataclass(frozen=True)
 class ShardProof:
-    """What all shards of a dataset have in common; goes to the workers that check them."""
+    """Facts that all shards of a dataset share; goes to the workers that check them."""
 
     files: StoredFiles
     height: int
     width: int
     members: tuple[str, ...]
-    """Of a sample, in their order."""
+    """Names of a sample's members, in their order."""
     settings: Settings
 
     def findings(self, entry: ShardEntry) -> ShardFindings:
@@ -185,7 +185,7 @@ class ShardProof:
         companions: Mapping[str, Content],
         faults: Faults,
     ) -> None:
-        """What can only be said when all of the archive has been seen."""
+        """Note the faults that show only when all of the archive has been seen."""
         sound = archive.sha256 == entry.sha256
         if archive.num_bytes != entry.bytes:
             what = "the file is cut short"
@@ -231,7 +231,7 @@ def _compare(name: str, seen: Content, expected: bytes | None, keys: list[str], 
 
 
 def unusable(error: FileNotFoundError | ShardError) -> str:
-    """What is wrong with a file that cannot be read, through no fault of the machine."""
+    """The fault of a file that cannot be read, through no fault of the machine."""
     return f"the file cannot be read: {error.seen}" if isinstance(error, ShardError) else "the file is missing"
 
 
@@ -254,7 +254,7 @@ class _Member:
 
     name: str
     start: int
-    """Of its data in the archive."""
+    """First byte of its data in the archive."""
     content: bytes
 
     @property
@@ -284,7 +284,7 @@ class _Archive:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes, when all members have been taken."""
+        """Hash of all bytes, when all members have been taken."""
         return self._sha256.hexdigest()
 
     def members(self) -> Iterator[_Member]:

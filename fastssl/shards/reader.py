@@ -34,7 +34,7 @@ Room = Callable[[int], NDArray[np.uint8]]
 
 
 class StoredSample(NamedTuple):
-    """What a shard holds of a sample, as it is stored."""
+    """Members of a sample, as they are stored."""
 
     key: str
     label: int
@@ -172,7 +172,7 @@ class ShardSet:
         return StoredSample(read_key(content[:NAME_BYTES].tobytes()), label, members)
 
     def most_bytes(self, names: Sequence[str]) -> int:
-        """That `read` asks room for, by the manifest."""
+        """Upper bound of the bytes that `read` asks room for, by the manifest."""
         sizes = self.manifest.statistics.member_bytes
         # The first header, and what fills up a block and heads the next member.
         return sum(2 * BLOCK + sizes[name].max for name in names if name in sizes)
@@ -238,7 +238,7 @@ class ShardSet:
         return OpenShard(self._store.open(entry), self._store.place(entry.name))
 
     def _read_checksums(self, shard: int) -> list[list[int]]:
-        """Of each member of each sample of a shard."""
+        """Checksums of each member of each sample of a shard."""
         entry = self.manifest.shards[shard]
         name = beside(entry.name, CHECKSUMS)
         try:

@@ -1,4 +1,4 @@
-"""What a packing that was interrupted, in whatever way, continues from.
+"""Continuing a packing that was interrupted, in whatever way.
 
 While a packing is under way the folder ``.packing`` of the output holds its plan, and one record per finished shard
 with all that the manifest needs of it.
@@ -32,7 +32,7 @@ _LISTED_CLASSES = 5
 
 
 class ShardRecord(Part):
-    """What is left of a finished shard besides its files."""
+    """Facts about a finished shard that its files do not hold."""
 
     number: Count
     references: Count

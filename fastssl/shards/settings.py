@@ -1,4 +1,4 @@
-"""What may be chosen for a packing, and the settings that it makes."""
+"""The choices that a caller has for a packing, their defaults, and the settings that they make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What packing asks of a dataset on disk."""
+"""The interface of a dataset on disk, as packing needs it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source(Protocol):
         """The split that was asked for; None = all there is."""
 
     def references(self) -> Iterator[str]:
-        """What `read` takes, one per sample: streamed, cheap, and in the same order every time."""
+        """Arguments for `read`, one per sample: streamed, cheap, and in the same order every time."""
 
     def key(self, reference: str) -> str:
         """The sample's key, from its reference alone."""

@@ -1,4 +1,4 @@
-"""What a manifest says about all samples together: sizes, values and cameras, added up shard by shard.
+"""Statistics of all samples together, as a manifest has them: sizes, values and cameras, added up shard by shard.
 
 Everything is kept as whole sums and extremes, so that the result does not depend on who added what first.
 """
@@ -19,7 +19,7 @@ Focal = Annotated[float, Field(gt=0)]
 
 
 class Part(BaseModel):
-    """Of a manifest or of a packing's record: strict, so that a damaged file is noticed."""
+    """A part of a manifest or of a packing's record: strict, so that a damaged file is noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -103,7 +103,7 @@ _Values = TypeVar("_Values", MemberBytes, PlaneValues)
 
 
 class Statistics(Part):
-    """Of a sample, a shard, or a dataset."""
+    """Statistics of a sample, a shard, or a dataset."""
 
     member_bytes: dict[str, MemberBytes] = {}
     planes: dict[str, PlaneValues] = {}
@@ -124,13 +124,13 @@ class Statistics(Part):
 
 
 def member_bytes(content: bytes) -> MemberBytes:
-    """Of one member of one sample."""
+    """Size of one member of one sample."""
     size = len(content)
     return MemberBytes(count=1, total=size, min=size, max=size)
 
 
 def image_values(image: NDArray[np.uint8]) -> PlaneValues:
-    """Of (H, W, 3) RGB of at most 65535 rows, which no JPEG exceeds."""
+    """Values of (H, W, 3) RGB of at most 65535 rows, which no JPEG exceeds."""
     height, width, _ = image.shape
     total, squares = np.zeros(3 * width, np.uint32), np.zeros(3 * width, np.uint32)
     low, high = compiled(_add_rows)(np.ascontiguousarray(image).reshape(height, -1), total, squares)
@@ -165,7 +165,7 @@ def _channel_sums(columns: NDArray[np.uint32]) -> list[int]:
 
 
 def depth_values(millimetres: NDArray[np.uint16]) -> PlaneValues:
-    """Of (H, W) millimetres, 0 = not known, of rows of at most 65535 pixels."""
+    """Values of (H, W) millimetres, 0 = not known, of rows of at most 65535 pixels."""
     known, total, squares, low, high = map(int, compiled(_depth_sums)(millimetres))
     return PlaneValues(
         unit="mm",
@@ -200,7 +200,7 @@ def _depth_sums(millimetres: Any) -> Any:
 
 
 def mask_values(mask: NDArray[np.bool_]) -> PlaneValues:
-    """Of (H, W): how many pixels are marked."""
+    """Number of marked pixels, (H, W)."""
     marked = int(np.count_nonzero(mask))
     return PlaneValues(unit="pixel", pixels=mask.size, known=marked, total=[marked], squares=[marked])
 

@@ -1,4 +1,4 @@
-"""What is asked of the place where a packed dataset lies, be it a folder or a store in the net."""
+"""The interface of the place where a packed dataset lies, be it a folder or a store in the net."""
 
 from __future__ import annotations
 

@@ -49,16 +49,16 @@ from fastssl.shards.workers import in_order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a check of a packed dataset found."""
+    """Result of checking a packed dataset."""
 
     samples: int
     """Found in the archives."""
     shards: int
     """Archives that were there to be read."""
     num_bytes: int
-    """Of these archives."""
+    """Size of these archives."""
     faults: list[Fault]
-    """Of the dataset as a whole, then in the order of the shards; of each at most `fastssl.shards.proof.LISTED`."""
+    """Those of the whole dataset, then in the order of the shards; of each at most `fastssl.shards.proof.LISTED`."""
     unlisted: dict[str, int]
     """How many more there are, by shard; those of the dataset as a whole count for the manifest."""
     names_checked: bool
@@ -160,7 +160,7 @@ def _check_names(names: list[str], manifest: Manifest, faults: Faults) -> None:
 
 
 def _check_manifest(content: Content, manifest: Manifest, faults: Faults) -> None:
-    """What its fields say about each other, beyond what is checked whenever it is read."""
+    """Compare its fields with each other, beyond what is checked whenever it is read."""
     if content != manifest_bytes(manifest):
         faults.add("the file is not written the way in which fastssl writes it")
     settings = manifest.settings

@@ -137,7 +137,7 @@ def check_main_guard() -> None:
 
 
 def begin_worker() -> None:
-    """What every worker process does first."""
+    """Prepare this worker process; to be called first."""
     # Ctrl-C reaches every process of the terminal; the parent lets the workers finish their tasks and stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()

@@ -50,7 +50,7 @@ from fastssl.shards.workers import check_main_guard, in_order, numbered_chunks
 log = logging.getLogger(__name__)
 
 _MERGED_AT_ONCE = 256
-"""Statistics of samples; so many are kept."""
+"""Statistics of samples that are kept apart before they are merged into one."""
 _PAUSE_S = 0.1
 """Before a listed file that is not there is looked for once more."""
 _CONTINUE = "then continue with --resume"
@@ -125,7 +125,7 @@ def pack(
 
 @dataclass(frozen=True, slots=True)
 class _Packing:
-    """What all shards have in common; goes to the workers."""
+    """Facts that all shards share; goes to the workers."""
 
     source: Source
     output: Output
@@ -221,14 +221,14 @@ class _Packing:
 
 
 class _Shard:
-    """What gathers while a shard is written."""
+    """Statistics and unusable samples, which gather while a shard is written."""
 
     def __init__(self) -> None:
         self._statistics: list[Statistics] = []
         self.quarantined: list[tuple[str, str]] = []
 
     def add(self, statistics: Statistics) -> None:
-        """Of one more sample."""
+        """Add one more sample's."""
         self._statistics.append(statistics)
         if len(self._statistics) == _MERGED_AT_ONCE:
             self._statistics = [self.statistics]
