@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,8 +20,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
+from fastssl.compiled import load_compiler
 from fastssl.errors import DeviceError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_error
 from fastssl.native import keep_freed_memory
@@ -160,6 +163,15 @@ def _end_with_parent() -> None:
 def _begin_packing_worker() -> None:
     begin_worker()
     keep_freed_memory()
+    load_compiler()
+    # The last thing that a worker does. Python would go on to free one by one what Numba holds, and the parent wait.
+    Finalize(None, _end_worker, exitpriority=-100)
+
+
+def _end_worker() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _by_ray(work: Callable[[T], R], tasks: Iterable[T], address: str) -> Generator[R, None, None]:
