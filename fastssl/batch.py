@@ -100,32 +100,37 @@ class Batch:
     targets: Mapping[str, Tensor]
     """The targets by their names, which are those of the properties below."""
 
+    def _target(self, name: str) -> Tensor:
+        if name not in self.targets:
+            raise KeyError(f"the batch has no {name}: it holds {', '.join(self.targets) or 'images alone'}")
+        return self.targets[name]
+
     @property
     def depth(self) -> Tensor:
         """(N, 1, S, S) float32 metres, 0 = not known."""
-        return self.targets["depth"]
+        return self._target("depth")
 
     @property
     def normal(self) -> Tensor:
         """(N, 3, S, S) float32 unit vectors, zero vector = not known."""
-        return self.targets["normal"]
+        return self._target("normal")
 
     @property
     def edge(self) -> Tensor:
         """(N, 1, S, S) float32, 1 where a contour passes through the pixel, else 0."""
-        return self.targets["edge"]
+        return self._target("edge")
 
     @property
     def valid(self) -> Tensor:
         """(N, 1, S, S) bool, depth and normal are both known; comes with either of them."""
-        return self.targets["valid"]
+        return self._target("valid")
 
     @property
     def stored_edge_fraction(self) -> Tensor:
         """(N,) float32, fraction of contour pixels in the whole stored image, before the window was cut."""
-        return self.targets["stored_edge_fraction"]
+        return self._target("stored_edge_fraction")
 
     @property
     def class_index(self) -> Tensor:
         """(N,) int64; -1 where the dataset has no classes."""
-        return self.targets["class_index"]
+        return self._target("class_index")

@@ -375,7 +375,9 @@ def train(
     ],
     synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
     real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
-    method: Annotated[str, typer.Option(help="How features are learnt; the names stand below.")] = "cross_domain",
+    method: Annotated[
+        str | None, typer.Option(help="How features are learnt: cross_domain if not given; the names stand below.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Settings that belong together: paper, tiny and others.")] = "paper",
     config: Annotated[
         Path | None,
@@ -387,7 +389,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
 ) -> None:
     """Learn features by a method."""
-    given = [synthetic, real, config, overrides, amp, paranoid, preset != "paper", method != "cross_domain"]
+    given = [synthetic, real, config, overrides, amp, paranoid, preset != "paper", method]
     if resume and any(given):
         raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
     settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)

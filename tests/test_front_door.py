@@ -14,7 +14,7 @@ import torch
 
 import fastssl
 from fastssl.batch import Batch
-from fastssl.errors import CheckpointError, ConfigError, DataError
+from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,3 +108,32 @@ def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> N
         first(coded_synthetic, rank=2, world_size=2)
     with fastssl.load(coded_real, batch_size=4, size=67, device="cpu") as batches, pytest.raises(CheckpointError):
         first(coded_synthetic, state=batches.state_dict())
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 0}, {"a": -1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "1"}])
+def test_weights_are_numbers_above_0(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        first(weights)
+
+
+@pytest.mark.parametrize("targets", [("foo",), "depth", ("depth", "foo")])
+def test_targets_that_do_not_exist_are_refused(coded_synthetic: Path, targets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="no such target"):
+        first(coded_synthetic, targets=targets)
+
+
+@pytest.mark.parametrize("state", [{}, {"position": -4, "fingerprint": ""}, {"position": 4.5, "fingerprint": ""}])
+def test_a_state_that_is_none_is_refused(coded_synthetic: Path, state: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        first(coded_synthetic, state=state)
+
+
+def test_a_closed_loader_says_so(coded_synthetic: Path) -> None:
+    with fastssl.load(coded_synthetic, batch_size=4, size=67, device="cpu") as batches:
+        batch = next(batches)
+    with pytest.raises(UsageError, match="is closed"):
+        next(batches)
+    with pytest.raises(KeyError, match="the batch has no class_index"):
+        first(coded_synthetic, 1, targets=("depth",))[0].class_index  # noqa: B018
+    assert batch.depth.shape == (4, 1, 67, 67)
+    assert "load" in dir(fastssl)

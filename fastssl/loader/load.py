@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fastssl.batch import Batch, Target
 from fastssl.config import AugmentConfig, DataConfig, validated
-from fastssl.errors import CheckpointError, ConfigError
+from fastssl.errors import CheckpointError, ConfigError, UsageError
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_mixture
 from fastssl.loader.plan import Share, ViewSettings
@@ -25,6 +25,7 @@ class Loader:
     def __init__(self, samples: Mixture, batches: Batches, position: int, global_batch: int) -> None:
         self._samples, self._batches = samples, batches
         self._position, self._global_batch = position, global_batch
+        self._is_closed = False
 
     def __enter__(self) -> Loader:
         return self
@@ -36,12 +37,15 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
+        if self._is_closed:
+            raise UsageError("the loader is closed", do="make another one; its state_dict goes on from here")
         batch = next(self._batches)
         self._position += self._global_batch
         return batch
 
     def close(self) -> None:
         """Stop; no further batch comes."""
+        self._is_closed = True
         self._batches.close()
         self._samples.close()
 
@@ -103,17 +107,19 @@ def load(
         ConfigError: a setting does not exist or is out of range.
         CheckpointError: the state is of other datasets.
     """
+    _check_targets(targets)
     seen = validated(DataConfig, {"gray": "off", **settings, "size": size})
     samples = open_mixture(data)
-    position = 0 if state is None else int(state["position"])
+    position = 0 if state is None else _position(state)
     if state is not None and state["fingerprint"] != samples.fingerprint:
         what = "the loader's state is of other datasets"
         raise CheckpointError(what, where=samples.path, do="give the same datasets, or no state")
-    if batch_size < 1 or not 0 <= rank < world_size:
+    if batch_size < 1 or threads < 0 or prefetch < 1 or seed < 0 or not 0 <= rank < world_size:
         raise ConfigError(
-            "a batch needs a sample, and a rank a place among the others",
-            seen=f"batch_size {batch_size}, rank {rank} of {world_size}",
-            expected="batch_size 1 or more, and a rank from 0 to below world_size",
+            "an argument of load is out of range",
+            seen=f"batch_size {batch_size}, rank {rank} of {world_size}, seed {seed}, threads {threads}, "
+            f"prefetch {prefetch}",
+            expected="batch_size and prefetch 1 or more, a rank from 0 to below world_size, nothing below 0",
         )
     views = ViewSettings(data=seen, augment=validated(AugmentConfig, augment or {}), stored=samples.image_size)
     order = samples.order(seed=seed, stream=0, buffer=seen.shuffle_buffer)
@@ -128,6 +134,19 @@ def load(
     )
     plan = samples.training_plan(views, share, position=position)
     return Loader(samples, load_batches(samples, plan, options, targets), position, share.global_batch)
+
+
+def _check_targets(targets: Collection[Target] | None) -> None:
+    known = get_args(Target)
+    if isinstance(targets, str) or not set(targets or ()) <= set(known):
+        raise ConfigError("there is no such target", seen=repr(targets), expected=f"some of {', '.join(known)}")
+
+
+def _position(state: Mapping[str, Any]) -> int:
+    position = state.get("position")
+    if not isinstance(position, int) or position < 0 or "fingerprint" not in state:
+        raise CheckpointError("a loader's state cannot be used", seen=dict(state), expected="that of Loader.state_dict")
+    return position
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -169,12 +170,21 @@ def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
 
     Raises:
         DataError, ShardError: as `ShardSet` and `Mixture`.
-        ConfigError: two of the paths lead to the same folder.
+        ConfigError: a weight is not a finite number above 0, or two of the paths lead to the same folder.
     """
     if not isinstance(weights, Mapping):
         return Mixture([ShardSet(weights)])
+    _check_weights(weights)
     _check_different(weights)
     return Mixture([ShardSet(path) for path in weights], list(weights.values()))
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    if not weights:
+        raise ConfigError("no dataset is given", expected="one, or several with their weights")
+    for path, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ConfigError("the weight of a dataset must be a finite number above 0", where=path, seen=repr(weight))
 
 
 def _check_different(paths: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ def find_method(name: object) -> type[Method]:
 def load_config(
     preset: str = "paper",
     *,
-    method: str = CrossDomain.name,
+    method: str | None = None,
     file: Path | None = None,
     overrides: Iterable[str] = (),
     settings: Preset | None = None,
@@ -46,7 +46,7 @@ def load_config(
 
     Args:
         preset: name of one of the method's presets; one that the file names comes first.
-        method: its name; one that the file names comes first.
+        method: its name; None = the one that the file names, or else `cross_domain`.
         file: of YAML, as `fastssl.core_yaml` reads it.
         overrides: each ``section.key=value``.
         settings: by section and name.
@@ -58,7 +58,12 @@ def load_config(
         ConfigError: as `compose`; no such method, settings that cannot work together, or a file that is not YAML.
     """
     layers = {} if file is None else read_yaml(file)
-    found = find_method(layers.pop("method", method))
+    named = layers.pop("method", method or CrossDomain.name)
+    if method is not None and named != method:
+        raise ConfigError(
+            "the file of settings names another method", where=file, seen=repr(named), expected=repr(method)
+        )
+    found = find_method(named)
     config = compose(
         found.Config,
         found.presets,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_runs import assert_same, quiet, state
 
+from fastssl.errors import ConfigError
 from fastssl.evaluate import evaluate_neighbours
 from fastssl.methods import METHODS, load_config
 from fastssl.report import write_report
@@ -107,3 +108,10 @@ def test_the_help_names_every_method() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in METHODS:
         assert name in done.stdout
+
+
+def test_a_method_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: rotation\n")
+    assert load_config("tiny", file=tmp_path / "c.yaml").method == "rotation"
+    with pytest.raises(ConfigError, match="names another method"):
+        load_config("tiny", method="cross_domain", file=tmp_path / "c.yaml")
