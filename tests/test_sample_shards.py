@@ -40,9 +40,8 @@ def test_webdataset_alone_reads_them(name: str) -> None:
 
 def test_the_snippet_of_the_readme_runs() -> None:
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 1
-    assert "fastssl." not in snippets[0]
-    done = subprocess.run([sys.executable, "-c", snippets[0]], cwd=ROOT, capture_output=True, text=True, check=True)
+    (without_us,) = [snippet for snippet in snippets if "fastssl." not in snippet]
+    done = subprocess.run([sys.executable, "-c", without_us], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 60
     assert lines[0].split()[0] == ShardSet(SAMPLE / "real_val").key(0)

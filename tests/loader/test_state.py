@@ -34,7 +34,7 @@ def test_a_loader_killed_at_random_steps_goes_on_with_the_very_same_batches(
     for kill in range(kills):
         process = processes.start([*arguments, out, steps])
         begun = len(loader_process.lines(out))
-        wanted = begun + rng.randrange(1, max(2, (steps - begun) // (kills - kill)))
+        wanted = begun + rng.randrange(1, max(2, (steps - begun) // (2 * (kills - kill))))
         while len(loader_process.lines(out)) < wanted:
             assert process.poll() is None
             time.sleep(0.002)
