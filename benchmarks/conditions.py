@@ -39,7 +39,7 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
-    """What git says; nothing where there is no git or no repository."""
+    """The state of the repository, as git tells it; nothing where there is no git or no repository."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

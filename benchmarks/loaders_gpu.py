@@ -64,7 +64,7 @@ from fastssl.shards import Domain as DomainName
 from fastssl.train import run_device
 
 PARTS = ("pairs", "settings")
-"""What is measured, in this order."""
+"""Parts of the measurement, in this order."""
 CHECKED = 8
 FIXED = ((7, 20, False), (29, 29, True))
 """Windows and flips of the comparison with the reference."""
@@ -333,7 +333,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """What reads a list of values of this kind."""
+    """A parser of a list of values of this kind."""
     return lambda text: [kind(word) for word in text.split(",")]
 
 

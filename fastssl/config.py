@@ -141,7 +141,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What is done to training images besides window, flip and gray; the defaults do nothing, as the authors' code."""
+    """Changes to training images besides window, flip and gray; the defaults do nothing, as the authors' code."""
 
     aspect: tuple[Positive, Positive] = (1.0, 1.0)
     """Smallest and largest width of the window over its height, relative to the image's own."""

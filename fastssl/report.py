@@ -472,7 +472,7 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 def _tasks(run: _Run) -> str:
     if not hasattr(find_method(run.config.method), "predict"):
-        return '<p class="missing">The method of this run predicts none of them.</p>'
+        return '<p class="missing">The method of this run predicts neither depth nor normals nor contours.</p>'
     command = f"eval tasks {_path(run)} --synthetic HELD_OUT_RENDERS"
     picture = _sheet(
         run,

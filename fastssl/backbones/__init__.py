@@ -19,7 +19,7 @@ __all__ = [
 
 _BACKBONES: tuple[type[Backbone], ...] = (AlexNet,)
 BACKBONES = {backbone.name: backbone for backbone in _BACKBONES}
-"""By name."""
+"""Backbones by their names."""
 
 
 def find_backbone(name: str) -> type[Backbone]:

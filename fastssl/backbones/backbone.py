@@ -1,4 +1,4 @@
-"""What the rest of the program knows of a backbone."""
+"""The interface of a backbone: all that the rest of the program knows of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation measures: a backbone and how it sees images."""
+"""Subjects of evaluations: a backbone, and how it sees images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How networks start."""
+"""Initialisation of networks."""
 
 from __future__ import annotations
 
