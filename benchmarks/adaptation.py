@@ -55,7 +55,7 @@ def train_and_measure(preset: str, settings: list[str], run: Path) -> dict[str, 
     if not (run / "summary.json").exists():
         start_run(config, run, lambda done, total=None, words="": print(f"{run.name} {done}/{total} {words}"))
     elif read_config(run / "config.yaml") != config:
-        raise UsageError("a run with other settings is there", where=run, do="give another --runs")
+        raise UsageError("a run with other settings is there", where=run, hint="give another --runs")
     return {
         "domain": evaluate_domain(run, SAMPLE / "render_val", SAMPLE / "real_val"),
         "neighbours": evaluate_neighbours(run, SAMPLE / "retrieval"),

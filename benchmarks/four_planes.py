@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.geometry import pixel_rays
-from fastssl.shards import Domain
+from fastssl.shards import DomainName
 from fastssl.sources.images import read_image, read_plane
 
 JPEG_QUALITY = 95
@@ -197,7 +197,7 @@ class FourPlanesSource:
     """
 
     layout: str = "four_planes"
-    domain: Domain = "synthetic"
+    domain: DomainName = "synthetic"
     labelled: bool = True
     subset: str | None = None
     licence: str = "CC0-1.0"

@@ -181,7 +181,7 @@ def _bilinear(image: Array) -> Array:
         side = image.shape[axis]
         at = ((np.arange(STRETCHED) + 0.5) * side / STRETCHED - 0.5).clip(0, side - 1)
         low = at.astype(int)
-        share = (at - low).reshape(-1, 1, 1) if axis == 0 else (at - low).reshape(1, -1, 1)
+        fraction = (at - low).reshape(-1, 1, 1) if axis == 0 else (at - low).reshape(1, -1, 1)
         high = np.minimum(low + 1, side - 1)
-        image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+        image = image.take(low, axis) * (1 - fraction) + image.take(high, axis) * fraction
     return image

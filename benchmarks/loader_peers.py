@@ -287,7 +287,7 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
     from fastssl.loader import (
         LoaderOptions,
         Mixture,
-        Share,
+        RankSlice,
         ViewSettings,
         centre_views,
         endless_plan,
@@ -298,7 +298,7 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
     packed = Mixture([ShardSet(shards)])
     data = DataConfig(size=CROP, gray="off", window=(CROP / STRETCHED, CROP / STRETCHED))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=packed.image_size)
-    plan = endless_plan(settings, Share(order=packed.order(seed=0, stream=0), batch_size=batch))
+    plan = endless_plan(settings, RankSlice(order=packed.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)

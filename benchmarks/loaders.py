@@ -209,7 +209,7 @@ def compare(batch: Sequence[Array], expected: Sequence[Array]) -> dict[str, floa
 
     Returns:
         image_mean: mean difference in levels of 8 bits; depth in metres and normal: the largest difference; edge and
-        valid: the share of pixels that differ.
+        valid: the fraction of pixels that differ.
 
     Raises:
         ValueError: shapes or types are not those of the reference.

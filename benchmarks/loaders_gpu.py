@@ -5,11 +5,11 @@
 
 The four-plane samples of `loaders.py`, to the same float tensors on the GPU. Measured are
 
-pairs     what a training loads, one rendered image and one photo a pair, float16, with the share of the JPEG engine
+pairs     what a training loads, one rendered image and one photo a pair, float16, with the fraction of the JPEG engine
           that the calibration chose; and what it takes, the AlexNet step in bfloat16 on one resident batch
 settings  the synthetic loader of `fastssl` on its packed shards, and a plain DALI graph on the JPEG and PNG files, of
           320 x 240 and resized beforehand, whose `mixed` decoders decode the JPEGs on the GPU and the PNGs in threads:
-          each with every share of the engine and every number of threads, their tensors compared before with a
+          each with every fraction of the engine and every number of threads, their tensors compared before with a
           reference by Pillow and NumPy
 
 Every rate is the median of five stretches; the pairs, and the best settings of all, are measured in five turns, with
@@ -51,7 +51,7 @@ from fastssl.loader import (
     Domain,
     LoaderOptions,
     Mixture,
-    Share,
+    RankSlice,
     ViewSettings,
     centre_views,
     endless_plan,
@@ -60,7 +60,7 @@ from fastssl.loader import (
 )
 from fastssl.loader.calibration import LOADS, calibrated
 from fastssl.methods import StepContext, find_method, load_config
-from fastssl.shards import Domain as DomainName
+from fastssl.shards import DomainName
 from fastssl.train import run_device
 
 PARTS = ("pairs", "settings")
@@ -104,7 +104,7 @@ def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: 
     """Ours, from packed shards."""
     data = DataConfig(size=CROP, gray="off", window=(CROP / STRETCHED, CROP / STRETCHED))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
-    plan = endless_plan(settings, Share(order=shards.order(seed=0, stream=0), batch_size=batch))
+    plan = endless_plan(settings, RankSlice(order=shards.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
         seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
@@ -260,7 +260,7 @@ def measure_pairs(config: Config, shards: Mixture, meter: Meter, result: dict[st
     """The loading of pairs and the step in turns."""
     device = meter.device
     options = LoaderOptions(device=device, half=device.type == "cuda")
-    order = Share(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
+    order = RankSlice(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
     settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
     found = calibrated(shards, lambda: endless_plan(settings, order), options)
     pairs = step_batches(config, shards, replace(options, hw_decoder_load=found.load))
@@ -319,7 +319,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of the five stretches")
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "fastssl-loaders")
     parser.add_argument("--threads", type=listed(int), help="separated by commas; of decoding, all cores and fewer")
-    parser.add_argument("--loads", type=listed(float), help="separated by commas; shares of the JPEG engine")
+    parser.add_argument("--loads", type=listed(float), help="separated by commas; fractions of the JPEG engine")
     parser.add_argument("--only", type=listed(str), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
     arguments = parser.parse_args(words)

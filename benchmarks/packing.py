@@ -197,8 +197,8 @@ def report(given: argparse.Namespace, runs: dict[str, Runs], jpeg_bytes: float, 
             f"| {1000 * statistics.median(run.cpu_seconds) / given.samples:.1f} | {run.bytes / given.samples:.0f} "
             f"| {max(run.peak_bytes) / 2**20:.0f} MiB |"
         )
-    share = runs[OURS].bytes / given.samples / ffcv
-    print(f"\nFFCV's format, JPEG and raw planes: {ffcv:.0f} bytes per sample, of which fastssl's are {share:.1%}")
+    fraction = runs[OURS].bytes / given.samples / ffcv
+    print(f"\nFFCV's format, JPEG and raw planes: {ffcv:.0f} bytes per sample, of which fastssl's are {fraction:.1%}")
     for samples, peak in memory.items():
         print(f"peak memory of packing {samples} tiny images: {peak / 2**20:.0f} MiB")
     path = write_result(

@@ -10,7 +10,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (OSError, ImportError, MemoryError, SystemError) as error:
-        sys.stderr.write(f"error: fastssl cannot be loaded: {error}\n  do: see whether its files can be read\n")
+        sys.stderr.write(f"error: fastssl cannot be loaded: {error}\n  hint: see whether its files can be read\n")
         sys.exit(4)
     run()
 

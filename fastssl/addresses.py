@@ -48,7 +48,7 @@ def local_path(address: str | os.PathLike[str]) -> Path:
             where=text,
             seen=f"machine {host}",
             expected="file:///PATH",
-            do="give the path at which it is mounted here",
+            hint="give the path at which it is mounted here",
         )
     path = separator + rest
     if "%" in path and not os.path.lexists(path):

@@ -65,7 +65,7 @@ class Record:
     """(H, W) contours, where the dataset stores these and no identities; `instance` is None then."""
     camera: Intrinsics | None = None
     """The camera of this image, at this size."""
-    label: int | None = None
+    class_index: int | None = None
     """Class, for evaluations."""
 
 
@@ -84,7 +84,7 @@ class Sample:
     """(H, W) contours."""
     valid: NDArray[np.bool_] | None = None
     """(H, W) depth and normal are both known."""
-    label: int | None = None
+    class_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

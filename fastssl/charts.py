@@ -45,7 +45,7 @@ def histogram(
 ) -> Image.Image:
     """A picture of counted values, as bars between the edges of their bins.
 
-    Bins of equal ratio get a logarithmic axis. Of many things the bars show the share of all, of few their number.
+    Bins of equal ratio get a logarithmic axis. Of many things the bars show the fraction of all, of few their number.
 
     Args:
         counts: (N,) of each bin.

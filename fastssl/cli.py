@@ -171,8 +171,8 @@ def _end(error: FastsslError) -> NoReturn:
 
 def _in_the_way(error: OSError) -> FastsslError:
     """The error for a path that cannot be, as where a folder lies in the place of a file."""
-    what, do = _PATHS.get(error.errno or 0, ("something of another kind stands in the way", "move it away"))
-    return DataError(what, where=os.fsdecode(error.filename), seen=error.strerror, do=f"{do}, then try again")
+    what, cure = _PATHS.get(error.errno or 0, ("something of another kind stands in the way", "move it away"))
+    return DataError(what, where=os.fsdecode(error.filename), seen=error.strerror, hint=f"{cure}, then try again")
 
 
 def _unloadable(error: ImportError) -> FastsslError:
@@ -183,7 +183,7 @@ def _unloadable(error: ImportError) -> FastsslError:
         "a package cannot be loaded",
         where=error.name or error.path,
         seen=str(error),
-        do="see whether its files can be read, or install fastssl again",
+        hint="see whether its files can be read, or install fastssl again",
     )
 
 
@@ -391,7 +391,7 @@ def train(
     """Learn features by a method."""
     given = [synthetic, real, config, overrides, amp, paranoid, preset != "paper", method]
     if resume and any(given):
-        raise UsageError("--resume continues a run with its own settings", do="give --out and --resume alone")
+        raise UsageError("--resume continues a run with its own settings", hint="give --out and --resume alone")
     settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
     from fastssl.methods import load_config
     from fastssl.train import resume_run, start_run

@@ -65,7 +65,7 @@ def _share_or_auto(given: Any) -> Any:
     # A union of types would tell of each of them what is wrong with it.
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if not (0 <= given <= 1 if is_number else given == "auto"):
-        raise ValueError(f"train.hw_decoder_load is {shown(given)}; expected a share from 0 to 1, or auto")
+        raise ValueError(f"train.hw_decoder_load is {shown(given)}; expected a fraction from 0 to 1, or auto")
     return given
 
 
@@ -97,7 +97,7 @@ class DataConfig(Section):
     size: Annotated[int, Field(ge=16)] = 227
     """Side of the network's input in pixels; the backbone says which it takes."""
     window: tuple[Fraction, Fraction] = (227 / 256, 227 / 256)
-    """Smallest and largest side of the random square window, as a share of the packed image's side."""
+    """Smallest and largest side of the random square window, as a fraction of the packed image's side."""
     real_window: Literal["random", "whole"] = "random"
     """`whole` squeezes the whole photo into the input, as the authors' code does."""
     flip: Fraction = 0.5
@@ -117,7 +117,7 @@ class DataConfig(Section):
     normal_filter: Literal["linear", "nearest"] = "linear"
     """How normals are resampled where a window is not as large as the input; linear ones are made unit again."""
     edge_filter: Literal["any", "area"] = "any"
-    """A pixel is a contour if any stored pixel in it is, or to the share of those that are."""
+    """A pixel is a contour if any stored pixel in it is, or to the fraction of those that are."""
 
     def datasets(self, domain: str) -> dict[str, float]:
         """The packed datasets of a domain and their weights."""
@@ -136,7 +136,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if not 0 < self.window[0] <= self.window[1]:
-            raise ValueError(f"data.window is {self.window}; the first share must be above 0 and at most the second")
+            raise ValueError(f"data.window is {self.window}; the first fraction must be above 0 and at most the second")
         return self
 
 
@@ -303,11 +303,11 @@ def dataset_weights(given: Iterable[str]) -> dict[str, float]:
                 "the weight of a dataset must be a finite number above 0",
                 where=path,
                 seen=number,
-                do=f"give another weight; a folder of the name {text!r} does not exist",
+                hint=f"give another weight; a folder of the name {text!r} does not exist",
             )
         path = dataset_path(path)
         if path in weights:
-            raise ConfigError("a dataset is given twice", where=path, do="give it once, with its weight")
+            raise ConfigError("a dataset is given twice", where=path, hint="give it once, with its weight")
         weights[path] = weight
     return weights
 
@@ -374,7 +374,7 @@ def check_complete(values: Mapping[str, Any], config: Config, path: Path) -> Non
             where=path,
             seen=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
             expected="every setting",
-            do=RUN_CURE,
+            hint=RUN_CURE,
         )
 
 

@@ -51,7 +51,7 @@ class FastsslError(Exception):
         where: the file, shard and key, setting or step concerned.
         seen: the value met.
         expected: the value or range that would have been right.
-        do: what the user can do now.
+        hint: what the user can do now.
     """
 
     exit_code: ClassVar[int] = 1
@@ -63,10 +63,10 @@ class FastsslError(Exception):
         where: str | PathLike[str] | None = None,
         seen: object = None,
         expected: object = None,
-        do: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        self.what, self.where, self.seen, self.expected, self.do = what, where, seen, expected, do
-        facts = {"where": where, "seen": seen, "expected": expected, "do": do}
+        self.what, self.where, self.seen, self.expected, self.hint = what, where, seen, expected, hint
+        facts = {"where": where, "seen": seen, "expected": expected, "hint": hint}
         lines = [f"  {name}: {_shown(value)}" for name, value in facts.items() if value is not None]
         if where is not None:  # a name may hold a line break, which would begin a line of ours
             lines[0] = lines[0].replace("\n", "\\n")
@@ -75,7 +75,7 @@ class FastsslError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (packing workers, rendering workers); the default reduction
         # would drop the keyword arguments.
-        return (_rebuild, (type(self), self.what, self.where, self.seen, self.expected, self.do))
+        return (_rebuild, (type(self), self.what, self.where, self.seen, self.expected, self.hint))
 
 
 def _shown(value: object) -> str:
@@ -91,9 +91,9 @@ def _rebuild(
     where: str | PathLike[str] | None,
     seen: object,
     expected: object,
-    do: str | None,
+    hint: str | None,
 ) -> FastsslError:
-    return kind(what, where=where, seen=seen, expected=expected, do=do)
+    return kind(what, where=where, seen=seen, expected=expected, hint=hint)
 
 
 class UsageError(FastsslError):

@@ -150,7 +150,7 @@ def machine_error(
     what: str | None = None,
     *,
     where: str | PathLike[str] | None = None,
-    do: str | None = None,
+    hint: str | None = None,
 ) -> MachineError:
     """The error that tells of a machine's fault.
 
@@ -158,26 +158,26 @@ def machine_error(
         error: one in which `machine_fault` finds a fault; an error of ours says what failed, and where.
         what: what failed because of it, such as "a file cannot be written".
         where: what was being read or written, if the error does not say it.
-        do: what to do besides mending the machine, such as continuing.
+        hint: what to do besides mending the machine, such as continuing.
     """
     found = machine_fault(error)
     number = 0 if found is None else found.errno or 0 if isinstance(found, OSError) else errno.ENOMEM
     fault = found or error
     words, cure = _WORDS.get(number), _DO.get(number)
     if isinstance(error, FastsslError):
-        what, where, cure = error.what, error.where or where, cure or error.do
+        what, where, cure = error.what, error.where or where, cure or error.hint
     named: str | bytes | None = getattr(fault, "filename", None)
-    advice = [cure or "see to what the system says", *([do] if do else [])]
+    advice = [cure or "see to what the system says", *([hint] if hint else [])]
     return MachineError(
         ": ".join(part for part in (what, words) if part) or "the system refuses a call",
         where=where if where is not None else _PARTIAL.sub("", os.fsdecode(named)) if named else None,
         seen=(fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__,
-        do=", ".join(advice),
+        hint=", ".join(advice),
     )
 
 
 @contextmanager
-def machine_faults_named(where: str | PathLike[str] | None = None, *, do: str | None = None) -> Iterator[None]:
+def machine_faults_named(where: str | PathLike[str] | None = None, *, hint: str | None = None) -> Iterator[None]:
     """Turn faults of the machine in the block into a `MachineError`; other errors pass.
 
     Raises:
@@ -190,10 +190,10 @@ def machine_faults_named(where: str | PathLike[str] | None = None, *, do: str | 
     except Exception as error:
         if machine_fault(error) is None:
             raise
-        raise machine_error(error, where=where, do=do) from error
+        raise machine_error(error, where=where, hint=hint) from error
 
 
-def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | None = None) -> T:
+def patiently(action: Callable[[], T], *, where: str | PathLike[str], hint: str | None = None) -> T:
     """The result of an action; after a fault of the machine it is tried again, four times in all within 3 s.
 
     Raises:
@@ -211,7 +211,7 @@ def patiently(action: Callable[[], T], *, where: str | PathLike[str], do: str | 
             if fault is None:
                 raise
             if pause is None or getattr(fault, "errno", None) in _LASTING or was_importing(error):
-                raise machine_error(error, where=where, do=do) from error
+                raise machine_error(error, where=where, hint=hint) from error
             log.warning("%s: %s; it is tried again", where, machine_error(error).what)
         gc.collect()  # after the handler, which keeps the frames of the failed try alive
         time.sleep(pause)

@@ -84,7 +84,7 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
             raise UsageError(
                 f"another {what} works on the folder right now",
                 where=folder,
-                do="wait until it has ended, or choose another folder",
+                hint="wait until it has ended, or choose another folder",
             ) from None
         except OSError as error:
             if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

@@ -220,7 +220,7 @@ def summary_table(run: Path) -> str:
 def _read_run(run: Path) -> _Run:
     if not (run / "config.yaml").is_file():
         raise DataError(
-            "the folder holds no run", where=run, expected="a config.yaml", do="give the --out of a training"
+            "the folder holds no run", where=run, expected="a config.yaml", hint="give the --out of a training"
         )
     torn = list[str]()
     metrics = _read_metrics(run / "metrics.jsonl", torn)

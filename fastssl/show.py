@@ -62,23 +62,23 @@ class Facts:
     key: str
     shard: str
     member_bytes: dict[str, int]
-    label: int | None
+    class_index: int | None
     """Class."""
     brightness: float
     """Mean gray level, 0 to 255."""
     depth_m: tuple[float, float, float] | None
     """Smallest, median and largest known depth; None where there is none."""
     valid: float | None
-    """Share of pixels with known depth and normal; None for a photo, as is the next."""
+    """Fraction of pixels with known depth and normal; None for a photo, as is the next."""
     contours: float | None
-    """Share of pixels with a contour."""
+    """Fraction of pixels with a contour."""
 
     def lines(self) -> list[str]:
         """The numbers in words, without the key."""
         lines = [f"shard {self.shard}"]
         lines += [f"{name} {size / 1000:.1f} kB" for name, size in self.member_bytes.items()]
-        if self.label is not None:
-            lines.append(f"class {self.label}")
+        if self.class_index is not None:
+            lines.append(f"class {self.class_index}")
         lines.append(f"mean gray level {self.brightness:.0f} of 255")
         if self.valid is not None and self.contours is not None:
             near_far = "no depth known"
@@ -161,9 +161,9 @@ def _which(number: int, shards: ShardSet, how: str) -> str:
 
 def _check(out: Path, count: int) -> None:
     if out.suffix.lower() != ".png":
-        raise UsageError("the picture's name does not end in .png", where=out, do="choose another --out")
+        raise UsageError("the picture's name does not end in .png", where=out, hint="choose another --out")
     if not out.parent.is_dir():
-        raise UsageError("there is no such folder for the picture", where=out.parent, do="make it, or choose another")
+        raise UsageError("there is no such folder for the picture", where=out.parent, hint="make it, or choose another")
     if count < 1:
         raise UsageError("there is nothing to show", where="--count", seen=count, expected="1 or more")
 
@@ -246,7 +246,7 @@ def sample_facts(shards: ShardSet, index: int, sample: Sample) -> Facts:
         key=sample.key,
         shard=shards.shard_name(index),
         member_bytes=sizes,
-        label=sample.label,
+        class_index=sample.class_index,
         brightness=float(sample.image.mean()),
         depth_m=depth_m,
         valid=valid,
@@ -306,12 +306,12 @@ def _labelled_rows(samples: Sequence[tuple[Sample, Facts]]) -> Image.Image:
 def _photo(sample: Sample, facts: Facts) -> Image.Image:
     picture = enlarged(sample.image, *_CELL)
     width = picture.shape[1]
-    label = "no class" if facts.label is None else f"class {facts.label}"
+    class_index = "no class" if facts.class_index is None else f"class {facts.class_index}"
     return above(
         [
             Image.fromarray(picture),
             words([facts.key], width, most=4),
-            words([f"{label}, {facts.shard}"], width, size=11, colour=FADED),
+            words([f"{class_index}, {facts.shard}"], width, size=11, colour=FADED),
         ],
         gap=2,
     )
@@ -436,8 +436,8 @@ class _Quantity:
         return [number for number in map(self.of, facts) if number is not None]
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
 
 
 _QUANTITIES = (
@@ -446,7 +446,7 @@ _QUANTITIES = (
     _Quantity("Size of each label block", "kB", " kB", lambda facts: _kilobytes(facts, of_image=False)),
     _Quantity("Size of each JPEG", "kB", " kB", lambda facts: _kilobytes(facts, of_image=True)),
     _Quantity("Brightness of each image", "mean gray level, 0 to 255", "", lambda facts: facts.brightness, (0, 255)),
-    _Quantity("Class of each sample", "class number", "", lambda facts: facts.label),
+    _Quantity("Class of each sample", "class number", "", lambda facts: facts.class_index),
 )
 
 
@@ -468,8 +468,8 @@ def _depth_panel(millimetres: NDArray[np.int64]) -> Image.Image:
 
 def _ends(counts: NDArray[np.int64], unit: str, per_unit: int = 1) -> str:
     """Where the middle value lies, and nearly all of them."""
-    shares = np.cumsum(counts) / counts.sum()
-    low, median, high = (int(np.searchsorted(shares, share)) / per_unit for share in (0.01, 0.5, 0.99))
+    fractions = np.cumsum(counts) / counts.sum()
+    low, median, high = (int(np.searchsorted(fractions, fraction)) / per_unit for fraction in (0.01, 0.5, 0.99))
     return f"median {median:g}{unit}; 98 % from {low:g} to {high:g}{unit}"
 
 

@@ -180,14 +180,14 @@ class MetricsWriter:
         if logged and not any(line["step"] == logged for line in kept):
             words = f"{kept[-1]['step']:.0f}" if kept else "none"
             log.warning("%s lacks lines up to step %d: the last one is %s; the run goes on", self._path, logged, words)
-        with machine_faults_named(self._path, do=CONTINUE):
+        with machine_faults_named(self._path, hint=CONTINUE):
             with complete_or_absent(self._path) as file:
                 file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
             self._file = self._path.open("ab")
         self._events = _Events(run / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with machine_faults_named(self._path, do=CONTINUE):
+        with machine_faults_named(self._path, hint=CONTINUE):
             self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
             self._file.flush()
         self._events.write(step, values)
@@ -200,7 +200,7 @@ class MetricsWriter:
     ) -> None:
         self._events.close()
         try:
-            with machine_faults_named(self._path, do=CONTINUE):
+            with machine_faults_named(self._path, hint=CONTINUE):
                 self._file.close()
         except Exception:
             if error is None:
@@ -268,7 +268,7 @@ class _Events:
 def _step(line: Any, path: Path) -> float:
     step = line.get("step") if isinstance(line, dict) else None
     if not isinstance(step, int | float):
-        raise DataError("a line of the metrics has no step", where=path, seen=line, do="take the line out")
+        raise DataError("a line of the metrics has no step", where=path, seen=line, hint="take the line out")
     return step
 
 
@@ -310,7 +310,7 @@ def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
         MachineError: it cannot be read or written.
     """
     path = run / "summary.json"
-    with machine_faults_named(path, do="then try again, training with --resume"):
+    with machine_faults_named(path, hint="then try again, training with --resume"):
         summary = _whole_summary(path) | dict(values)
         with complete_or_absent(path) as file:
             file.write(f"{json.dumps(summary, indent=2)}\n".encode())

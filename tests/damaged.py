@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Mixture, Share, ViewSettings, iterator, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, Mixture, RankSlice, ViewSettings, iterator, load_batches, open_mixture
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import endless_plan
 from fastssl.shards import ShardSet
@@ -40,10 +40,10 @@ def batches(
     device: torch.device = CPU,
 ) -> Made:
     """The first batches of a plan, and what was found damaged meanwhile."""
-    share = Share(order=shards.order(seed=4, stream=0), batch_size=BATCH)
+    fraction = RankSlice(order=shards.order(seed=4, stream=0), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=shards.image_size)
     options = LoaderOptions(device=device, threads=2, max_bad=max_bad, paranoid=paranoid)
-    made = load_batches(shards, endless_plan(settings, share), options)
+    made = load_batches(shards, endless_plan(settings, fraction), options)
     got = list(islice(made, steps))
     return got, made.damaged()
 

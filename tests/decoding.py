@@ -31,36 +31,36 @@ def streams() -> list[NDArray[np.uint8]]:
     return [dataset.member(index, JPEG).copy() for index in range(COUNT)]
 
 
-def decoded(device: torch.device, share: float) -> NDArray[np.int16]:
-    """The first images of the sample shards, this share of them by the JPEG engine: (COUNT, H, W, 3)."""
+def decoded(device: torch.device, fraction: float) -> NDArray[np.int16]:
+    """The first images of the sample shards, this fraction of them by the JPEG engine: (COUNT, H, W, 3)."""
     encoded = streams()
     pipeline = build_decoder(
-        lambda: encoded, batch_size=COUNT, threads=2, device_id=device_number(device), hw_decoder_load=share
+        lambda: encoded, batch_size=COUNT, threads=2, device_id=device_number(device), hw_decoder_load=fraction
     )
     (images,) = built(pipeline).run()
     array: NDArray[np.uint8] = (images.as_cpu() if device.type == "cuda" else images).as_array()
     return array.astype(np.int16)
 
 
-def photos(device: torch.device, share: float) -> Iterator[Tensor]:
-    """Endless batches of images of the sample shards, this share of them by the JPEG engine."""
-    options = LoaderOptions(device=device, half=device.type == "cuda", hw_decoder_load=share)
+def photos(device: torch.device, fraction: float) -> Iterator[Tensor]:
+    """Endless batches of images of the sample shards, this fraction of them by the JPEG engine."""
+    options = LoaderOptions(device=device, half=device.type == "cuda", hw_decoder_load=fraction)
     return map(attrgetter("image"), begin(SAMPLE, options, labels=False, batch_size=64))
 
 
-def assert_near_libjpeg(device: torch.device, share: float) -> None:
+def assert_near_libjpeg(device: torch.device, fraction: float) -> None:
     """Every image for itself, so that one in another's place is found."""
     expected = np.stack([np.array(Image.open(io.BytesIO(stream.tobytes()))) for stream in streams()])
-    off = np.abs(decoded(device, share) - expected)
+    off = np.abs(decoded(device, fraction) - expected)
     assert off.max() <= WORST
     assert off.mean(axis=(1, 2, 3)).max() < MEAN
 
 
-def changed_beside_steps(path: Path, device: torch.device, share: float) -> int:
+def changed_beside_steps(path: Path, device: torch.device, fraction: float) -> int:
     """Images that change where a training step is enqueued between a batch and its use."""
     settings = small_config("train.amp=true")
     step, made = method(settings, device), batches(0, device)
-    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=share)
+    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=fraction)
 
     def stepped(batch: Batch) -> Tensor:
         step(made)
@@ -70,7 +70,7 @@ def changed_beside_steps(path: Path, device: torch.device, share: float) -> int:
     return changed_images(lambda: map(stepped, begin(path, options, labels=False)), device)
 
 
-def changed_at_leisure(path: Path, device: torch.device, share: float) -> int:
+def changed_at_leisure(path: Path, device: torch.device, fraction: float) -> int:
     """Images that the calibration finds changed."""
-    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=share)
+    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=fraction)
     return changed_images(lambda: map(attrgetter("image"), begin(path, options, labels=False)), device)

@@ -14,7 +14,7 @@ from patterns import SIDE
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import (
     LoaderOptions,
-    Share,
+    RankSlice,
     ViewSettings,
     endless_plan,
     evaluation_plan,
@@ -72,7 +72,7 @@ def batches_of(form: Form, path: Path, device: torch.device, *, half: bool) -> l
     if form.evaluates:
         plan = evaluation_plan(settings, len(samples), BATCH)
     else:
-        plan = endless_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=BATCH))
+        plan = endless_plan(settings, RankSlice(order=samples.order(seed=5, stream=0), batch_size=BATCH))
     options = LoaderOptions(device=device, threads=2, half=half)
     made = load_batches(samples, plan, options, ("class_index",) if form.whole_photos else None)
     return list(islice(made, STEPS))

@@ -18,7 +18,7 @@ from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import (
     LoaderOptions,
-    Share,
+    RankSlice,
     ViewSettings,
     endless_plan,
     load_batches,
@@ -33,8 +33,8 @@ def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int =
     """The same random batches each time."""
     samples = open_mixture(path)
     seen = DataConfig.model_validate({"size": 115, "window": (0.6, 1.0), **data})
-    share = Share(order=samples.order(seed=5, stream=0), batch_size=batch_size)
-    plan = endless_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), share)
+    fraction = RankSlice(order=samples.order(seed=5, stream=0), batch_size=batch_size)
+    plan = endless_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), fraction)
     return load_batches(samples, plan, options, None if labels else ())
 
 

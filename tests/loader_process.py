@@ -23,7 +23,7 @@ def read(synthetic: Path, real: Path, out: Path, steps: int) -> None:
     import torch
 
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
+    from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 
     data, augment = DataConfig(size=SIZE, window=(0.6, 1.0)), AugmentConfig(aspect=(0.9, 1.1), brightness=0.2, blur=0.3)
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
@@ -31,9 +31,9 @@ def read(synthetic: Path, real: Path, out: Path, steps: int) -> None:
     batches = []
     for stream, (path, size) in enumerate(((synthetic, 4), (real, 3))):
         samples = open_mixture(path)
-        share = Share(order=samples.order(seed=8, stream=stream, buffer=5), batch_size=size)
+        rank_slice = RankSlice(order=samples.order(seed=8, stream=stream, buffer=5), batch_size=size)
         settings = ViewSettings(data=data, augment=augment, stored=samples.image_size)
-        plan = samples.training_plan(settings, share, position=len(done) * size)
+        plan = samples.training_plan(settings, rank_slice, position=len(done) * size)
         batches.append(load_batches(samples, plan, options))
     with out.open("w") as file:
         file.writelines(f"{line}\n" for line in done)

@@ -72,4 +72,4 @@ class CodedSource:
         record = coded_record(int(reference))
         if self.domain == "synthetic":
             return record
-        return Record(key=record.key, image=record.image, label=int(reference) // 2)
+        return Record(key=record.key, image=record.image, class_index=int(reference) // 2)

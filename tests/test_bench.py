@@ -106,8 +106,8 @@ def test_the_table_shows_every_measurement_in_100_columns(report: LoadReport) ->
 
 def test_the_verdict_adds_up(report: LoadReport) -> None:
     verdict = judge(report)
-    assert sum(verdict.shares.values()) == pytest.approx(1)
-    assert verdict.shares[verdict.limited_by] == max(verdict.shares.values())
+    assert sum(verdict.fractions.values()) == pytest.approx(1)
+    assert verdict.fractions[verdict.limited_by] == max(verdict.fractions.values())
     assert verdict.images_per_s == report.stages[-1].rate.images_per_s
     assert verdict.of_floor * verdict.floor_images_per_s == pytest.approx(verdict.images_per_s)
 
@@ -189,7 +189,7 @@ def test_the_part_that_is_made_slow_limits(
     report = measure_loading(open_mixture(coded_synthetic), None, config, seconds=0.1)
     verdict = judge(report)
     assert verdict.limited_by == limit
-    assert verdict.shares[verdict.limited_by] > 0.5
+    assert verdict.fractions[verdict.limited_by] > 0.5
     assert verdict.images_per_s < 1 / SLOW
     assert max(stage.rate.images_per_s for stage in report.stages) > 1 / SLOW
 
@@ -275,7 +275,7 @@ def test_the_shares_are_those_of_the_parts_by_themselves() -> None:
         "hand_over": 0.35,
         "waiting": 0.4,
     }
-    assert verdict.shares == pytest.approx({activity: value / 2.0 for activity, value in ms.items()})
+    assert verdict.fractions == pytest.approx({activity: value / 2.0 for activity, value in ms.items()})
     assert verdict.limited_by == "jpeg_decoding"
     assert (verdict.images_per_s, verdict.floor_images_per_s, verdict.of_floor) == pytest.approx((500, 2500, 0.2))
     assert verdict.cores_busy == pytest.approx(1)
@@ -296,8 +296,8 @@ def test_two_domains_count_by_their_images_per_step() -> None:
     )
     verdict = judge(report)
     total = (30 * 2.0 + 10 * 1.8) / 40
-    assert verdict.shares["reading"] == pytest.approx((30 * 0.1 + 10 * 1.0) / 40 / total)
-    assert verdict.shares["label_inflation"] == pytest.approx(30 * 0.05 / 40 / total)
+    assert verdict.fractions["reading"] == pytest.approx((30 * 0.1 + 10 * 1.0) / 40 / total)
+    assert verdict.fractions["label_inflation"] == pytest.approx(30 * 0.05 / 40 / total)
     assert (verdict.limited_by, verdict.images_per_s) == ("jpeg_decoding", 250)
     assert verdict.floor_images_per_s == pytest.approx(1000 * 40 / (30 * 0.4 + 10 * 0.8))
 
@@ -347,8 +347,8 @@ def test_a_gpu_makes_the_labels_and_tells_its_power() -> None:
     labels_alone = [stage for stage in report.stages if not stage.part.startswith("label")]
     machine = replace(report.machine, gpu="a GPU")
     verdict = judge(replace(report, machine=machine, stages=tuple(labels_alone), gpu=use))
-    assert verdict.shares["labels"] == pytest.approx(0.7 / 2.0)
-    assert (verdict.limited_by, verdict.shares["hand_over"]) == ("labels", 0)
+    assert verdict.fractions["labels"] == pytest.approx(0.7 / 2.0)
+    assert (verdict.limited_by, verdict.fractions["hand_over"]) == ("labels", 0)
     assert "300 W, 50.0 images per joule; it is busy 40 % of the time, its JPEG engine 71 %" in verdict.sentences[3]
     decoding = [replace(stage, rate=steady(3.0)) if stage.part == "jpeg_dali" else stage for stage in labels_alone]
     assert "train.hw_decoder_load" in words(replace(report, machine=machine, stages=tuple(decoding), gpu=use))

@@ -58,8 +58,8 @@ def _axis(chart: Element, name: str) -> list[tuple[float, float]]:
 def _read_off(ticks: Sequence[tuple[float, float]], place: float, *, log: bool = False) -> float:
     """What a reader of the chart takes a place on an axis for, by its first and last tick."""
     (low, start), (high, end) = ticks[0], ticks[-1]
-    share = (place - start) / (end - start)
-    return low * (high / low) ** share if log else low + share * (high - low)
+    fraction = (place - start) / (end - start)
+    return low * (high / low) ** fraction if log else low + fraction * (high - low)
 
 
 def test_a_curve_of_three_points_by_hand() -> None:
@@ -213,9 +213,9 @@ def test_many_things_are_shown_in_percent(monkeypatch: pytest.MonkeyPatch) -> No
     bars = _bars(histogram(counts, np.array([0.0, 1, 2]), title="T", unit="m", of="pixels"))
     x, y = _axis_of(texts, of=0), _axis_of(texts, of=1)
     assert "% of pixels" in {text for _, text in texts}
-    for place, share in ((0.5, 30), (1.5, 70)):
+    for place, fraction in ((0.5, 30), (1.5, 70)):
         column = bars[round(x[0] + place / 2 * (x[2] - x[0]))]
-        assert abs(column.sum() / (y[0] - y[80]) * 80 - share) < 0.5
+        assert abs(column.sum() / (y[0] - y[80]) * 80 - fraction) < 0.5
 
 
 def test_bins_of_equal_ratio_get_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,7 +299,7 @@ def test_settings_of_a_run_that_are_torn_are_not_filled_up_with_defaults(tmp_pat
     lines = path.read_text().splitlines(keepends=True)
     for count in range(len(lines)):
         path.write_text("".join(lines[:count]))
-        with pytest.raises(DataError, match=r"run's settings(.|\n)*do: "):
+        with pytest.raises(DataError, match=r"run's settings(.|\n)*hint: "):
             read_config(path)
 
 

@@ -6,8 +6,8 @@ from fastssl.errors import DataError, printable
 
 
 def test_a_name_cannot_steer_the_terminal_nor_begin_a_line() -> None:
-    error = DataError("bad", where="a\n  do: run rm\x1b[2J\udcfe", seen="two\nlines\x07")
-    assert str(error).splitlines() == ["bad", "  where: a\\n  do: run rm\\x1b[2J\\xfe", "  seen: two", "lines\\x07"]
+    error = DataError("bad", where="a\n  hint: run rm\x1b[2J\udcfe", seen="two\nlines\x07")
+    assert str(error).splitlines() == ["bad", "  where: a\\n  hint: run rm\\x1b[2J\\xfe", "  seen: two", "lines\\x07"]
 
 
 def test_a_long_value_is_cut_and_its_length_told() -> None:

@@ -129,7 +129,7 @@ def test_a_lasting_fault_ends_in_an_error_that_names_all(monkeypatch: pytest.Mon
     with pytest.raises(
         MachineError, match=r"an image cannot be read: .*input/output(.|\n)*a/b\.jpg(.|\n)*, then continue"
     ) as caught:
-        patiently(failing(9, caused_by(OSError(errno.EIO, "Input/output error"))), where="y", do="then continue")
+        patiently(failing(9, caused_by(OSError(errno.EIO, "Input/output error"))), where="y", hint="then continue")
     assert len(waits) == 3
     assert caught.value.exit_code == 4
     waits.clear()

@@ -228,8 +228,8 @@ def test_noise_of_a_step_leaves_a_wall_its_normals_however_coarse_the_steps_are(
     assert angles(computed, np.broadcast_to(normal, computed.shape)).mean() < 0.5
 
 
-@pytest.mark.parametrize(("radius", "distance", "share"), [(0.3, 1.5, 0.93), (0.2, 4.0, 0.84)])
-def test_a_sphere_bends_within_what_it_is_measured_over(radius: float, distance: float, share: float) -> None:
+@pytest.mark.parametrize(("radius", "distance", "fraction"), [(0.3, 1.5, 0.93), (0.2, 4.0, 0.84)])
+def test_a_sphere_bends_within_what_it_is_measured_over(radius: float, distance: float, fraction: float) -> None:
     """The second is 14 pixels in radius, so that its rim falls off within one."""
     rays = pixel_rays(SCENENET, 240, 320)
     centre = np.array([0.1, 0.05, distance])
@@ -241,7 +241,7 @@ def test_a_sphere_bends_within_what_it_is_measured_over(radius: float, distance:
     normal = normals_from_depth(whole_millimetres(z), SCENENET)
     known = normal.any(axis=2)
     assert not known[~hit].any()
-    assert known.sum() > share * hit.sum()
+    assert known.sum() > fraction * hit.sum()
     errors = angles(normal, truth)[known]
     assert np.median(errors) < 0.8
     assert np.quantile(errors, 0.9) < 6

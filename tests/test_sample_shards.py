@@ -51,7 +51,7 @@ def test_training_and_held_out_photographs_are_different_and_attributed() -> Non
     classes = {}
     for name in ("real_train", "real_val", "retrieval"):
         shards = ShardSet(SAMPLE / name)
-        classes[name] = Counter(shards.label(i) for i in range(len(shards)))
+        classes[name] = Counter(shards.class_index(i) for i in range(len(shards)))
     assert not set(classes["real_train"]) & (set(classes["real_val"]) | set(classes["retrieval"]))
     assert len(set(classes["real_train"]) | set(classes["real_val"])) >= 40
     assert len(classes["retrieval"]) >= 20

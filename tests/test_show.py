@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError, MachineError, UsageError
-from fastssl.shards import Domain, ShardSet, pack, read_samples
+from fastssl.shards import DomainName, ShardSet, pack, read_samples
 from fastssl.show import COUNTED, Values, drawn, find, sample_facts, show
 
 SIDE = 128
@@ -38,8 +38,8 @@ class Plain:
 
     layout, licence, subset, path = "plain", "CC0-1.0", None, Path("plain")
 
-    def __init__(self, domain: Domain, count: int = len(GRAYS)) -> None:
-        self.domain: Domain = domain
+    def __init__(self, domain: DomainName, count: int = len(GRAYS)) -> None:
+        self.domain: DomainName = domain
         self.labelled = domain == "synthetic"
         self.count = count
 
@@ -53,7 +53,7 @@ class Plain:
         number = int(reference)
         image = np.full((SIDE, SIDE, 3), GRAYS[number % len(GRAYS)], np.uint8)
         if not self.labelled:
-            return Record(key=self.key(reference), image=image, label=7 * number)
+            return Record(key=self.key(reference), image=image, class_index=7 * number)
         depth = np.full((SIDE, SIDE), 1 + number, np.float32)
         normal = np.zeros((SIDE, SIDE, 3), np.float32)
         normal[..., 2] = -1
@@ -197,7 +197,7 @@ def test_facts_are_those_of_the_arrays(labelled: Path) -> None:
     shards = ShardSet(labelled)
     for index, sample in enumerate(read_samples(labelled)):
         facts = sample_facts(shards, index, sample)
-        assert (facts.key, facts.shard, facts.label) == (sample.key, f"{index // 3:06d}.tar", None)
+        assert (facts.key, facts.shard, facts.class_index) == (sample.key, f"{index // 3:06d}.tar", None)
         assert abs(facts.brightness - GRAYS[index]) <= 1
         assert facts.depth_m == (1 + index,) * 3
         assert facts.valid == (0.5 if index == 0 else 1)
@@ -358,7 +358,7 @@ def test_neither_torch_nor_dali_nor_matplotlib_is_loaded() -> None:
 
 def test_one_sample_of_each_kind_is_drawn(tmp_path: Path) -> None:
     """The least that a dataset can hold."""
-    domains: tuple[Domain, ...] = ("synthetic", "real")
+    domains: tuple[DomainName, ...] = ("synthetic", "real")
     for domain in domains:
         pack(Plain(domain, 1), tmp_path / domain, size=16)
         shown = show(tmp_path / domain, tmp_path / f"{domain}.png")

@@ -216,26 +216,26 @@ def _mean(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
 
 def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, load_batches, open_mixture
+    from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 
     samples = open_mixture(str(SAMPLE))
     given = {name: value for name, value in form.items() if name not in ("augment", "half")}
     data = DataConfig.model_validate({"size": 163, "gray": "off", **given})
     settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
-    plan = endless_plan(settings, Share(order=samples.order(seed=5, stream=0), batch_size=16))
+    plan = endless_plan(settings, RankSlice(order=samples.order(seed=5, stream=0), batch_size=16))
     half = form.get("half", False) and device.type == "cuda"
     return list(islice(load_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
 
 
 def engine(bench: Bench, facts: Facts) -> None:
-    """The JPEG engine's pixels beside libjpeg's, images that late reading finds changed, and times, by its share."""
+    """The JPEG engine's pixels beside libjpeg's, images that late reading finds changed, and times, by its fraction."""
     from fastssl.loader.calibration import changed_images
 
-    for share in (0.0, 0.65, 1.0) if bench.on_gpu else (0.0,):
-        facts.find(f"pixels, share {share:g}", partial(_pixels_beside_libjpeg, bench, share))
-        images = partial(_photos, bench, share)
-        facts.find(f"changed, share {share:g}", partial(changed_images, images, bench.device))
-        facts.find(f"seconds, share {share:g}", partial(_seconds_per_batch, images, bench.device))
+    for fraction in (0.0, 0.65, 1.0) if bench.on_gpu else (0.0,):
+        facts.find(f"pixels, fraction {fraction:g}", partial(_pixels_beside_libjpeg, bench, fraction))
+        images = partial(_photos, bench, fraction)
+        facts.find(f"changed, fraction {fraction:g}", partial(changed_images, images, bench.device))
+        facts.find(f"seconds, fraction {fraction:g}", partial(_seconds_per_batch, images, bench.device))
 
 
 def _seconds_per_batch(images: Callable[[], Iterator[Any]], device: Any) -> float:
@@ -244,7 +244,7 @@ def _seconds_per_batch(images: Callable[[], Iterator[Any]], device: Any) -> floa
     return seconds_per_batch(images(), device, warm_up=3)
 
 
-def _pixels_beside_libjpeg(bench: Bench, share: float) -> dict[str, float]:
+def _pixels_beside_libjpeg(bench: Bench, fraction: float) -> dict[str, float]:
     import numpy as np
     import simplejpeg
 
@@ -260,22 +260,24 @@ def _pixels_beside_libjpeg(bench: Bench, share: float) -> dict[str, float]:
         batch_size=len(streams),
         threads=4,
         device_id=0 if bench.on_gpu else None,
-        hw_decoder_load=share,
+        hw_decoder_load=fraction,
     )
     (images,) = built(pipeline).run()
     off = np.abs((images.as_cpu() if bench.on_gpu else images).as_array().astype(np.int16) - expected)
     return {"mean": float(off.mean()), "largest": float(off.max()), "p99_9": float(np.percentile(off, 99.9))}
 
 
-def _photos(bench: Bench, share: float) -> Iterator[Any]:
+def _photos(bench: Bench, fraction: float) -> Iterator[Any]:
     from fastssl.config import AugmentConfig, DataConfig
-    from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, load_batches, open_mixture
+    from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 
     samples = open_mixture(str(SAMPLE))
     data = DataConfig(size=163, window=(163 / 192, 163 / 192), gray="off")
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
-    plan = endless_plan(settings, Share(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4))
-    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=share)
+    plan = endless_plan(
+        settings, RankSlice(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4)
+    )
+    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=fraction)
     return map(attrgetter("image"), load_batches(samples, plan, options, ()))
 
 
@@ -387,7 +389,7 @@ def train(bench: Bench, facts: Facts) -> None:
     config = _config(bench, *paths, f"train.steps={steps}")
     whole = facts.find("end to end", partial(_trained, config))
     alone = facts.find("step alone", partial(_step_facts, bench, paths))
-    facts.find("share of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
+    facts.find("fraction of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
 
 
 def _photo_shards(folder: Path, count: int) -> Path:
@@ -418,14 +420,14 @@ def _trained(config: Any) -> dict[str, Any]:
 
 
 def loading(bench: Bench, facts: Facts) -> None:
-    """Images per second by threads and share of the engine, beside a plain DALI graph with PNG labels."""
+    """Images per second by threads and fraction of the engine, beside a plain DALI graph with PNG labels."""
     folder, count = _data(bench)
     loaders_gpu, loader_data = (importlib.import_module(name) for name in ("loaders_gpu", "loader_data"))
     from fastssl.loader import open_mixture
 
     cores = len(os.sched_getaffinity(0))
-    shares = (1.0, 0.65, 0.0) if bench.on_gpu else (0.0,)
-    points = [loaders_gpu.Point(cores, share) for share in shares]
+    fractions = (1.0, 0.65, 0.0) if bench.on_gpu else (0.0,)
+    points = [loaders_gpu.Point(cores, fraction) for fraction in fractions]
     if bench.on_gpu:
         points += [loaders_gpu.Point(threads, 1.0) for threads in (8, 4) if threads < cores]
     views = loader_data.Views(count)
@@ -433,7 +435,7 @@ def loading(bench: Bench, facts: Facts) -> None:
     plain = partial(loaders_gpu.dali_batches, loader_data.resized_files(folder, count), bench.device)
     for point in points:
         for name, begin in (("fastssl", ours), ("plain DALI", plain)):
-            words = f"{name}, {point.threads} threads, share {point.hw_decoder_load:g}"
+            words = f"{name}, {point.threads} threads, fraction {point.hw_decoder_load:g}"
             facts.find(words, partial(_loading_rate, bench, partial(begin, views, bench.batch, point)))
 
 

@@ -39,11 +39,11 @@ SIZE = 256
 SMALLEST_SIDE = 224
 """Least side of a region, in pixels of the photograph, so that no crop is enlarged by more than a seventh."""
 LARGEST_SHARE = 0.7
-"""Largest side of a region, as a share of the photograph's short side."""
+"""Largest side of a region, as a fraction of the photograph's short side."""
 MAX_IOU = 0.5
 """Two regions of one photograph and set overlap by less than this."""
 TILE, TILE_CONTRAST, TEXTURED_SHARE = 16, 1.5, 0.5
-"""A crop needs this share of textured tiles; a tile of TILE x TILE pixels is textured if the luma, of 0..255, of
+"""A crop needs this fraction of textured tiles; a tile of TILE x TILE pixels is textured if the luma, of 0..255, of
 neighbouring pixels in it differs by TILE_CONTRAST or more on average. Clear sky and blurred backgrounds are mostly
 below 1, a lawn is near 8."""
 TRIES = 2000
@@ -70,15 +70,15 @@ class CropSet:
     part: str
     count: int
     """Crops of each photograph."""
-    smallest_share: float
-    """Smallest side of a region, as a share of the photograph's short side."""
+    smallest_fraction: float
+    """Smallest side of a region, as a fraction of the photograph's short side."""
 
 
 # Retrieval asks which crops are of one photograph: regions there are larger, so that they have something in common.
 CROP_SETS = (
-    CropSet("real_train", "train", count=3, smallest_share=0.3),
-    CropSet("real_val", "held_out", count=3, smallest_share=0.3),
-    CropSet("retrieval", "held_out", count=6, smallest_share=0.45),
+    CropSet("real_train", "train", count=3, smallest_fraction=0.3),
+    CropSet("real_val", "held_out", count=3, smallest_fraction=0.3),
+    CropSet("retrieval", "held_out", count=6, smallest_fraction=0.45),
 )
 
 
@@ -132,14 +132,14 @@ def _unpack(package: str, folder: Path) -> Path:
 
 def _run(command: list[str], cwd: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise DataError(f"{command[0]} is not on this machine", do="run this on Debian 12, or in a container of it")
+        raise DataError(f"{command[0]} is not on this machine", hint="run this on Debian 12, or in a container of it")
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DataError(
             "a package could not be fetched",
             where=" ".join(command),
             seen=done.stderr.strip(),
-            do="run apt-get update, and look for space on the disk",
+            hint="run apt-get update, and look for space on the disk",
         )
 
 
@@ -160,7 +160,7 @@ def photo_bytes(photo: Photo, root: Path) -> bytes:
         where=f"{photo.package}: {photo.path} {photo.member}".rstrip(),
         seen=f"{len(content)} bytes without it" if content else "no such file",
         expected=f"SHA-256 {photo.sha256}",
-        do="use the packages of Debian 12",
+        hint="use the packages of Debian 12",
     )
 
 
@@ -188,19 +188,19 @@ def draw_regions(
     count: int,
     rng: random.Random,
     *,
-    smallest_share: float,
+    smallest_fraction: float,
     accept: Callable[[Box], bool] = lambda box: True,
 ) -> list[Box]:
     """Random square regions inside a photograph of `width` x `height` pixels.
 
-    Their sides are uniform between `smallest_share` (but at least SMALLEST_SIDE pixels) and LARGEST_SHARE of
+    Their sides are uniform between `smallest_fraction` (but at least SMALLEST_SIDE pixels) and LARGEST_SHARE of
     the short side; any two overlap by an IoU below MAX_IOU, and `accept` is true of each.
 
     Raises:
         DataError: the photograph is too small, or TRIES draws did not suffice.
     """
     short = min(width, height)
-    low, high = max(SMALLEST_SIDE, round(smallest_share * short)), round(LARGEST_SHARE * short)
+    low, high = max(SMALLEST_SIDE, round(smallest_fraction * short)), round(LARGEST_SHARE * short)
     if low > high:
         least = f"a short side of {low / LARGEST_SHARE:.0f} pixels or more"
         raise DataError("a photograph is too small", seen=f"{width} x {height}", expected=least)
@@ -244,7 +244,7 @@ def write_crops(photo: Photo, content: bytes, out: Path) -> None:
                 image.height,
                 crops.count,
                 rng,
-                smallest_share=crops.smallest_share,
+                smallest_fraction=crops.smallest_fraction,
                 accept=lambda box: is_textured(crop(image, box)),
             )
         except DataError as error:
@@ -268,7 +268,7 @@ def attribution(photos: list[Photo]) -> str:
         "`tools/sample_photos.py` makes the crops again from the Debian packages named below.",
         "",
         "Each licence is the one that the package states for that very photograph, in the file named under the table.",
-        "None asks for share-alike. The licences' texts:",
+        "None asks for fraction-alike. The licences' texts:",
         "",
         *(f"- {name}: <{url}>" for name, url in LICENSES.items() if url),
         "- LicenseRef-Public-Domain: the package says that the work is in the public domain; there is no licence text",

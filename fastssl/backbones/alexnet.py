@@ -117,7 +117,7 @@ class AlexNet(Backbone):
                     where="data.size",
                     seen=f"{height} x {width}",
                     expected="sides of the form 16 k + 3, at least 35 (such as 99 or 227)",
-                    do=f"set data.size to {lower} or {lower + 16}, the nearest",
+                    hint=f"set data.size to {lower} or {lower + 16}, the nearest",
                 )
 
     @classmethod

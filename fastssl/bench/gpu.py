@@ -22,9 +22,9 @@ class GpuUse:
 
     power_w: float
     utilisation_percent: float
-    """Share of the time in which a kernel ran."""
+    """Fraction of the time in which a kernel ran."""
     jpeg_engine_percent: float | None
-    """Share of the time in which the JPEG engine ran; None where driver or binding do not tell it."""
+    """Fraction of the time in which the JPEG engine ran; None where driver or binding do not tell it."""
     images_per_joule: float
 
 

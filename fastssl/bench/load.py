@@ -22,7 +22,7 @@ from fastssl.bench.rates import STRETCHES, Rate, measure, num_cores, processor_n
 from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.loader import LoaderOptions, Mixture
-from fastssl.shards import Domain as DomainName
+from fastssl.shards import DomainName
 from fastssl.telemetry import Advance
 from fastssl.train import calibrated_options, run_device
 
@@ -126,7 +126,8 @@ def measure_loading(
     domains = [MeasuredDomain(name, samples, config) for name, samples in given if samples is not None]
     if not domains:
         raise UsageError(
-            "there is nothing to load", do="give --synthetic FOLDER, --real FOLDER or both: folders that `shard` packed"
+            "there is nothing to load",
+            hint="give --synthetic FOLDER, --real FOLDER or both: folders that `shard` packed",
         )
     load, _, _ = os.getloadavg()
     options = calibrated_options(domains[0].domain, run_device())
@@ -197,7 +198,7 @@ def _together(domains: list[MeasuredDomain], options: LoaderOptions) -> Iterator
 
 
 def _sweep_settings(options: LoaderOptions) -> list[LoaderOptions]:
-    """Threads by prefetch, and on a GPU the share of its JPEG engine."""
+    """Threads by prefetch, and on a GPU the fraction of its JPEG engine."""
     cores = num_cores()
     threads = [*(2**power for power in range(cores.bit_length()) if 2**power < cores), cores]
     settings = [replace(options, threads=count, prefetch=ahead) for count, ahead in product(threads, PREFETCH)]

@@ -28,8 +28,7 @@ from fastssl.loader.graph import build_decoder, built, device_number
 from fastssl.loader.iterator import checked_members, label_filters
 from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.labels import ThreadedLabels
-from fastssl.shards import JPEG, LabelLayout, Room, StoredSample
-from fastssl.shards import Domain as DomainName
+from fastssl.shards import JPEG, Allocate, DomainName, LabelLayout, StoredSample
 
 Part = Literal[
     "reading",
@@ -69,7 +68,7 @@ class InMemory(Mixture):
         self._stored = dict(damage.read(wanted))
         self.numbers = tuple(self._stored)
 
-    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+    def read(self, index: int, names: Sequence[str], allocate: Allocate) -> StoredSample:
         return self._stored[index]
 
     def most_bytes(self, names: Sequence[str]) -> int:
@@ -296,11 +295,11 @@ def _batch_by_batch(endless: Batches) -> Work:
 
 @contextmanager
 def _side_by_side(do: Callable[[Sequence[_T]], None], items: Sequence[_T], threads: int) -> Iterator[Work]:
-    """All items by threads, each of which does its share of them."""
-    shares = [items[first::threads] for first in range(threads)]
+    """All items by threads, each of which does its fraction of them."""
+    fractions = [items[first::threads] for first in range(threads)]
 
     def work() -> int:
-        for _ in pool.map(do, shares):
+        for _ in pool.map(do, fractions):
             pass
         return len(items)
 

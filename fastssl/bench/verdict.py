@@ -2,7 +2,7 @@
 
 Everything follows from the figures. The time of an image is put together from what its parts took by themselves, of the
 clock and with all threads. So a part that keeps the processor busy and one that waits can be compared; the largest one
-limits. What overlaps in the loader makes the sum larger than the loader's own time, which the shares do not mind.
+limits. What overlaps in the loader makes the sum larger than the loader's own time, which the fractions do not mind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from fastssl.bench.load import LoadReport, SweepPoint
 from fastssl.bench.parts import Part
 from fastssl.bench.rates import Rate
-from fastssl.shards import Domain as DomainName
+from fastssl.shards import DomainName
 
 Activity = Literal[
     "reading",
@@ -65,7 +65,7 @@ class Verdict:
     """The figures in one sentence each, and what the sentences rest on."""
 
     limited_by: Activity
-    shares: dict[Activity, float]
+    fractions: dict[Activity, float]
     """Of the time of all parts together; 1 in all."""
     images_per_s: float
     """Of the loader; of both loaders together where there are two."""
@@ -89,7 +89,7 @@ def judge(report: LoadReport) -> Verdict:
     busy = loader.core_ms / 1000 * rate
     return Verdict(
         limited_by=limited_by,
-        shares={activity: seconds / total for activity, seconds in times.items()},
+        fractions={activity: seconds / total for activity, seconds in times.items()},
         images_per_s=rate,
         floor_images_per_s=floor,
         of_floor=rate / floor,
@@ -156,11 +156,11 @@ def _loader(report: LoadReport) -> Rate:
 def _limit(times: Mapping[Activity, float], loader: Rate) -> str:
     total = sum(times.values())
     first, second = sorted(times, key=lambda activity: times[activity], reverse=True)[:2]
-    share = times[first] / total
-    without = loader.images_per_s / (1 - share)
+    fraction = times[first] / total
+    without = loader.images_per_s / (1 - fraction)
     return (
         f"Loading is limited by {_WORDS[first]}: {1000 * times[first]:.2f} of the {1000 * total:.2f} ms that the parts "
-        f"of an image take ({share:.0%}). If that cost nothing, about {without:,.0f} images/s were possible. "
+        f"of an image take ({fraction:.0%}). If that cost nothing, about {without:,.0f} images/s were possible. "
         f"Next comes {_WORDS[second]} ({times[second] / total:.0%})."
     )
 
@@ -186,10 +186,10 @@ def _advice(report: LoadReport, limited_by: Activity, busy: float, times: Mappin
         case "image_operations" if setup.augments:
             return "Most of that are changes of colours and blur: augment.saturation, augment.hue and augment.blur."
         case "image_operations" if setup.resamples:
-            share = setup.size / setup.stored
+            fraction = setup.size / setup.stored
             return (
                 f"Windows are resampled to {setup.size} pixels; windows of that size are cut out instead, which costs "
-                f"next to nothing: --set data.window=[{share:.6f},{share:.6f}]."
+                f"next to nothing: --set data.window=[{fraction:.6f},{fraction:.6f}]."
             )
     return _more_cores(report, busy)
 
@@ -274,5 +274,5 @@ def _line(what: str, rate: Rate) -> str:
 
 
 def _point(point: SweepPoint, *, engine: bool) -> str:
-    share = f", JPEG engine {point.hw_decoder_load:.0%}" if engine else ""
-    return f"threads {point.threads}, prefetch {point.prefetch}{share}"
+    fraction = f", JPEG engine {point.hw_decoder_load:.0%}" if engine else ""
+    return f"threads {point.threads}, prefetch {point.prefetch}{fraction}"

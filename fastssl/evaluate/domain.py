@@ -89,7 +89,7 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
     minimum and needs no seed.
     """
     x, y = features.double(), domains.double()
-    share = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    fraction = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
     weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
@@ -98,7 +98,7 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(x @ weight + bias, y, weight=share)
+        loss = functional.binary_cross_entropy_with_logits(x @ weight + bias, y, weight=fraction)
         loss = loss + 0.5 * _L2 * weight.square().sum()
         loss.backward()
         return loss

@@ -26,6 +26,6 @@ def pooled_features(subject: Subject, images: Domain) -> Tensor:
             "features of the network are not finite",
             where=layer,
             seen=f"{int((~pooled.isfinite()).any(dim=1).sum())} of {len(pooled)} images",
-            do="the training has diverged; use an earlier checkpoint, or train with a lower optim.lr",
+            hint="the training has diverged; use an earlier checkpoint, or train with a lower optim.lr",
         )
     return pooled

@@ -59,7 +59,7 @@ class DepthMetrics:
         return _unusable(self._bad, "not finite or not positive") or (None if self._sums[-1] else _NO_PIXEL)
 
     def result(self) -> dict[str, float | None]:
-        """`abs_rel`, `rmse` (m), `log_rmse` (natural logarithm), `delta_1.25` (share of pixels)."""
+        """`abs_rel`, `rmse` (m), `log_rmse` (natural logarithm), `delta_1.25` (fraction of pixels)."""
         if self.lack:
             return dict.fromkeys(("abs_rel", "rmse", "log_rmse", "delta_1.25"))
         abs_rel, square, log_square, within = (self._sums[:-1] / self._sums[-1]).tolist()
@@ -92,16 +92,16 @@ class NormalMetrics:
         return _unusable(self._bad) or (None if self._histogram.any() else _NO_PIXEL)
 
     def result(self) -> dict[str, float | None]:
-        """`mean`, `median` (degrees; the median to 0.01) and the shares of pixels `within_11.25`, `_22.5`, `_30`."""
+        """`mean`, `median` (degrees; the median to 0.01) and the fractions of pixels `within_11.25`, `_22.5`, `_30`."""
         if self.lack:
             return dict.fromkeys(("mean", "median", "within_11.25", "within_22.5", "within_30"))
         count = int(self._histogram.sum())
         half = int(torch.searchsorted(self._histogram.cumsum(0), (count + 1) // 2))
-        shares = (self._within / count).tolist()
+        fractions = (self._within / count).tolist()
         return {
             "mean": self._sum / count,
             "median": (half + 0.5) / _ANGLE_BINS_PER_DEGREE,
-            **{f"within_{limit}": share for limit, share in zip(("11.25", "22.5", "30"), shares, strict=True)},
+            **{f"within_{limit}": fraction for limit, fraction in zip(("11.25", "22.5", "30"), fractions, strict=True)},
         }
 
 

@@ -73,9 +73,9 @@ def open_photos(real: str | PathLike[str]) -> ShardSet:
 
 def _classes(shards: ShardSet) -> Tensor:
     """The class of each photo; says what classes and numbers make the precision mean little or nothing."""
-    classes = torch.tensor([shards.label(i) for i in range(len(shards))])
+    classes = torch.tensor([shards.class_index(i) for i in range(len(shards))])
     if bool((classes < 0).any()):
-        raise DataError("the photos have no classes", where=shards.path, do="pack them from a folder per photograph")
+        raise DataError("the photos have no classes", where=shards.path, hint="pack them from a folder per photograph")
     if len(classes) < 2:
         raise DataError("a single photo has no neighbours", where=shards.path, seen="1 photo", expected="2 or more")
     for k in _DEPTHS:
@@ -99,7 +99,7 @@ def neighbours(features: Tensor) -> Tensor:
 
 
 def precision_at(k: int, order: Tensor, classes: Tensor) -> float | None:
-    """Mean share of the first k neighbours that have their query's class; None where there are fewer than k."""
+    """Mean fraction of the first k neighbours that have their query's class; None where there are fewer than k."""
     if order.shape[1] < k:
         return None
     return float((classes[order[:, :k]] == classes[:, None]).double().mean())

@@ -18,7 +18,7 @@ from fastssl.config import Config
 from fastssl.errors import DataError, UsageError
 from fastssl.loader import Batches, Domain, LoaderOptions, evaluation_domain
 from fastssl.methods import Dense, Method, StepContext, find_method
-from fastssl.shards import Domain as DomainName
+from fastssl.shards import DomainName
 from fastssl.train import check_data, load_trained, run_device
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class RunSubject(Subject):
         weights = self.config.data.datasets(name)
         if not weights:
             raise UsageError(
-                f"the run names no {name} dataset", where=self.run, do=f"train with --{name}, even if nothing learns it"
+                f"the run names no {name} dataset",
+                where=self.run,
+                hint=f"train with --{name}, even if nothing learns it",
             )
         try:
             domain = evaluation_domain(name, weights, self.config, targets)
@@ -77,7 +79,7 @@ class RunSubject(Subject):
                 where=error.where,
                 seen=error.seen,
                 expected=error.expected,
-                do="put them back where the run found them, the evaluation compares with them",
+                hint="put them back where the run found them, the evaluation compares with them",
             ) from error
         if self.fingerprints.get(name):
             check_data(self.fingerprints, {name: domain.fingerprint}, self.config, DataError)

@@ -54,7 +54,7 @@ class Discriminator(nn.Module):
                 where="data.size",
                 seen="a map of {} x {}".format(*features.shape[-2:]),
                 expected=f"a map of at least {self._smallest_side} x {self._smallest_side}",
-                do="use images of at least 67 pixels, or set model.adapted_layer to none",
+                hint="use images of at least 67 pixels, or set model.adapted_layer to none",
             )
         logits: Tensor = self.layers(features)
         return logits

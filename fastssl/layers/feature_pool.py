@@ -87,7 +87,7 @@ class FeaturePool:
                 where="optim.pool_size",
                 seen=len(maps),
                 expected=f"at most {self.size}",
-                do=f"set optim.pool_size to {len(maps)} or more, as the run had it",
+                hint=f"set optim.pool_size to {len(maps)} or more, as the run had it",
             )
         self._maps = maps
         self._generator.set_state(state["generator"].cpu())

@@ -1,9 +1,9 @@
 """DALI graphs and the iterators that hand their batches to torch.
 
 samples = open_mixture({"rooms": 0.7, "kitchens": 0.3})
-share = Share(order=samples.order(seed=0, stream=0), batch_size=224)
+rank_slice = RankSlice(order=samples.order(seed=0, stream=0), batch_size=224)
 settings = ViewSettings(data=config.data, augment=config.augment, stored=samples.image_size)
-for batch in load_batches(samples, samples.training_plan(settings, share), LoaderOptions(...)):
+for batch in load_batches(samples, samples.training_plan(settings, rank_slice), LoaderOptions(...)):
     ...
 """
 
@@ -11,7 +11,7 @@ from fastssl.loader.domain import Domain, DomainRequest, evaluation_domain, trai
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.load import Loader, load
 from fastssl.loader.mixture import Mixture, open_domain, open_mixture
-from fastssl.loader.plan import Plan, Share, Step, ViewSettings, centre_views, endless_plan, evaluation_plan
+from fastssl.loader.plan import Plan, RankSlice, Step, ViewSettings, centre_views, endless_plan, evaluation_plan
 
 __all__ = [
     "Batches",
@@ -21,7 +21,7 @@ __all__ = [
     "LoaderOptions",
     "Mixture",
     "Plan",
-    "Share",
+    "RankSlice",
     "Step",
     "ViewSettings",
     "centre_views",

@@ -89,5 +89,5 @@ def _check_stream(consumer: torch.cuda.Stream, device: torch.device) -> None:
             "a batch is asked for on another CUDA stream than the first",
             seen=current,
             expected=consumer,
-            do="ask for all batches of one iterator, and use them, on one stream",
+            hint="ask for all batches of one iterator, and use them, on one stream",
         )

@@ -1,7 +1,7 @@
-"""How many of the images a GPU's JPEG engine is to decode: the fastest share, and none where the engine is not safe.
+"""How many of the images a GPU's JPEG engine is to decode: the fastest fraction, and none where the engine is not safe.
 
 The engine saves the cores most of the decoding, but all of the images are too many for it where many cores help, so the
-best share depends on the machine. It is found by reading a few batches with each share, as the training reads them.
+best fraction depends on the machine. It is found by reading a few batches with each fraction, as training reads.
 
 nvJPEG's batched decoding on that engine has been seen to ignore the order of its stream: it wrote into memory that had
 been given back, but that earlier kernels were still to read (pytorch/vision #9606, on H100). So before it is used, the
@@ -30,7 +30,7 @@ from fastssl.loader.plan import Plan
 log = logging.getLogger(__name__)
 
 LOADS = (0.0, 0.35, 0.65, 0.9, 1.0)
-"""Shares that are tried."""
+"""Fractions that are tried."""
 _TIE = 1.03
 """A time this much above the least is as good; then the engine is better left to what else may want it."""
 _CHECKED = 8
@@ -44,23 +44,23 @@ Images = Callable[[], Iterator[Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A share for `LoaderOptions.hw_decoder_load`, and why it was taken."""
+    """A fraction for `LoaderOptions.hw_decoder_load`, and why it was taken."""
 
     load: float
     is_safe: bool
     """Whether late reading found the images as they were decoded."""
     reason: str
     seconds: Mapping[float, float]
-    """Per batch, by share; empty where none was measured."""
+    """Per batch, by fraction; empty where none was measured."""
 
 
 def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
-    """Find the best share of the JPEG engine for a loader; takes some seconds on a GPU, and nothing on the CPU.
+    """Find the best fraction of the JPEG engine for a loader; takes some seconds on a GPU, and nothing on the CPU.
 
     Args:
         samples: whose images are read, labels aside.
         plan: makes the same endless random plan each time.
-        options: of the loader; its share is not looked at.
+        options: of the loader; its fraction is not looked at.
 
     Raises:
         ShardError: more samples are damaged than the options allow.
@@ -87,11 +87,11 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
 
 
 def chosen(changed: Callable[[float], int], seconds: Callable[[float], float]) -> Calibration:
-    """The fastest share, if no image changes under any.
+    """The fastest fraction, if no image changes under any.
 
     Args:
-        changed: how many images late reading finds changed, by share.
-        seconds: per batch, by share; called only if none is changed.
+        changed: how many images late reading finds changed, by fraction.
+        seconds: per batch, by fraction; called only if none is changed.
     """
     for load, decoder in ((0.0, "without the engine"), (1.0, "decoded by the engine")):
         count = changed(load)
@@ -104,7 +104,7 @@ def chosen(changed: Callable[[float], int], seconds: Callable[[float], float]) -
 
 
 def fastest(seconds: Mapping[float, float]) -> float:
-    """The share with the least time, and of those that are as good the smallest."""
+    """The fraction with the least time, and of those that are as good the smallest."""
     least = min(seconds.values())
     return min(load for load, took in seconds.items() if took <= _TIE * least)
 

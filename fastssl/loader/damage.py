@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastssl.errors import DataError, ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, LabelLayout, Room, StoredSample, inflate
+from fastssl.shards import JPEG, Allocate, LabelLayout, StoredSample, inflate
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Damage:
         Raises:
             ShardError: too many samples are damaged.
         """
-        room = _room(self._memory.lend(len(indices) * self._samples.most_bytes(self._names)))
-        return [self._sound(index, room) for index in indices]
+        allocate = _allocator(self._memory.lend(len(indices) * self._samples.most_bytes(self._names)))
+        return [self._sound(index, allocate) for index in indices]
 
-    def _sound(self, index: int, room: Room) -> tuple[int, StoredSample]:
+    def _sound(self, index: int, allocate: Allocate) -> tuple[int, StoredSample]:
         while True:
             first = index
             while index in self.found:
@@ -70,10 +70,10 @@ class Damage:
                         "every sample of the dataset is damaged, the last one found so for this",
                         where=self._samples.place(index),
                         seen=self.found[index],
-                        do="look at the dataset with fastssl verify",
+                        hint="look at the dataset with fastssl verify",
                     )
             try:
-                return index, self._glance(index, room)
+                return index, self._glance(index, allocate)
             except ShardError as error:
                 self._record(index, error)
 
@@ -91,8 +91,8 @@ class Damage:
                 self._record(index, error)
         return len(self.found) > before
 
-    def _glance(self, index: int, room: Room) -> StoredSample:
-        sample = self._samples.read(index, self._names, room)
+    def _glance(self, index: int, allocate: Allocate) -> StoredSample:
+        sample = self._samples.read(index, self._names, allocate)
         stream = sample.members[JPEG]
         # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
         if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
@@ -136,7 +136,7 @@ class Damage:
                 where=place,
                 seen=error.seen,
                 expected=error.expected if self._max_bad == 0 else f"at most {self._max_bad} damaged samples",
-                do="find all damage with `fastssl verify`, and copy or pack the dataset again",
+                hint="find all damage with `fastssl verify`, and copy or pack the dataset again",
             ) from error
         log.warning("a damaged sample is replaced by the next one: %s: %s", place, self.found[index])
 
@@ -154,13 +154,13 @@ def _new_memory(num_bytes: int) -> NDArray[np.uint8]:
     return np.empty(num_bytes, np.uint8)
 
 
-def _room(memory: NDArray[np.uint8]) -> Room:
+def _allocator(memory: NDArray[np.uint8]) -> Allocate:
     """Pieces of the memory, one behind the other, and new memory when it is full."""
     begun = 0
 
-    def room(num_bytes: int) -> NDArray[np.uint8]:
+    def allocate(num_bytes: int) -> NDArray[np.uint8]:
         nonlocal begun
         first, begun = begun, begun + num_bytes
         return memory[first:begun] if begun <= len(memory) else _new_memory(num_bytes)
 
-    return room
+    return allocate

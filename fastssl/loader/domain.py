@@ -15,8 +15,8 @@ from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
-from fastssl.loader.plan import Plan, Share, ViewSettings, evaluation_plan
-from fastssl.shards import Domain as DomainName
+from fastssl.loader.plan import Plan, RankSlice, ViewSettings, evaluation_plan
+from fastssl.shards import DomainName
 
 _SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
 
@@ -57,8 +57,8 @@ class Domain:
         order = self.samples.order(
             seed=config.train.seed, stream=_SEED_STREAMS[self.name], buffer=config.data.shuffle_buffer
         )
-        share = Share(order=order, batch_size=batch_size or self.batch_size)
-        return self.samples.training_plan(self._views(), share, position=position)
+        rank_slice = RankSlice(order=order, batch_size=batch_size or self.batch_size)
+        return self.samples.training_plan(self._views(), rank_slice, position=position)
 
     def training_batches(self, options: LoaderOptions, *, first_step: int = 0) -> Batches:
         """The endless random batches of a training, from a step on."""
@@ -89,7 +89,7 @@ def training_domains(requests: Iterable[DomainRequest], config: Config) -> dict[
         weights = config.data.datasets(request.name)
         if not weights:
             advice = f"add --{request.name} FOLDER" + (f", or {request.hint}" if request.hint else "")
-            raise UsageError(f"no {request.name} dataset is given", do=advice)
+            raise UsageError(f"no {request.name} dataset is given", hint=advice)
         samples = open_domain(weights, request.name)
         domain = Domain(name=request.name, samples=samples, targets=frozenset(request.targets), config=config)
         _check_targets(domain)
@@ -128,7 +128,7 @@ def check_input_size(domain: Domain, error: type[ConfigError | DataError], advic
             where=domain.samples.path,
             seen=f"{stored[0]} x {stored[1]} pixels",
             expected=f"at least data.size = {size}",
-            do=advice,
+            hint=advice,
         )
 
 
@@ -143,6 +143,6 @@ def _check_targets(domain: Domain) -> None:
                 f"no {plane} is known in any sample of the dataset",
                 where=domain.samples.path,
                 expected="samples with known depth and normals",
-                do="look whether it was packed with the right layout, or learn contours alone: "
+                hint="look whether it was packed with the right layout, or learn contours alone: "
                 "--set model.tasks=[edge]",
             )

@@ -93,7 +93,7 @@ def build_graph(
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
-        hw_decoder_load: share of the images that a GPU's JPEG engine decodes.
+        hw_decoder_load: fraction of the images that a GPU's JPEG engine decodes.
         prefetch: batches that are made ahead of need.
         blocks: size of an inflated label block, and how it was packed; None where there are none or the CPU does it.
 

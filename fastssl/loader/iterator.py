@@ -26,7 +26,7 @@ from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import LabelFields, PendingLabels, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan, Step, Views
-from fastssl.shards import JPEG, LABEL, LabelLayout
+from fastssl.shards import CLASS_INDEX, JPEG, LabelLayout
 from fastssl.shards.codec import LabelCodec
 
 _FIELDS: dict[Target, tuple[str, ...]] = {
@@ -53,7 +53,7 @@ class LoaderOptions:
     paranoid: bool = False
     """Compare every member that is read with its checksum."""
     hw_decoder_load: float = 0.0
-    """Share of the images that a GPU's JPEG engine decodes; `fastssl.loader.calibration` finds a good one."""
+    """Fraction of the images that a GPU's JPEG engine decodes; `fastssl.loader.calibration` finds a good one."""
     prefetch: int = 2
     """Batches that are made ahead of need; each holds its memory."""
 
@@ -102,8 +102,12 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
     """
     has_planes = not frozenset(PLANES).isdisjoint(targets)
     if has_planes and not samples.has_labels:
-        raise DataError("the dataset has no label planes", where=samples.path, do="give a packed synthetic dataset")
-    members = (JPEG, *((samples.label_member,) if has_planes else ()), *((LABEL,) if "class_index" in targets else ()))
+        raise DataError("the dataset has no label planes", where=samples.path, hint="give a packed synthetic dataset")
+    members = (
+        JPEG,
+        *((samples.label_member,) if has_planes else ()),
+        *((CLASS_INDEX,) if "class_index" in targets else ()),
+    )
     return Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
 
 

@@ -68,7 +68,7 @@ class Filters(NamedTuple):
     linear_normals: bool
     """Blend the four normals around a pixel's centre, of those that are known, and make the result unit again."""
     edge_area: bool
-    """A pixel has the share of contours in its cell, and not 1 where there is any."""
+    """A pixel has the fraction of contours in its cell, and not 1 where there is any."""
 
 
 class Between(NamedTuple):
@@ -225,7 +225,7 @@ def _undo(depth: _Bytes, normal: _Bytes, lines: tuple[_Places, _Places, _Places,
 def _blend(
     normal: _Bytes,
     lines: tuple[_Places, _Places, _Places, _Places],
-    shares: tuple[_Floats, _Floats, bool],
+    fractions: tuple[_Floats, _Floats, bool],
     units: _Floats,
 ) -> None:
     """Normals between stored pixels, in place of the nearest ones.
@@ -233,11 +233,11 @@ def _blend(
     Args:
         normal: (H, 3 W) stored codes.
         lines: one sample of `Between`: rows above and below, columns before and behind.
-        shares: of the rows below and of the columns behind; flip.
+        fractions: of the rows below and of the columns behind; flip.
         units: (3, S, S) the nearest normals, zero where not known; these stay zero.
     """
     above, below, before, behind = lines
-    down, along, flip = shares
+    down, along, flip = fractions
     first = np.empty(normal.shape[1] // 3, np.uint32)
     second = np.empty_like(first)
     for i in range(len(above)):
@@ -259,15 +259,15 @@ def _blend(
 def _weighted(
     codes: tuple[np.uint32, np.uint32, np.uint32, np.uint32], down: np.float32, along: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """255 times the sum of four normals (above left, above right, below left, below right) by their shares."""
+    """255 times the sum of four normals (above left, above right, below left, below right) by their fractions."""
     x, y, z = np.float32(0), np.float32(0), np.float32(0)
     up, back = np.float32(1) - down, np.float32(1) - along
-    shares = (up * back, up * along, down * back, down * along)
+    fractions = (up * back, up * along, down * back, down * along)
     for k in range(4):
         if codes[k] != 0:
-            x += shares[k] * _coordinate(codes[k])
-            y += shares[k] * _coordinate(codes[k] >> 8)
-            z += shares[k] * _coordinate(codes[k] >> 16)
+            x += fractions[k] * _coordinate(codes[k])
+            y += fractions[k] * _coordinate(codes[k] >> 8)
+            z += fractions[k] * _coordinate(codes[k] >> 16)
     return x, y, z
 
 
@@ -366,7 +366,7 @@ def _fill_edge(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge
 
 @compiled
 def _fill_edge_area(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge: _Floats) -> None:
-    """The share of contours in each cell; arguments as of `_fill_edge`."""
+    """The fraction of contours in each cell; arguments as of `_fill_edge`."""
     rows, columns, ends, flip = cells
     size = len(rows)
     above = np.empty(bits.shape[1] * 8 + 1, np.int32)

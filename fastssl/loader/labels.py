@@ -197,7 +197,7 @@ def _unpacked_bits(packed: Tensor) -> Tensor:
 
 
 def _share_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
-    """The share of each cell's pixels that are set, from the cell's four corners in a table of running sums.
+    """The fraction of each cell's pixels that are set, from the cell's four corners in a table of running sums.
 
     Args:
         plane: (N, H, W) of 0 and 1.
@@ -246,8 +246,8 @@ def _blended(
     for rows, vertical in ((above, 1 - down), (below, down)):
         for columns, horizontal in ((before, 1 - along), (behind, along)):
             code = codes[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-            share = vertical[:, None, :, None] * horizontal[:, None, None, :] * (code.amax(dim=1, keepdim=True) > 0)
-            total += share * (2 * code.to(torch.float32) - 255)
+            fraction = vertical[:, None, :, None] * horizontal[:, None, None, :] * (code.amax(dim=1, keepdim=True) > 0)
+            total += fraction * (2 * code.to(torch.float32) - 255)
     total[:, 0] *= torch.where(flip, -1.0, 1.0)[:, None, None]
     length = total.square().sum(dim=1, keepdim=True).sqrt()
     is_known = nearest.abs().amax(dim=1, keepdim=True) > 0

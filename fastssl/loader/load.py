@@ -13,7 +13,7 @@ from fastssl.config import AugmentConfig, DataConfig, validated
 from fastssl.errors import CheckpointError, ConfigError, UsageError
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_mixture
-from fastssl.loader.plan import Share, ViewSettings
+from fastssl.loader.plan import RankSlice, ViewSettings
 
 
 class Loader:
@@ -38,7 +38,7 @@ class Loader:
 
     def __next__(self) -> Batch:
         if self._is_closed:
-            raise UsageError("the loader is closed", do="make another one; its state_dict goes on from here")
+            raise UsageError("the loader is closed", hint="make another one; its state_dict goes on from here")
         batch = next(self._batches)
         self._position += self._global_batch
         return batch
@@ -113,7 +113,7 @@ def load(
     position = 0 if state is None else _position(state)
     if state is not None and state["fingerprint"] != samples.fingerprint:
         what = "the loader's state is of other datasets"
-        raise CheckpointError(what, where=samples.path, do="give the same datasets, or no state")
+        raise CheckpointError(what, where=samples.path, hint="give the same datasets, or no state")
     if batch_size < 1 or threads < 0 or prefetch < 1 or seed < 0 or not 0 <= rank < world_size:
         raise ConfigError(
             "an argument of load is out of range",
@@ -123,7 +123,7 @@ def load(
         )
     views = ViewSettings(data=seen, augment=validated(AugmentConfig, augment or {}), stored=samples.image_size)
     order = samples.order(seed=seed, stream=0, buffer=seen.shuffle_buffer)
-    share = Share(order=order, batch_size=batch_size, rank=rank, world_size=world_size)
+    rank_slice = RankSlice(order=order, batch_size=batch_size, rank=rank, world_size=world_size)
     options = LoaderOptions(
         device=_device(device),
         threads=threads,
@@ -132,8 +132,8 @@ def load(
         paranoid=seen.paranoid,
         prefetch=prefetch,
     )
-    plan = samples.training_plan(views, share, position=position)
-    return Loader(samples, load_batches(samples, plan, options, targets), position, share.global_batch)
+    plan = samples.training_plan(views, rank_slice, position=position)
+    return Loader(samples, load_batches(samples, plan, options, targets), position, rank_slice.global_batch)
 
 
 def _check_targets(targets: Collection[Target] | None) -> None:

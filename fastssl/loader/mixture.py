@@ -14,8 +14,8 @@ from pathlib import Path
 from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
-from fastssl.loader.plan import Plan, Share, Step, ViewSettings, endless_plan
-from fastssl.shards import Domain, Room, ShardSet, StoredSample
+from fastssl.loader.plan import Plan, RankSlice, Step, ViewSettings, endless_plan
+from fastssl.shards import Allocate, DomainName, ShardSet, StoredSample
 from fastssl.shards.codec import LabelCodec
 
 _BATCHES_AHEAD = 8
@@ -45,7 +45,7 @@ class Mixture:
                         where=str(other.path),
                         seen=seen,
                         expected=f"{expected} as in {first.path}",
-                        do="pack them with the same --size, and labelled datasets apart from photos",
+                        hint="pack them with the same --size, and labelled datasets apart from photos",
                     )
 
     def __len__(self) -> int:
@@ -89,25 +89,25 @@ class Mixture:
         sizes = [dataset.shard_sizes for dataset in self.datasets]
         return mixed_order(sizes, self.weights, seed=seed, stream=stream, buffer=buffer)
 
-    def training_plan(self, settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
+    def training_plan(self, settings: ViewSettings, rank_slice: RankSlice, *, position: int = 0) -> Plan:
         """The plan of that name; as its steps are taken, remote shards that come next are fetched.
 
         Raises:
             ConfigError: the shards that are shuffled together do not fit into the cache of a remote dataset, so that
                 each sample would fetch its shard again.
         """
-        plan = endless_plan(settings, share, position=position)
+        plan = endless_plan(settings, rank_slice, position=position)
         if not any(dataset.is_remote for dataset in self.datasets):
             return plan
-        for shards, order in zip(self.datasets, share.order.datasets, strict=True):
+        for shards, order in zip(self.datasets, rank_slice.order.datasets, strict=True):
             _check_room(shards, order.buffer or order.num_samples)
-        return replace(plan, steps=self._staged(plan.steps, share, position))
+        return replace(plan, steps=self._staged(plan.steps, rank_slice, position))
 
-    def _staged(self, steps: Iterator[Step], share: Share, position: int) -> Iterator[Step]:
-        ahead = max(_BATCHES_AHEAD * share.global_batch, *(order.buffer for order in share.order.datasets))
-        for batch, step in zip(count(position, share.global_batch), steps, strict=False):
-            dataset, place = share.order.turns(batch, ahead)
-            for number, (shards, order) in enumerate(zip(self.datasets, share.order.datasets, strict=True)):
+    def _staged(self, steps: Iterator[Step], rank_slice: RankSlice, position: int) -> Iterator[Step]:
+        ahead = max(_BATCHES_AHEAD * rank_slice.global_batch, *(order.buffer for order in rank_slice.order.datasets))
+        for batch, step in zip(count(position, rank_slice.global_batch), steps, strict=False):
+            dataset, place = rank_slice.order.turns(batch, ahead)
+            for number, (shards, order) in enumerate(zip(self.datasets, rank_slice.order.datasets, strict=True)):
                 mine = place[dataset == number]
                 if shards.is_remote and len(mine):
                     shards.prefetch(order.shards(int(mine[0]), len(mine)))
@@ -118,13 +118,13 @@ class Mixture:
         for dataset in self.datasets:
             dataset.close()
 
-    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+    def read(self, index: int, names: Sequence[str], allocate: Allocate) -> StoredSample:
         """Some members of a sample; raises as `ShardSet.read`."""
         dataset, local = self._find(index)
-        return dataset.read(local, names, room)
+        return dataset.read(local, names, allocate)
 
     def most_bytes(self, names: Sequence[str]) -> int:
-        """That `read` asks room for."""
+        """That `read` needs memory for."""
         return max(dataset.most_bytes(names) for dataset in self.datasets)
 
     def place(self, index: int) -> str:
@@ -161,7 +161,7 @@ def _check_room(dataset: ShardSet, shuffled: int) -> None:
             where=str(dataset.path),
             seen=f"{shuffled} samples, {needed} bytes with those that come next",
             expected=f"at most {room} bytes",
-            do=f"set data.shuffle_buffer to {max(fits, 1)} or less, or give the cache more room (FASTSSL_CACHE_BYTES)",
+            hint=f"set data.shuffle_buffer to {max(fits, 1)} or less, or let the cache be larger (FASTSSL_CACHE_BYTES)",
         )
 
 
@@ -195,15 +195,18 @@ def _check_different(paths: Iterable[str]) -> None:
             folder = local_path(path).resolve()
             if folder in seen:
                 raise ConfigError(
-                    "a dataset is given twice", where=path, seen=f"the same folder as {seen[folder]}", do="give it once"
+                    "a dataset is given twice",
+                    where=path,
+                    seen=f"the same folder as {seen[folder]}",
+                    hint="give it once",
                 )
             seen[folder] = path
 
 
-_DOMAINS: dict[Domain, str] = {"synthetic": "rendered images with labels (synthetic)", "real": "photos (real)"}
+_DOMAINS: dict[DomainName, str] = {"synthetic": "rendered images with labels (synthetic)", "real": "photos (real)"}
 
 
-def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: Domain) -> Mixture:
+def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: DomainName) -> Mixture:
     """`open_mixture` for datasets that were packed as what they are to be used as.
 
     Raises:
@@ -218,6 +221,6 @@ def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: Doma
                 where=str(dataset.path),
                 seen=_DOMAINS[seen],
                 expected=_DOMAINS[domain],
-                do=f"give it as --{seen}, and as --{domain} another one",
+                hint=f"give it as --{seen}, and as --{domain} another one",
             )
     return mixture

@@ -102,13 +102,13 @@ def _shuffled(order: DatasetOrder, epoch: int, group: int) -> Positions:
 class MixedOrder:
     """The endless order of a domain: its datasets, each at its own pace and in its own order.
 
-    In any stretch of n positions each dataset comes n times its share, within one sample for two datasets (and within
-    as many as there are others for more): sample j of a dataset with share w is due at (j + 1/2) / w, and whatever is
+    In any stretch of n positions each dataset comes n times its fraction, within one sample for two datasets (and
+    within as many as there are others for more): sample j of fraction w is due at (j + 1/2) / w, and whatever is
     due first comes first.
     """
 
     datasets: tuple[DatasetOrder, ...]
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
     """Of each dataset, above 0; their sum is 1."""
     seed: int
     """Of the run."""
@@ -142,10 +142,10 @@ class MixedOrder:
         start, stop = first - margin, first + count + margin
         due, dataset, position = [], [], []
         before = 0
-        for number, share in enumerate(self.shares):
-            low, high = (max(0, int(np.ceil(share * time - 0.5))) for time in (start, stop))
+        for number, fraction in enumerate(self.fractions):
+            low, high = (max(0, int(np.ceil(fraction * time - 0.5))) for time in (start, stop))
             before += low
-            due.append((np.arange(low, high) + 0.5) / share)
+            due.append((np.arange(low, high) + 0.5) / fraction)
             dataset.append(np.full(high - low, number))
             position.append(np.arange(low, high))
         turn = np.lexsort([np.concatenate(dataset), np.concatenate(due)])[first - before : first - before + count]
@@ -170,7 +170,7 @@ def mixed_order(
             DatasetOrder(shard_sizes=tuple(sizes), seed=(seed, stream, number), buffer=buffer)
             for number, sizes in enumerate(shard_sizes)
         ),
-        shares=tuple(weight / total for weight in weights),
+        fractions=tuple(weight / total for weight in weights),
         seed=seed,
         stream=stream,
     )

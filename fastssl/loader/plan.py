@@ -27,7 +27,7 @@ _DRAWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class RankSlice:
     """The part of a domain's samples that one rank reads.
 
     Steps cut the endless sequence into global batches of ``batch_size * world_size`` positions, and each rank takes its
@@ -94,7 +94,7 @@ class Views:
         """Between which stored pixels of the window the output's pixel centres lie, and how far along.
 
         Returns:
-            First rows, second rows, shares of the second (N, size) each, and the same of the columns, which run from
+            First rows, second rows, fractions of the second (N, size) each, and the same of the columns, which run from
             right to left where the sample is flipped.
         """
         rows = _neighbours(self.top, self.height, size)
@@ -116,11 +116,11 @@ class Views:
 
 
 Neighbours = tuple[NDArray[Any], ...]
-"""(first, second, share of the second) of rows and of columns."""
+"""(first, second, fraction of the second) of rows and of columns."""
 
 
 def _neighbours(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> Neighbours:
-    # (i + 1/2) * length / size - 1/2, times 2 * size: whole numbers, so a window as large as the output has shares 0.
+    # (i + 1/2) * length / size - 1/2, times 2 * size: whole numbers, so a window as large as the output has only 0.
     place = (2 * np.arange(size) + 1) * length[:, None] - size
     before, rest = np.divmod(place, 2 * size)
     first, second = (np.clip(index, 0, length[:, None] - 1) for index in (before, before + 1))
@@ -144,10 +144,10 @@ class ViewSettings:
     """See the whole image instead of a window."""
 
 
-def training_views(settings: ViewSettings, share: Share, batch: int) -> Views:
+def training_views(settings: ViewSettings, rank_slice: RankSlice, batch: int) -> Views:
     """Random views of this rank's part of the global batch that begins at position `batch`."""
     data, augment, stored = settings.data, settings.augment, settings.stored
-    draws = _draws(share.order, share.first(batch), share.batch_size)
+    draws = _draws(rank_slice.order, rank_slice.first(batch), rank_slice.batch_size)
     side, across, down, flip, channel, aspect, is_blurred, sigma, *colour = draws
     smallest, largest = (1.0, 1.0) if settings.whole else data.window
     part = smallest + side * (largest - smallest)
@@ -158,7 +158,7 @@ def training_views(settings: ViewSettings, share: Share, batch: int) -> Views:
         for length, by in zip(stored, (1 / stretch, stretch), strict=True)
     )
     if data.gray == "per_batch":
-        channel = _draws(share.order, batch, 1)[4]
+        channel = _draws(rank_slice.order, batch, 1)[4]
     low, high = augment.blur_sigma
     return Views(
         top=(down * (stored[0] - height + 1)).astype(np.int64),
@@ -218,18 +218,18 @@ class Plan:
     steps: Iterator[Step]
 
 
-def endless_plan(settings: ViewSettings, share: Share, *, position: int = 0) -> Plan:
+def endless_plan(settings: ViewSettings, rank_slice: RankSlice, *, position: int = 0) -> Plan:
     """Endless random steps; the first global batch begins at `position`."""
 
     def steps() -> Iterator[Step]:
-        for batch in count(position, share.global_batch):
-            samples = share.order.samples(share.first(batch), share.batch_size)
-            yield samples, training_views(settings, share, batch)
+        for batch in count(position, rank_slice.global_batch):
+            samples = rank_slice.order.samples(rank_slice.first(batch), rank_slice.batch_size)
+            yield samples, training_views(settings, rank_slice, batch)
 
     smallest, largest = (1.0, 1.0) if settings.whole else settings.data.window
     fixed = smallest == largest and (settings.whole or settings.augment.aspect == (1.0, 1.0))
     cuts = fixed and _window(settings, smallest) == (settings.data.size,) * 2
-    return Plan(settings=settings, batch_size=share.batch_size, cuts=cuts, steps=steps())
+    return Plan(settings=settings, batch_size=rank_slice.batch_size, cuts=cuts, steps=steps())
 
 
 def evaluation_plan(settings: ViewSettings, num_samples: int, batch_size: int) -> Plan:

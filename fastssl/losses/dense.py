@@ -88,7 +88,7 @@ def edge_loss(
 ) -> Tensor:
     """Weighted binary cross-entropy of the contours, averaged over all pixels of the batch.
 
-    Contours are known everywhere, so no pixel is left out. With f the share of contour pixels of an image:
+    Contours are known everywhere, so no pixel is left out. With f the fraction of contour pixels of an image:
 
     - `hed`: a contour pixel weighs 1 - f, any other f, so that both classes count alike. Source: Xie & Tu, ICCV 2015,
       equation 2, as a mean over pixels instead of their sum.

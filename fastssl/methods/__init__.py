@@ -93,7 +93,7 @@ def read_config(path: Path) -> Config:
             where=error.where or path,
             seen=error.seen,
             expected=error.expected,
-            do=error.do or RUN_CURE,
+            hint=error.hint or RUN_CURE,
         ) from error
     check_complete(values, config, path)
     return config

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from fastssl.errors import UsageError
 
 if find_spec("mitsuba") is None:
-    raise UsageError("rendering needs Mitsuba, which is not installed", do="pip install 'fastssl[render]'")
+    raise UsageError("rendering needs Mitsuba, which is not installed", hint="pip install 'fastssl[render]'")
 
 from fastssl.render.rooms import render_room, render_rooms
 from fastssl.render.tracer import trace

@@ -15,7 +15,7 @@ Plane: TypeAlias = NDArray[np.floating]
 _LEVELS = 5
 _MIDDLE_GRAY = 0.17
 _CONTRAST = 0.4
-"""Share of an S-shaped tone curve."""
+"""Fraction of an S-shaped tone curve."""
 _WHITE = 4.0
 """Radiance, after exposure, from which on the picture is white."""
 _CUT = 10.0
@@ -51,7 +51,7 @@ def denoised(picture: Picture) -> Plane:
     for _ in range(4):
         variance = np.maximum(variance, _blurred(variance))
     points = pixel_rays(picture.camera, *picture.depth.shape).astype(np.float32) * picture.depth[..., None]
-    # Points apart by a share of a pixel's width off the plane through the middle one lie on another surface.
+    # Points apart by a fraction of a pixel's width off the plane through the middle one lie on another surface.
     pixel = np.maximum(picture.depth, 1e-3) / np.float32(picture.camera.fx)
     guides = np.concatenate([picture.normal, points, surface[..., None]], axis=2, dtype=np.float32)
     for level in range(_LEVELS):

@@ -159,8 +159,10 @@ def _chair_back(
         item.add(frame, *(rod(a, b, 0.016) for a, b in ends))
         count = int(rng.integers(2, 5))
         for k in range(count):
-            share = (k + 1) / count
-            item.add(frame, box(width * 0.95, 0.02, 0.06).moved(0, back - lean * share, height + rise * share - 0.06))
+            fraction = (k + 1) / count
+            item.add(
+                frame, box(width * 0.95, 0.02, 0.06).moved(0, back - lean * fraction, height + rise * fraction - 0.06)
+            )
     elif kind == 1:
         across, up = np.linspace(-1, 1, 9), np.linspace(0.2, 1.0, 4)[:, None]
         curved = (across * width / 2, back - lean * up + 0.06 * across**2, height + rise * up)
@@ -429,8 +431,8 @@ def ladder(rng: Rng, style: Style) -> Item:
     for x in (-width / 2, width / 2):
         item.add(material, rod((x, lean, 0), (x, -lean, height), 0.02))
     if rng.random() < 0.5:
-        for share in np.linspace(0.12, 0.95, int(rng.integers(4, 7))):
-            y, z = lean * (1 - 2 * share), height * share
+        for fraction in np.linspace(0.12, 0.95, int(rng.integers(4, 7))):
+            y, z = lean * (1 - 2 * fraction), height * fraction
             item.add(material, rod((-width / 2, y, z), (width / 2, y, z), 0.015))
         return item
     item.add(material, rod((-width / 2, -lean, height - 0.02), (width / 2, -lean, height - 0.02), 0.015))

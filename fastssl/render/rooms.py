@@ -83,7 +83,7 @@ def render_rooms(
     _check(seed=seed, first=first, count=count, workers=workers, size=size, spp=spp)
     check_main_guard()
     run = RenderRun(seed=seed, size=size, spp=spp, variant=start(), mitsuba=version(), fastssl=fastssl.__version__)
-    with machine_faults_named(do="then render again; the rooms that are finished are kept"):
+    with machine_faults_named(hint="then render again; the rooms that are finished are kept"):
         _claim(out, run)
         missing = [index for index in range(first, first + count) if not is_finished(out, _key(seed, index))]
         done = count - len(missing)
@@ -125,7 +125,7 @@ def _claim(out: Path, run: RenderRun) -> None:
             where=out,
             seen=entry.name,
             expected="an empty folder, none, or one that rendering began",
-            do="choose another folder",
+            hint="choose another folder",
         )
     there = read_run(out).model_dump()
     for name, value in run.model_dump().items():
@@ -135,7 +135,7 @@ def _claim(out: Path, run: RenderRun) -> None:
                 where=f"{out / RUN}: {name}",
                 seen=there[name],
                 expected=value,
-                do="render with those settings, or choose another folder",
+                hint="render with those settings, or choose another folder",
             )
 
 

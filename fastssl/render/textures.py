@@ -39,10 +39,10 @@ def noise(rng: Rng, u: Array, v: Array, cell: float | tuple[float, float], octav
     return total / (2 - 2 * 0.5**octaves)
 
 
-def mix(a: Array, b: Array, share: Array) -> Array:
-    """Colours `a` and `b` blended by (h, w) `share` of b."""
-    share = np.clip(share, 0, 1).astype(np.float32, copy=False)[..., None]
-    return a + share * (b - a)
+def mix(a: Array, b: Array, fraction: Array) -> Array:
+    """Colours `a` and `b` blended by (h, w) `fraction` of b."""
+    fraction = np.clip(fraction, 0, 1).astype(np.float32, copy=False)[..., None]
+    return a + fraction * (b - a)
 
 
 def lottery(rng: Rng, *cells: NDArray[np.int64]) -> Array:
@@ -61,7 +61,7 @@ def _cells(x: Array, period: float) -> tuple[NDArray[np.int64], Array]:
 
 
 def _joint(inside: Array, width: float) -> Array:
-    """1 within `width` (a share of the period) of a period's border, else 0."""
+    """1 within `width` (a fraction of the period) of a period's border, else 0."""
     return (np.minimum(inside, 1 - inside) < width / 2).astype(np.float32)
 
 
@@ -151,8 +151,8 @@ def carpet(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
     edge = np.minimum(np.minimum(u, width - u), np.minimum(v, height - v)) / min(width, height)
     x, y = u / width - 0.5, v / height - 0.5
     waves = np.sin(x * rng.integers(6, 40)) * np.sin(y * rng.integers(6, 40)) + np.cos(np.hypot(x, y) * 40)
-    share = np.where((edge > 0.05) & (edge < rng.uniform(0.08, 0.14)), 1.0, 0.6 * (waves > rng.uniform(-0.3, 0.8)))
-    return mix(a, b, share.astype(np.float32)) * (0.6 + 0.8 * noise(rng, u, v, 0.015, 1))[..., None]
+    fraction = np.where((edge > 0.05) & (edge < rng.uniform(0.08, 0.14)), 1.0, 0.6 * (waves > rng.uniform(-0.3, 0.8)))
+    return mix(a, b, fraction.astype(np.float32)) * (0.6 + 0.8 * noise(rng, u, v, 0.015, 1))[..., None]
 
 
 def stripes(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
@@ -160,8 +160,8 @@ def stripes(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
     period = rng.uniform(0.04, 0.3)
     cuts = np.sort(rng.random(2))
     _, inside = _cells(u if rng.random() < 0.7 else u + v, period)
-    share = np.select([inside < cuts[0], inside < cuts[1]], [np.zeros_like(inside), np.ones_like(inside)], 0.4)
-    return mix(a, b, np.broadcast_to(share, (v.shape[0], u.shape[1]))) * _thread(rng, u, v)
+    fraction = np.select([inside < cuts[0], inside < cuts[1]], [np.zeros_like(inside), np.ones_like(inside)], 0.4)
+    return mix(a, b, np.broadcast_to(fraction, (v.shape[0], u.shape[1]))) * _thread(rng, u, v)
 
 
 def plaid(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
@@ -201,8 +201,8 @@ def ornament(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
 
 def weave(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:
     """A coarse fabric of two threads."""
-    share = 0.5 + 0.5 * np.sin(u * 2 * np.pi / 0.018) * np.sin(v * 2 * np.pi / 0.018)
-    return mix(a, a * 0.6 + b * 0.4, share.astype(np.float32)) * _thread(rng, u, v)
+    fraction = 0.5 + 0.5 * np.sin(u * 2 * np.pi / 0.018) * np.sin(v * 2 * np.pi / 0.018)
+    return mix(a, a * 0.6 + b * 0.4, fraction.astype(np.float32)) * _thread(rng, u, v)
 
 
 def camouflage(rng: Rng, u: Array, v: Array, a: Array, b: Array) -> Array:

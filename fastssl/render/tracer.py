@@ -308,7 +308,7 @@ class _Light:
     mesh: Mesh
     radiance: tuple[float, float, float]
     weight: float
-    """Share of the shadow rays."""
+    """Fraction of the shadow rays."""
 
 
 def _lights(parts: list[Part]) -> list[_Light]:

@@ -3,9 +3,9 @@
 from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
 from fastssl.shards.decode import decode_sample, read_samples
 from fastssl.shards.estimate import Estimate, estimate
-from fastssl.shards.manifest import JPEG, LABEL, LABELS, MANIFEST, QUARANTINE, Domain, Manifest, read_manifest
+from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABELS, MANIFEST, QUARANTINE, DomainName, Manifest, read_manifest
 from fastssl.shards.passed import PassedOver, Tally
-from fastssl.shards.reader import Room, ShardSet, StoredSample
+from fastssl.shards.reader import Allocate, ShardSet, StoredSample
 from fastssl.shards.resume import STATE
 from fastssl.shards.settings import PackChoices
 from fastssl.shards.source import Source
@@ -14,21 +14,21 @@ from fastssl.shards.tar import KEY_BYTES
 from fastssl.shards.writer import pack
 
 __all__ = [
+    "CLASS_INDEX",
     "JPEG",
     "KEY_BYTES",
-    "LABEL",
     "LABELS",
     "MANIFEST",
     "QUARANTINE",
     "STATE",
-    "Domain",
+    "Allocate",
+    "DomainName",
     "Estimate",
     "LabelLayout",
     "Manifest",
     "PackChoices",
     "PassedOver",
     "Plane",
-    "Room",
     "ShardSet",
     "Source",
     "StoredSample",

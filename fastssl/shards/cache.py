@@ -56,7 +56,7 @@ class Cache:
                 "the home folder of this user is not known, so the cache for remote shards has no place",
                 where=folder,
                 seen=str(error),
-                do=f"set {FOLDER_VARIABLE} to a folder that can be written to",
+                hint=f"set {FOLDER_VARIABLE} to a folder that can be written to",
             ) from error
         with self._alone():
             pass
@@ -74,7 +74,7 @@ class Cache:
                     where=files.place(shard.name),
                     seen=f"{shard.bytes} bytes",
                     expected=f"at most {self.max_bytes}",
-                    do=f"set {BYTES_VARIABLE} to several times the size of a shard",
+                    hint=f"set {BYTES_VARIABLE} to several times the size of a shard",
                 )
 
     def open(self, files: RemoteFiles, shard: ShardEntry) -> int:
@@ -141,7 +141,7 @@ class Cache:
         partial = self._partial(shard.sha256)
         with claim:
             try:
-                files.download(shard, partial, do=_BOUND)
+                files.download(shard, partial, hint=_BOUND)
                 with self._alone(), partial.open("rb") as file:
                     descriptor = _used(file.fileno(), keep=keep)
                     partial.replace(self._path(shard.sha256))
@@ -177,12 +177,12 @@ class Cache:
             yield
         except OSError as error:
             if error.errno in LOCAL_FAULTS - {EROFS}:
-                raise machine_error(error, where=self.folder, do=_BOUND) from error
+                raise machine_error(error, where=self.folder, hint=_BOUND) from error
             raise UsageError(
                 "the cache folder for remote shards cannot be used",
                 where=self.folder,
                 seen=error.strerror,
-                do=f"set {FOLDER_VARIABLE} to a folder that can be written to",
+                hint=f"set {FOLDER_VARIABLE} to a folder that can be written to",
             ) from error
 
     def _make_room(self, num_bytes: int, *, considerate: bool) -> None:

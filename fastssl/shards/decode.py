@@ -45,8 +45,12 @@ def decode_sample(shards: ShardSet, index: int) -> Sample:
         ShardError: a member is missing or damaged; the error names shard and key.
     """
     image = _decode_jpeg(shards, index)
-    label = shards.label(index)
-    sample: dict[str, Any] = {"key": shards.key(index), "image": image, "label": None if label < 0 else label}
+    class_index = shards.class_index(index)
+    sample: dict[str, Any] = {
+        "key": shards.key(index),
+        "image": image,
+        "class_index": None if class_index < 0 else class_index,
+    }
     if shards.has_labels:
         try:
             block = shards.member(index, shards.label_member)

@@ -1,6 +1,6 @@
 """Open shards of all datasets of this process, under one bound: a process may have only so many files open.
 
-The bound is a share of what the system allows (``ulimit -n``), since torch, DALI, logs and connections need files too.
+It is a fraction of what the system allows (``ulimit -n``), since torch, DALI, logs and connections need files too.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _KEPT, _KEPT_SHARE = 128, 8
 
 def most_open() -> int:
     """Shards that the process may hold open to read from: a quarter of its descriptors, 256 at most."""
-    return _share(_OPEN, _OPEN_SHARE)
+    return _fraction(_OPEN, _OPEN_SHARE)
 
 
 def most_kept() -> int:
     """Descriptors that the process may spend on keeping shards in the cache: an eighth of them, 128 at most."""
-    return _share(_KEPT, _KEPT_SHARE)
+    return _fraction(_KEPT, _KEPT_SHARE)
 
 
-def _share(most: int, part: int) -> int:
+def _fraction(most: int, part: int) -> int:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # asked each time: it can be changed while we run
     return most if allowed == resource.RLIM_INFINITY else max(1, min(most, allowed // part))
 

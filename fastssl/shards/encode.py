@@ -13,7 +13,7 @@ from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
 from fastssl.geometry import resized_camera
 from fastssl.shards.codec import LabelLayout, StoredLabels, deflated, inflated, label_block
-from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings
+from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABEL_MEMBERS, Settings
 from fastssl.shards.resample import nearest_contours, nearest_labels, stretched
 from fastssl.shards.statistics import (
     Camera,
@@ -62,13 +62,13 @@ class Encoder:
             content.append((LABEL_MEMBERS[self.settings.label_codec], block))
             planes |= values
             camera = _camera(record, size)
-        if record.label is not None:
-            content.append((LABEL, str(int(record.label)).encode("ascii")))
+        if record.class_index is not None:
+            content.append((CLASS_INDEX, str(int(record.class_index)).encode("ascii")))
         return content, Statistics(
             member_bytes={name: member_bytes(member) for name, member in content},
             planes=planes,
             camera=camera,
-            classes=0 if record.label is None else int(record.label) + 1,
+            classes=0 if record.class_index is None else int(record.class_index) + 1,
         )
 
 
@@ -76,9 +76,9 @@ def _check(record: Record, reference: str, *, labelled: bool) -> None:
     image = record.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError("an image is not RGB of 8 bits", where=reference, seen=f"{image.dtype} of shape {image.shape}")
-    if record.label is not None and not 0 <= record.label < _MOST_CLASSES:
+    if record.class_index is not None and not 0 <= record.class_index < _MOST_CLASSES:
         allowed = f"from 0 to below {_MOST_CLASSES}"
-        raise DataError("a class number is out of range", where=reference, seen=record.label, expected=allowed)
+        raise DataError("a class number is out of range", where=reference, seen=record.class_index, expected=allowed)
     if not labelled:
         return
     area = image.shape[:2]

@@ -114,11 +114,11 @@ class RemoteFiles:
         """
         return _persistently(self.place(name), lambda: _size(self.address(name)))
 
-    def download(self, shard: ShardEntry, out: Path, *, do: str) -> None:
+    def download(self, shard: ShardEntry, out: Path, *, hint: str) -> None:
         """Fetch a shard into a file, and verify it.
 
         Args:
-            do: against a full disk.
+            hint: against a full disk.
 
         Raises:
             FileNotFoundError: there is none.
@@ -128,7 +128,7 @@ class RemoteFiles:
         """
 
         def attempt() -> None:
-            with _full_disk_named(out.parent, do):
+            with _full_disk_named(out.parent, hint):
                 size, sha256 = _receive(self.address(shard.name), out, shard.bytes)
             if size != shard.bytes:
                 raise _WrongContentError(f"{size} bytes came, the manifest says {shard.bytes}")
@@ -160,13 +160,13 @@ class RemoteFiles:
 
 
 @contextmanager
-def _full_disk_named(folder: Path, do: str) -> Iterator[None]:
+def _full_disk_named(folder: Path, hint: str) -> Iterator[None]:
     """A folder that takes no more bytes as the machine's error, with what to do about it."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise machine_error(error, where=folder, do=do) from error
+            raise machine_error(error, where=folder, hint=hint) from error
         raise
 
 
@@ -174,7 +174,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="fastssl-")
     except OSError as error:  # also where no folder at all is usable
-        raise machine_error(error, where=os.environ.get("TMPDIR"), do=_TEMPORARY) from error
+        raise machine_error(error, where=os.environ.get("TMPDIR"), hint=_TEMPORARY) from error
 
 
 class _WrongContentError(Exception):
@@ -202,7 +202,7 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
             seen, wrong = masked(str(error)) or type(error).__name__, isinstance(error, _WrongContentError)
             if type(error).__name__.endswith("CredentialsError"):  # of botocore, which need not be installed
                 advice = "give credentials as its package wants them"
-                raise MachineError("the store does not know us", where=place, seen=seen, do=advice) from error
+                raise MachineError("the store does not know us", where=place, seen=seen, hint=advice) from error
             fault = _local_fault(error)
             if fault is not None and tries == _TRIES:
                 raise machine_error(fault, where=place) from error
@@ -211,7 +211,7 @@ def _persistently(place: str, attempt: Callable[[], T]) -> T:
                     "a remote file could not be fetched",
                     where=place,
                     seen=f"{seen} (after {tries} tries)",
-                    do="see whether the store answers, and whether its copy of the dataset is whole",
+                    hint="see whether the store answers, and whether its copy of the dataset is whole",
                 ) from error
             log.warning("fetching %s failed, and is tried again: %s", place, seen)
             time.sleep(pause)

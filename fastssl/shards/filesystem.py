@@ -28,7 +28,7 @@ def filesystem_of(address: str, *, for_reading: bool = False) -> tuple[Any, str]
             "the package for an address is not installed",
             where=masked(address),
             seen=masked(str(error)),
-            do="install the package that it names; pip install 'fastssl[remote]' has those for s3, gs and http",
+            hint="install the package that it names; pip install 'fastssl[remote]' has those for s3, gs and http",
         ) from error
     except ValueError as error:
         raise UsageError(

@@ -26,14 +26,14 @@ VERSION: Literal[2] = 2
 JPEG = "jpg"
 LABELS = "labels.lz4"
 LABELS_RAW = "labels.raw"
-LABEL = "cls"
+CLASS_INDEX = "cls"
 
 LABEL_MEMBERS: dict[LabelCodec, str] = {"lz4": LABELS, "raw": LABELS_RAW}
 """Name of the member with the label planes, by their codec."""
 
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Domain = Literal["synthetic", "real"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+DomainName = Literal["synthetic", "real"]
 
 
 class PlaneFormat(Part):
@@ -64,7 +64,7 @@ class Selection(Part):
 
     subset: str | None = None
     """A split that the source itself has."""
-    part: tuple[Share, Share] = (0.0, 1.0)
+    part: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Samples whose key's place (`fastssl.shards.split.key_place`) is from the first number to below the second."""
     limit: Positive | None = None
     """At most so many references, from the first."""
@@ -102,7 +102,7 @@ class Manifest(Part):
 
     format: Literal["fastssl-shards"] = FORMAT
     version: Literal[2] = VERSION
-    domain: Domain
+    domain: DomainName
     layout: str
     """Layout of the dataset that was packed."""
     source: str
@@ -135,7 +135,7 @@ class Manifest(Part):
         codec = self.settings.label_codec
         has_labels = LABEL_MEMBERS[codec] in self.members
         known = members(
-            self.height, self.width, has_labels=has_labels, has_classes=LABEL in self.members, label_codec=codec
+            self.height, self.width, has_labels=has_labels, has_classes=CLASS_INDEX in self.members, label_codec=codec
         )
         if _without_words(self.members) != _without_words(known):
             raise ValueError("members are not those of this version of the format")
@@ -159,7 +159,7 @@ def members(
             planes=_planes(layout, "rows" if compressed else "none"),
         )
     if has_classes:
-        formats[LABEL] = MemberFormat(codec="ascii-integer", meaning="class; absent where a sample has none")
+        formats[CLASS_INDEX] = MemberFormat(codec="ascii-integer", meaning="class; absent where a sample has none")
     return formats
 
 
@@ -237,7 +237,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             where=where,
             seen=f"format {found[0]!r}, version {found[1]!r}",
             expected=f"format {FORMAT!r}, version {VERSION}",
-            do="pack the dataset again with this version of fastssl",
+            hint="pack the dataset again with this version of fastssl",
         )
     try:
         return Manifest.model_validate_json(content)
@@ -264,7 +264,7 @@ def _no_manifest(folder: Path) -> DataError:
             "the shards have no manifest",
             where=folder,
             expected=MANIFEST,
-            do="pack the dataset with `fastssl shard`; a packing that was interrupted leaves none",
+            hint="pack the dataset with `fastssl shard`; a packing that was interrupted leaves none",
         )
     parts = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
     if parts:
@@ -273,8 +273,11 @@ def _no_manifest(folder: Path) -> DataError:
             where=folder,
             seen=", ".join(parts),
             expected="the folder of one",
-            do=f"give {folder / parts[0]}, for example",
+            hint=f"give {folder / parts[0]}, for example",
         )
     return DataError(
-        "the folder holds no shards", where=folder, expected=f"shards and {MANIFEST}", do="pack it with `fastssl shard`"
+        "the folder holds no shards",
+        where=folder,
+        expected=f"shards and {MANIFEST}",
+        hint="pack it with `fastssl shard`",
     )

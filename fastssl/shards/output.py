@@ -87,7 +87,10 @@ class Output:
                     stack.enter_context(alone_in(self._local, "packing"))
                 except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
                     raise UsageError(
-                        "the output cannot be a folder", where=self.target, seen=error.strerror, do="choose another one"
+                        "the output cannot be a folder",
+                        where=self.target,
+                        seen=error.strerror,
+                        hint="choose another one",
                     ) from error
             yield
 
@@ -142,8 +145,8 @@ class Output:
                 with self._store_named(name):
                     filesystem.put_file(spooled.name, f"{root}/{name}")
         except OSError as error:
-            where, do = f"{self}/{name}", "then continue with --resume"
-            raise machine_error(error, "a file cannot be written", where=where, do=do) from error
+            where, hint = f"{self}/{name}", "then continue with --resume"
+            raise machine_error(error, "a file cannot be written", where=where, hint=hint) from error
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder."""
@@ -171,7 +174,7 @@ class Output:
                 "the store does not take or give a file",
                 where=masked(f"{self}/{name}".rstrip("/")),
                 seen=masked(str(error)) or type(error).__name__,
-                do="see whether it answers, and whether it knows you (credentials), then continue with --resume",
+                hint="see whether it answers, and whether it knows you (credentials), then continue with --resume",
             ) from error
 
     def remove_partial(self) -> None:

@@ -13,7 +13,7 @@ import simplejpeg
 
 import fastssl
 from fastssl.files import escaped
-from fastssl.shards.manifest import Domain, Settings
+from fastssl.shards.manifest import DomainName, Settings
 from fastssl.shards.source import Numbering, Source
 from fastssl.shards.statistics import Count, Part
 
@@ -21,7 +21,7 @@ from fastssl.shards.statistics import Count, Part
 class Identity(Part):
     """The origin of the data, as the manifest has it."""
 
-    domain: Domain
+    domain: DomainName
     layout: str
     source: str
     licence: str

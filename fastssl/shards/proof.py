@@ -34,7 +34,7 @@ from fastssl.shards.index import (
     salvaged_checksums,
     salvaged_index,
 )
-from fastssl.shards.manifest import JPEG, LABEL, LABEL_MEMBERS, Settings, ShardEntry
+from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABEL_MEMBERS, Settings, ShardEntry
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.store import StoredFiles
@@ -394,7 +394,7 @@ class _Samples:
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {
             JPEG: _ImageProof(common.height, common.width, common.settings.jpeg_quality),
             LABEL_MEMBERS[codec]: _LabelProof(common.height, common.width, codec),
-            LABEL: _prove_class,
+            CLASS_INDEX: _prove_class,
         }
         self.keys: list[str] = []
         self.index: list[str] = []
@@ -415,7 +415,7 @@ class _Samples:
         elif not low <= key_place(key) < high:
             self._faults.add("a key is not of the part that was asked for", key=key, seen=key_place(key))
         seen = [member.extension for member in members]
-        expected = [name for name in self._common.members if name != LABEL or LABEL in seen]
+        expected = [name for name in self._common.members if name != CLASS_INDEX or CLASS_INDEX in seen]
         if seen != expected:
             what = "a sample does not have the members that the manifest says"
             self._faults.add(what, key=key, seen=" ".join(seen), expected=" ".join(expected))

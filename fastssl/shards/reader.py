@@ -21,7 +21,7 @@ from fastssl.shards.codec import LabelCodec
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
-from fastssl.shards.manifest import LABEL, LABEL_MEMBERS, Manifest, ShardEntry
+from fastssl.shards.manifest import CLASS_INDEX, LABEL_MEMBERS, Manifest, ShardEntry
 from fastssl.shards.prefetch import RemoteFolder
 from fastssl.shards.store import Store
 from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
@@ -29,7 +29,7 @@ from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
 
-Room = Callable[[int], NDArray[np.uint8]]
+Allocate = Callable[[int], NDArray[np.uint8]]
 """Gives memory for so many bytes."""
 
 
@@ -37,7 +37,7 @@ class StoredSample(NamedTuple):
     """Members of a sample, as they are stored."""
 
     key: str
-    label: int
+    class_index: int
     """The class; -1 = none, or not asked for."""
     members: dict[str, NDArray[np.uint8]]
     """The bytes of each member by its name, (size,) each."""
@@ -143,15 +143,15 @@ class ShardSet:
         start = int(self._offsets[index, 0]) - BLOCK
         return read_key(self._open(self._shard(index)).read(start, NAME_BYTES))
 
-    def read(self, index: int, names: Sequence[str], room: Room) -> StoredSample:
+    def read(self, index: int, names: Sequence[str], allocate: Allocate) -> StoredSample:
         """Some members of a sample, read at once with its key: one call to the system instead of one for each.
 
         Args:
             names: of the members; a class is left out where the sample has none.
-            room: gives the memory in which they will lie.
+            allocate: gives the memory in which they will lie.
 
         Raises:
-            ShardError: as `member` and `label`.
+            ShardError: as `member` and `class_index`.
         """
         shard = self._shard(index)
         offsets, sizes = self._offsets[index].tolist(), self._sizes[index].tolist()
@@ -163,16 +163,16 @@ class ShardSet:
                 end = offsets[column] + sizes[column]
                 places.append((name, offsets[column] - start, end - start))
                 stop = max(stop, end)
-            elif name != LABEL:
+            elif name != CLASS_INDEX:
                 raise self._lacks(index, name)
-        content = room(stop - start)
+        content = allocate(stop - start)
         self._open(shard).read_into(start, content)
         members = {name: content[first:last] for name, first, last in places}
-        label = self._class(index, members[LABEL].tobytes()) if LABEL in members else -1
-        return StoredSample(read_key(content[:NAME_BYTES].tobytes()), label, members)
+        class_index = self._class(index, members[CLASS_INDEX].tobytes()) if CLASS_INDEX in members else -1
+        return StoredSample(read_key(content[:NAME_BYTES].tobytes()), class_index, members)
 
     def most_bytes(self, names: Sequence[str]) -> int:
-        """Upper bound of the bytes that `read` asks room for, by the manifest."""
+        """Upper bound of the bytes that `read` needs memory for, by the manifest."""
         sizes = self.manifest.statistics.member_bytes
         # The first header, and what fills up a block and heads the next member.
         return sum(2 * BLOCK + sizes[name].max for name in names if name in sizes)
@@ -208,12 +208,12 @@ class ShardSet:
         except (KeyError, ValueError, IndexError) as error:
             raise ShardError(f"{name} has no checksum", where=self.place(index), seen=str(error)) from error
 
-    def label(self, index: int) -> int:
+    def class_index(self, index: int) -> int:
         """The sample's class; -1 if it has none."""
-        column = self._columns.get(LABEL)
+        column = self._columns.get(CLASS_INDEX)
         if column is None or self._offsets[index, column] < 0:
             return -1
-        return self._class(index, self.member(index, LABEL).tobytes())
+        return self._class(index, self.member(index, CLASS_INDEX).tobytes())
 
     def _class(self, index: int, text: bytes) -> int:
         if not text.isdigit():
@@ -261,7 +261,7 @@ class ShardSet:
             raise DataError(
                 "a shard has no index",
                 where=self._store.place(name),
-                do="pack the dataset with `fastssl shard`, or copy all of its files",
+                hint="pack the dataset with `fastssl shard`, or copy all of its files",
             ) from None
 
     def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:

@@ -65,7 +65,7 @@ def finished_shard(output: Output, source: Path, number: int, references: list[s
         raise DataError(
             "the dataset has changed since its packing was interrupted",
             where=f"{source}: {references[0]} to {references[-1]}",
-            do="pack it into another folder, from the beginning",
+            hint="pack it into another folder, from the beginning",
         )
     return record if record.entry is None or _is_whole(output, record, record.entry) else None
 
@@ -122,7 +122,7 @@ def claim(output: Output, plan: Plan, *, resume: bool) -> Manifest | None:
             where=str(output),
             seen=names[0],
             expected="an empty folder, or none",
-            do="choose another folder, or remove this one",
+            hint="choose another folder, or remove this one",
         )
     if not resume:
         if MANIFEST not in names:
@@ -132,7 +132,7 @@ def claim(output: Output, plan: Plan, *, resume: bool) -> Manifest | None:
         raise UsageError(
             f"the output folder already holds {state}",
             where=str(output),
-            do="choose another folder, or continue it with --resume",
+            hint="choose another folder, or continue it with --resume",
         )
     return _claim_again(output, plan, complete=MANIFEST in names)
 
@@ -177,7 +177,7 @@ def _check_sizes(output: Output, manifest: Manifest) -> None:
                     where=f"{output}/{name}",
                     seen="no such file" if size is None else f"{size} bytes",
                     expected=f"{entry.bytes} bytes" if name == entry.name else "the file",
-                    do="look at it with fastssl verify, then pack it again into another folder",
+                    hint="look at it with fastssl verify, then pack it again into another folder",
                 )
 
 
@@ -203,7 +203,7 @@ def _read_plan(output: Output) -> Plan | None:
             "the plan of the packing that was interrupted is damaged, or of another version",
             where=f"{output}/{_PLAN}",
             seen=error.errors(include_url=False)[0]["msg"],
-            do="remove the output folder, and pack again from the beginning",
+            hint="remove the output folder, and pack again from the beginning",
         ) from error
 
 
@@ -218,7 +218,7 @@ def _check_classes(plan: Plan, before: Plan, output: Output) -> None:
         where=str(output),
         seen=_table(now, names),
         expected=_table(before.classes, names),
-        do="bring the folders of classes back to what they were, or pack into another folder from the beginning",
+        hint="bring the folders of classes back to what they were, or pack into another folder from the beginning",
     )
 
 
@@ -236,7 +236,7 @@ def _check_same(plan: Plan, before: Plan, output: Output) -> None:
                 where=f"{output}: {name}",
                 seen=wanted.get(name),
                 expected=there.get(name),
-                do="continue it with the settings that it was begun with, or choose another folder",
+                hint="continue it with the settings that it was begun with, or choose another folder",
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from fastssl.batch import Record
-from fastssl.shards.manifest import Domain, Selection
+from fastssl.shards.manifest import DomainName, Selection
 from fastssl.shards.passed import PassedOver
 from fastssl.shards.split import key_place
 
@@ -21,7 +21,7 @@ class Source(Protocol):
         """Name of the way in which the files lie."""
 
     @property
-    def domain(self) -> Domain: ...
+    def domain(self) -> DomainName: ...
 
     @property
     def labelled(self) -> bool:

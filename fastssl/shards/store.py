@@ -92,5 +92,5 @@ def check_size(place: str | Path, shard: ShardEntry, seen: int) -> None:
             where=place,
             seen=f"{seen} bytes",
             expected=f"{shard.bytes} bytes",
-            do="copy it again, or pack the dataset again",
+            hint="copy it again, or pack the dataset again",
         )

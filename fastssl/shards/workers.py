@@ -98,7 +98,7 @@ def worker_pool(workers: int, initializer: Callable[..., None], *arguments: obje
             where="/dev/shm",
             seen=error.strerror or str(error),
             expected="shared memory that can be written to",
-            do="mount it (for a container: --shm-size), or use --workers 1",
+            hint="mount it (for a container: --shm-size), or use --workers 1",
         ) from error
     processes = pool._processes
     try:
@@ -115,7 +115,7 @@ def _ended(codes: list[int | None]) -> FastsslError:
     if _NO_GUARD in codes:
         return UsageError(
             "the script starts itself again in each worker process",
-            do='put the call under  if __name__ == "__main__":  in the script, or use workers=1',
+            hint='put the call under  if __name__ == "__main__":  in the script, or use workers=1',
         )
     # The pool itself ends the others by SIGTERM.
     code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
@@ -127,7 +127,7 @@ def _ended(codes: list[int | None]) -> FastsslError:
     if code == -signal.SIGKILL:
         seen += ", which is what the system does when memory runs out"
     return DeviceError(
-        "a worker process ended unexpectedly", seen=seen, do="use fewer workers, and continue with --resume"
+        "a worker process ended unexpectedly", seen=seen, hint="use fewer workers, and continue with --resume"
     )
 
 
@@ -202,7 +202,7 @@ def _cluster(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("Ray is not installed", do="pip install 'fastssl[ray]'") from error
+        raise UsageError("Ray is not installed", hint="pip install 'fastssl[ray]'") from error
     log.info("joining the Ray cluster %s", address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -230,7 +230,7 @@ def _result(ray: Any, reference: Any) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        raise DeviceError("a Ray worker was lost", seen=str(error), do="continue with --resume") from error
+        raise DeviceError("a Ray worker was lost", seen=str(error), hint="continue with --resume") from error
 
 
 def numbered_chunks(items: Iterator[T], size: int) -> Iterator[tuple[int, list[T]]]:

@@ -29,7 +29,7 @@ from fastssl.shards.archive import ShardFile
 from fastssl.shards.encode import Encoder, Members
 from fastssl.shards.index import beside
 from fastssl.shards.manifest import (
-    LABEL,
+    CLASS_INDEX,
     MANIFEST,
     QUARANTINE,
     Manifest,
@@ -109,7 +109,7 @@ def pack(
     settings = packing_settings(source, **choices)
     plan = plan_of(source, settings, licence)
     output = Output(str(out))
-    with machine_faults_named(do=_CONTINUE):
+    with machine_faults_named(hint=_CONTINUE):
         complete = claim(output, plan, resume=resume)
         if complete is not None:
             return complete
@@ -189,7 +189,7 @@ class _Packing:
                     raise MachineError(
                         "the dataset is gone while it is being packed",
                         where=self.source.path,
-                        do=f"bring it back (is it mounted?), {_CONTINUE}",
+                        hint=f"bring it back (is it mounted?), {_CONTINUE}",
                     ) from error
                 if self.max_bad == 0:
                     raise
@@ -212,12 +212,12 @@ class _Packing:
 
         where = f"{self.source.path}/{reference}"
         try:
-            return patiently(encoded, where=where, do=_CONTINUE)
+            return patiently(encoded, where=where, hint=_CONTINUE)
         except DataError as error:
             if not is_gone(error):
                 raise
         time.sleep(_PAUSE_S)
-        return patiently(encoded, where=where, do=_CONTINUE)
+        return patiently(encoded, where=where, hint=_CONTINUE)
 
 
 class _Shard:
@@ -356,7 +356,7 @@ def _no_samples(source: Source, selection: Selection) -> DataError:
         "none of the dataset's samples falls into this part of the split",
         where=source.path,
         seen=f"no key whose place is from {low:g} to below {high:g}",
-        do="give the part a larger fraction, or leave the small dataset whole",
+        hint="give the part a larger fraction, or leave the small dataset whole",
     )
 
 
@@ -366,7 +366,7 @@ def _too_many(packing: _Packing, reference: str, reason: str) -> DataError:
         where=packing.source.path,
         seen=f"{packing.max_bad + 1} or more",
         expected=f"at most {packing.max_bad}",
-        do="allow more with --max-bad and --resume; or mend them, and pack into another folder from the beginning",
+        hint="allow more with --max-bad and --resume; or mend them, and pack into another folder from the beginning",
     )
 
 
@@ -382,7 +382,7 @@ def _manifest(
         size,
         size,
         has_labels=plan.labelled,
-        has_classes=LABEL in statistics.member_bytes,
+        has_classes=CLASS_INDEX in statistics.member_bytes,
         label_codec=plan.settings.label_codec,
     )
     in_order_of_members = {name: statistics.member_bytes[name] for name in formats}

@@ -135,7 +135,7 @@ def find_layout(path: Path) -> tuple[str, str]:
             where=path,
             seen=f"a dataset of the layout {name} in {above}",
             expected="a whole dataset, or a folder that has nothing to do with one",
-            do=f"give {above} as SRC, or say --layout folder to pack the images without labels and classes",
+            hint=f"give {above} as SRC, or say --layout folder to pack the images without labels and classes",
         )
     if (doubt := layout_doubt(path)) is not None:
         raise doubt

@@ -276,13 +276,13 @@ class _Held:
 def _unpacked(compressed: BinaryIO, path: Path) -> _Held:
     """All of it, in a temporary file without a name."""
     room = tempfile.gettempdir()
-    with machine_faults_named(room, do=_ROOM):
+    with machine_faults_named(room, hint=_ROOM):
         file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         while chunk := compressed.read(_CHUNK):
-            with machine_faults_named(room, do=_ROOM):
+            with machine_faults_named(room, hint=_ROOM):
                 file.write(chunk)
-        with machine_faults_named(room, do=_ROOM):
+        with machine_faults_named(room, hint=_ROOM):
             file.flush()
         _check_end(file, path)
         return _Held(os.dup(file.fileno()))
@@ -336,5 +336,5 @@ def _damaged(path: Path, seen: str) -> DataError:
         where=path,
         seen=seen,
         expected="whole blocks of 512 bytes, and an empty one at the end; as they are, or by gzip, bzip2 or xz",
-        do="copy it again; if it is compressed otherwise, decompress it",
+        hint="copy it again; if it is compressed otherwise, decompress it",
     )

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources.census import passed_over
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
@@ -60,7 +60,7 @@ class ClassesSource:
     """
 
     layout: ClassVar[str] = "classes"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = False
 
     @classmethod
@@ -118,7 +118,7 @@ class ClassesSource:
         name = reference.removeprefix(f"{reference.partition('/')[0]}/" if self._splits else "").partition("/")[0]
         if name not in self.classes:
             raise DataError("an image's class appeared since the folder was opened", where=self.path / reference)
-        return Record(key=self.key(reference), image=read_image(self.path / reference), label=self.classes[name])
+        return Record(key=self.key(reference), image=read_image(self.path / reference), class_index=self.classes[name])
 
     def passed_over(self) -> dict[str, PassedOver]:
         """What is no image of a class."""
@@ -159,7 +159,7 @@ class ClassesSource:
                     where=self.path,
                     seen=f"{one}: {_some(classes[one])}; {other}: {_some(classes[other])}",
                     expected="the same folders of classes in each split",
-                    do="pack a folder that holds one of them, or give the folders the same names",
+                    hint="pack a folder that holds one of them, or give the folders the same names",
                 )
         return [name for found in classes.values() for name in found]
 
@@ -197,7 +197,7 @@ def _splits(path: Path, folders: list[str]) -> tuple[str, ...]:
             where=path,
             seen=f"splits: {_some(splits)}; others: {_some(others)}",
             expected="folders of classes, or folders of splits",
-            do="give one of the splits' folders as SRC, or move the others away",
+            hint="give one of the splits' folders as SRC, or move the others away",
         )
     return tuple(sorted(splits, key=lambda name: (list(SPLITS).index(str(split_of(name))), name)))
 
@@ -227,7 +227,7 @@ def _without_classes(place: Path) -> DataError:
         "an image lies outside of the folders of classes",
         where=place,
         expected="CLASS/**/image, or train/CLASS/**/image",
-        do="pack it without classes (--layout folder), or one split that has them (--subset train)",
+        hint="pack it without classes (--layout folder), or one split that has them (--subset train)",
     )
 
 

@@ -35,7 +35,7 @@ def layout_doubt(path: Path) -> UsageError | None:
             where=path,
             seen=", ".join(labels[:3]),
             expected="a tree of a dataset that fastssl knows, at its root",
-            do="give the dataset's root, or its --layout; or say --layout folder to pack every file as a photo",
+            hint="give the dataset's root, or its --layout; or say --layout folder to pack every file as a photo",
         )
     at_top = any(below == "" and has_images for below, has_images in folders)
     holders = sorted(below for below, has_images in folders if has_images and below)
@@ -47,7 +47,7 @@ def layout_doubt(path: Path) -> UsageError | None:
         where=path,
         seen=", ".join(holders[:3]) + more,
         expected="the layout that is meant",
-        do="say --layout classes if each folder is a class, or --layout folder if they are just folders",
+        hint="say --layout classes if each folder is a class, or --layout folder if they are just folders",
     )
 
 
@@ -64,7 +64,7 @@ def one_file(path: Path) -> DataError:
         where=path,
         seen=kind,
         expected="the folder of a dataset, or a .tar archive",
-        do="unpack it, or put it into a folder, and give the folder",
+        hint="unpack it, or put it into a folder, and give the folder",
     )
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources.census import passed_over
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
@@ -39,7 +39,7 @@ class FolderSource:
     """
 
     layout: ClassVar[str] = "folder"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = False
 
     @classmethod

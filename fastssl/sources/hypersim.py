@@ -59,7 +59,7 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import open_regular
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.hdf5 import open_hdf5
 from fastssl.sources.keys import key_of, reference_parts
@@ -117,7 +117,7 @@ class HypersimSource:
     """
 
     layout: ClassVar[str] = "hypersim"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "CC-BY-SA-3.0"
 
@@ -223,7 +223,7 @@ class HypersimSource:
                 "the table of lenses lacks a scene",
                 where=self._cameras,
                 seen=scene,
-                do=f"copy the whole table from {_REPOSITORY[CAMERAS]}",
+                hint=f"copy the whole table from {_REPOSITORY[CAMERAS]}",
             )
         return self._lenses[scene]
 
@@ -315,20 +315,20 @@ def _lenses(table: Path) -> dict[str, _Lens]:
 
 def _rows(table: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     """These columns of every row of a CSV file."""
-    do = f"copy it from {_REPOSITORY[table.name]}"
+    hint = f"copy it from {_REPOSITORY[table.name]}"
     try:
         with open_regular(table) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
             rows = csv.reader(lines)
             names = [name.strip() for name in next(rows, [])]
             missing = [name for name in columns if name not in names]
             if missing:
-                raise DataError("a table lacks a column", where=table, seen=names, expected=missing[0], do=do)
+                raise DataError("a table lacks a column", where=table, seen=names, expected=missing[0], hint=hint)
             places = [names.index(name) for name in columns]
             for row in rows:
                 if any(map(str.strip, row)):
                     yield [row[place].strip() if place < len(row) else "" for place in places]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError("a table cannot be read", where=table, seen=str(error), do=do) from error
+        raise DataError("a table cannot be read", where=table, seen=str(error), hint=hint) from error
 
 
 def _number(table: Path, text: str) -> float:

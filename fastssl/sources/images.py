@@ -105,11 +105,11 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
             where=where,
             seen=described(content),
             expected=", ".join(FORMATS),
-            do=cure(content),
+            hint=cure(content),
         ) from _cause(error, content)
     except Image.DecompressionBombError as error:
         raise DataError(
-            "an image has too many pixels", where=where, seen=str(error), do="scale it down, or leave it out"
+            "an image has too many pixels", where=where, seen=str(error), hint="scale it down, or leave it out"
         ) from error
     except Exception as error:
         # Decoders raise nearly any kind of exception for damaged bytes: OSError, SyntaxError, ValueError, IndexError,

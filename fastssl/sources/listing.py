@@ -55,7 +55,7 @@ def sorted_names(folder: Path) -> Iterator[str]:
                 "a large folder's names cannot be sorted on disk",
                 where=tempfile.gettempdir(),
                 seen=error.strerror,
-                do="make room there, or let TMPDIR name another folder",
+                hint="make room there, or let TMPDIR name another folder",
             ) from error
         runs = [_spilled(file.fileno(), *run) for run in pairwise(bounds)]
         yield from map(os.fsdecode, heapq.merge(*runs))
@@ -80,7 +80,7 @@ def sorted_images(folder: Path) -> Iterator[str]:
             path += name
             identity = _identity(folder / path)
             if any(identity == other for other, *_ in above):
-                raise DataError("a link leads back to a folder above it", where=folder / path, do="remove the link")
+                raise DataError("a link leads back to a folder above it", where=folder / path, hint="remove the link")
             above.append((identity, path, sorted_names(folder / path)))
         else:
             yield path + name

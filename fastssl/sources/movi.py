@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import depth_from_ray_length, pixel_rays
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.images import decode_image, decode_plane
 from fastssl.sources.keys import key_of
@@ -109,7 +109,7 @@ class MoviSource:
     """
 
     layout: ClassVar[str] = "movi"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "not stated with the data (Kubric: Apache-2.0, Google Scanned Objects: CC-BY-4.0); check the terms"
 
@@ -130,7 +130,7 @@ class MoviSource:
                 "the folder holds no TFRecord files of MOVi",
                 where=self.path,
                 expected="files such as movi_e-train.tfrecord-00000-of-01024",
-                do="give the folder of one version, such as movi_e/256x256/1.0.0",
+                hint="give the folder of one version, such as movi_e/256x256/1.0.0",
             )
         if len(versions) > 1:
             raise DataError(
@@ -138,7 +138,7 @@ class MoviSource:
                 where=self.path,
                 seen=", ".join(version.rstrip("/") for version in versions),
                 expected="one variant in one size and version",
-                do=f"give one of them, such as {self.path / versions[0]}",
+                hint=f"give one of them, such as {self.path / versions[0]}",
             )
         self._below = versions[0]
         self._folder = self.path / self._below

@@ -51,7 +51,7 @@ from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.hdf5 import open_hdf5
 from fastssl.sources.opening import checked_subset
@@ -89,7 +89,7 @@ class NyuV2Source:
     """
 
     layout: ClassVar[str] = "nyuv2"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = True
     licence: str = "check the terms of NYU Depth v2"
 
@@ -148,7 +148,7 @@ class NyuV2Source:
                     f"a frame has no {name}",
                     where=f"{self._file}: frame {reference}",
                     seen="zeros alone",
-                    do="compare the file's size and checksum with the download's, and copy it again",
+                    hint="compare the file's size and checksum with the download's, and copy it again",
                 )
         instance = np.ascontiguousarray(_without_ribbons(pairs)[ROWS, COLUMNS])
         return Record(
@@ -202,7 +202,7 @@ def _split(path: Path, name: str) -> tuple[int, ...]:
     try:
         content = read_regular(path)
     except FileNotFoundError as error:
-        raise DataError("the file of the splits is missing", where=path, do="copy splits.mat there") from error
+        raise DataError("the file of the splits is missing", where=path, hint="copy splits.mat there") from error
     except OSError as error:
         raise DataError("the file of the splits cannot be read", where=path, seen=error.strerror) from error
     try:

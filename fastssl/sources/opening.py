@@ -21,13 +21,13 @@ def checked_subset(layout: str, subset: str | None, known: Collection[str]) -> s
     raise UsageError(f"the layout {layout} has no such subset", seen=subset, expected=expected)
 
 
-def first_reference(source: Source, samples: str, *, expected: str, do: str | None = None) -> str:
+def first_reference(source: Source, samples: str, *, expected: str, hint: str | None = None) -> str:
     """The first of a source's references.
 
     Args:
         samples: what the dataset has, as in "frames of Hypersim".
         expected: where in the tree they would be.
-        do: what to do if there are none.
+        hint: what to do if there are none.
 
     Raises:
         DataError: the folder, or the subset that was asked for, holds none.
@@ -35,7 +35,7 @@ def first_reference(source: Source, samples: str, *, expected: str, do: str | No
     first = next(source.references(), None)
     if first is None:
         subset = f", subset {source.subset}" if source.subset else ""
-        raise DataError(f"the folder holds no {samples}{subset}", where=source.path, expected=expected, do=do)
+        raise DataError(f"the folder holds no {samples}{subset}", where=source.path, expected=expected, hint=hint)
     return first
 
 

@@ -30,7 +30,7 @@ from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
@@ -71,7 +71,7 @@ class Places365Source:
     """
 
     layout: ClassVar[str] = "places365"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = False
     licence: str = "check the terms of Places365"
 
@@ -132,7 +132,7 @@ class Places365Source:
             DataError: it is damaged, or no list knows its category.
         """
         image = read_image(self._base / reference)
-        return Record(key=self.key(reference), image=image, label=self._label(reference))
+        return Record(key=self.key(reference), image=image, class_index=self._class_index(reference))
 
     def passed_over(self) -> dict[str, PassedOver]:
         """Whatever is neither a photo of these folders nor a list, such as photos of test or in another size."""
@@ -143,7 +143,7 @@ class Places365Source:
         below = "" if self._base == self.path else f"{whole_path(self.path).name}/"
         return census.passed_over(self.path, lambda path: used.fullmatch(below + path) is not None)
 
-    def _label(self, reference: str) -> int | None:
+    def _class_index(self, reference: str) -> int | None:
         folder = next(folder for folder in self._folders.values() if reference.startswith(f"{folder}/"))
         category, _, name = reference.removeprefix(f"{folder}/").rpartition("/")
         if category:
@@ -157,7 +157,7 @@ class Places365Source:
                 "a photo's class is not known",
                 where=self._base / reference,
                 seen=wanted,
-                do="take it out, or see to the lists of Places365 beside the photos",
+                hint="take it out, or see to the lists of Places365 beside the photos",
             )
         return classes[wanted]
 

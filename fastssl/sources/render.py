@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import complete_or_absent, open_regular
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import read_plane
 from fastssl.sources.opening import checked_subset
@@ -93,7 +93,7 @@ class RenderSource:
     """
 
     layout: ClassVar[str] = "render"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
 
     @classmethod
@@ -106,7 +106,7 @@ class RenderSource:
         self.subset = checked_subset(self.layout, subset, ())
         self.licence = read_run(self.path).licence
         if next(self._keys(), None) is None:
-            raise DataError("the folder holds no finished room", where=self.path, do="render some: fastssl render")
+            raise DataError("the folder holds no finished room", where=self.path, hint="render some: fastssl render")
 
     def references(self) -> Iterator[str]:
         """Keys of the finished rooms, sorted."""

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.geometry import depth_from_ray_length, normals_from_depth
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
@@ -83,7 +83,7 @@ class SceneNetSource:
     """
 
     layout: ClassVar[str] = "scenenet"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "check the terms of SceneNet RGB-D"
 
@@ -102,7 +102,7 @@ class SceneNetSource:
             self,
             "frames of SceneNet RGB-D",
             expected="{train/<0..16>,val/0}/TRAJECTORY/photo/<n>.jpg",
-            do="give the folder of train and val, one of these two, one of their numbered parts, or one trajectory",
+            hint="give the folder of train and val, one of these two, one of their numbered parts, or one trajectory",
         )
 
     def references(self) -> Iterator[str]:

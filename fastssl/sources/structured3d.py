@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import pixel_rays
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of, reference_parts
@@ -112,7 +112,7 @@ class Structured3DSource:
     """
 
     layout: ClassVar[str] = "structured3d"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "Structured3D Terms of Use"
 
@@ -134,7 +134,7 @@ class Structured3DSource:
             self,
             "perspective renderings of Structured3D",
             expected="scene_XXXXX/2D_rendering/ROOM/perspective/full/POSITION",
-            do="unpack Structured3D_perspective_full_*.zip and give the folder of the scenes",
+            hint="unpack Structured3D_perspective_full_*.zip and give the folder of the scenes",
         )
 
     def references(self) -> Iterator[str]:
@@ -267,7 +267,7 @@ def _check_frame(normal: NDArray[np.float32], depth: NDArray[np.float32], camera
             where=path,
             seen=f"mean cosine {assumed:.2f} with {_described(_FRAME)}; {fits[best]:.2f} with {_described(_as(*best))}",
             expected=f"the first to be {_POOR_FIT} or more, and the best",
-            do="if other renderings say the same, the dataset's normals have other axes than this version knows",
+            hint="if other renderings say the same, the dataset's normals have other axes than this version knows",
         )
 
 

@@ -56,7 +56,7 @@ from numpy.typing import NDArray
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.geometry import pixel_rays, resized_camera
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
@@ -110,7 +110,7 @@ class SuncgSource:
     """
 
     layout: ClassVar[str] = "suncg"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = _LICENCE
 
@@ -182,7 +182,7 @@ class PbrsSource:
     """
 
     layout: ClassVar[str] = "pbrs"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = _LICENCE
 

@@ -43,7 +43,7 @@ from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.images import read_image
 from fastssl.sources.keys import key_of
@@ -84,7 +84,7 @@ class TartanAirSource:
     """
 
     layout: ClassVar[str] = "tartanair"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "CC-BY-4.0, as far as known; check the terms"
 

@@ -45,7 +45,7 @@ def record_extents(path: Path) -> Iterator[tuple[int, int]]:
             following = position + _HEADER + length + _CHECKSUM
             if len(header) < _HEADER or following > end:
                 seen = f"{end - position} bytes to the end of the file"
-                raise DataError("a record is cut short", where=where, seen=seen, do="fetch the file again")
+                raise DataError("a record is cut short", where=where, seen=seen, hint="fetch the file again")
             yield position + _HEADER, length
             position, record = following, record + 1
 
@@ -86,7 +86,7 @@ def _check(data: bytes, checksum: bytes, what: str, where: str) -> None:
             where=where,
             seen=f"masked CRC-32C {masked:08x}",
             expected=f"{stored:08x}",
-            do="fetch the file again",
+            hint="fetch the file again",
         )
 
 

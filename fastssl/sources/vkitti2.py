@@ -42,7 +42,7 @@ from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.files import read_regular
 from fastssl.geometry import normals_from_depth
-from fastssl.shards import Domain, PassedOver
+from fastssl.shards import DomainName, PassedOver
 from fastssl.sources import census
 from fastssl.sources.images import read_image, read_plane
 from fastssl.sources.keys import key_of
@@ -88,7 +88,7 @@ class Vkitti2Source:
     """
 
     layout: ClassVar[str] = "vkitti2"
-    domain: ClassVar[Domain] = "synthetic"
+    domain: ClassVar[DomainName] = "synthetic"
     labelled: ClassVar[bool] = True
     licence: str = "CC-BY-NC-SA-3.0, as far as known; check the terms"
 
@@ -109,7 +109,7 @@ class Vkitti2Source:
             self,
             "frames of Virtual KITTI 2",
             expected="SceneNN/VARIATION/frames/rgb/Camera_N/rgb_NNNNN.jpg",
-            do="unpack all archives into one folder, or each into one of its name, and give the folder above",
+            hint="unpack all archives into one folder, or each into one of its name, and give the folder above",
         )
 
     def references(self) -> Iterator[str]:
@@ -195,7 +195,7 @@ def _intrinsics(path: Path, frame: int, camera: int, size: tuple[int, int]) -> I
                 where=path,
                 seen=f"no such file, and images of {size[0]} x {size[1]}",
                 expected=f"the file, or images of {_SIZE[0]} x {_SIZE[1]}",
-                do="unpack the archive textgt as well",
+                hint="unpack the archive textgt as well",
             ) from error
         fx = fy = _FOCAL_LENGTH
         cx, cy = _CENTRE_X, _CENTRE_Y

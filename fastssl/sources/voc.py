@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain, PassedOver, Tally
+from fastssl.shards import DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.images import EXTENSIONS, read_image
 from fastssl.sources.keys import key_of
@@ -66,7 +66,7 @@ class VocSource:
     """
 
     layout: ClassVar[str] = "voc"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = False
     licence: str = "check the terms of PASCAL VOC and of Flickr"
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.shards import MANIFEST, STATE, Domain, PassedOver, Tally
+from fastssl.shards import MANIFEST, STATE, DomainName, PassedOver, Tally
 from fastssl.sources import census
 from fastssl.sources.archives import (
     ARCHIVES,
@@ -79,7 +79,7 @@ class WebDatasetSource:
     """
 
     layout: ClassVar[str] = "webdataset"
-    domain: ClassVar[Domain] = "real"
+    domain: ClassVar[DomainName] = "real"
     labelled: ClassVar[bool] = False
     licence: str = "unknown"
 
@@ -188,8 +188,8 @@ class WebDatasetSource:
             content = _content(found[photo], file, path)
             number = _content(found[_CLASS], file, path) if _CLASS in found else None
         image = decode_image(content, f"{path}: {found[photo].name}")
-        label = None if number is None else _class(number, f"{path}: {found[_CLASS].name}")
-        return Record(key=self.key(reference), image=image, label=label)
+        class_index = None if number is None else _class(number, f"{path}: {found[_CLASS].name}")
+        return Record(key=self.key(reference), image=image, class_index=class_index)
 
     def _parts(self, reference: str) -> tuple[str, list[int], str]:
         """Archive, offsets and key. The archive is known, for a slash and numbers may be in any of them."""
@@ -299,8 +299,8 @@ def _class(number: bytes, where: str) -> int | None:
     if text is None:
         expected = "an integer from 0, or -1 for none"
         raise DataError("a class is not a number", where=where, seen=number[:40], expected=expected)
-    label = int(text[1])
-    return None if label == _NO_CLASS else label
+    class_index = int(text[1])
+    return None if class_index == _NO_CLASS else class_index
 
 
 def _archives_near(folder: Path) -> list[str]:
@@ -334,7 +334,7 @@ def _refuse_packed(folder: Path) -> None:
             "this is packed already, or a packing into it was begun",
             where=folder / MANIFEST,
             expected="archives that fastssl did not pack",
-            do="train from this folder as it is; to pack it otherwise, start from the dataset it was made of",
+            hint="train from this folder as it is; to pack it otherwise, start from the dataset it was made of",
         )
 
 
@@ -343,12 +343,12 @@ def _no_archives(path: Path) -> DataError:
     if not path.is_dir():
         reason = not_read_reason(path.name)
         if path.name.lower().endswith(EXTENSIONS):
-            seen, do = "a photo", "give the folder that it lies in, with --layout folder"
+            seen, hint = "a photo", "give the folder that it lies in, with --layout folder"
         elif reason is not None:
-            seen, do = "an archive of a kind that is not read", "unpack it, and give the folder, with --layout folder"
+            seen, hint = "an archive of a kind that is not read", "unpack it, and give the folder, with --layout folder"
         else:
-            seen, do = "a file of another kind" if path.exists() else "nothing", None
-        return DataError("there are no archives", where=path, seen=seen, expected=expected, do=do)
+            seen, hint = "a file of another kind" if path.exists() else "nothing", None
+        return DataError("there are no archives", where=path, seen=seen, expected=expected, hint=hint)
     tally = Tally()
 
     def is_not_read(name: str) -> bool:
@@ -360,7 +360,7 @@ def _no_archives(path: Path) -> DataError:
     found = census.passed_over(path, is_not_read, tally)
     most = sorted(found.items(), key=lambda item: -item[1].count)[:5]
     seen = "; ".join(f"{passed.count} {reason}" for reason, passed in most) or "an empty folder"
-    return DataError("there are no archives", where=path, seen=seen, expected=expected, do=_what_to_do(found))
+    return DataError("there are no archives", where=path, seen=seen, expected=expected, hint=_what_to_do(found))
 
 
 def _what_to_do(found: dict[str, PassedOver]) -> str | None:

@@ -45,7 +45,7 @@ def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any]
     path = folder / f"step_{step:08d}.pt"
     content = {"format": FORMAT, "step": step, "config": plain(config), "data": data}
     content["state"] = state
-    with machine_faults_named(path, do=CONTINUE):
+    with machine_faults_named(path, hint=CONTINUE):
         folder.mkdir(exist_ok=True)
         with complete_or_absent(path) as file:
             _save(content, file)
@@ -113,7 +113,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     """
     if not (run / "config.yaml").is_file():
         raise DataError(
-            "the folder holds no run", where=run, expected="a config.yaml", do="give the --out of a training"
+            "the folder holds no run", where=run, expected="a config.yaml", hint="give the --out of a training"
         )
     paths = _checkpoints(run / "checkpoints")
     return paths[-1][1] if paths else None
@@ -135,13 +135,13 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
             if not is_gone(error):
                 raise
             what = "the checkpoint cannot be read"
-            raise DataError(what, where=path, seen=error.strerror, do=_instead_of(path)) from error
+            raise DataError(what, where=path, seen=error.strerror, hint=_instead_of(path)) from error
         except Exception as error:  # whatever the bytes of a damaged file lead torch to
             raise DataError(
                 "the checkpoint is damaged, as after a power cut",
                 where=path,
                 seen=f"{path.stat().st_size:,} bytes, {_torch_words(path, error)}",
-                do=_instead_of(path),
+                hint=_instead_of(path),
             ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError("the file is not a checkpoint of this version", where=path, expected=f"format {FORMAT}")
@@ -153,7 +153,7 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
             where=path,
             seen=", ".join(f"model.{name} = {stored.get(name)}" for name in different),
             expected=", ".join(f"{wanted[name]}" for name in different),
-            do="use the settings that the run was trained with",
+            hint="use the settings that the run was trained with",
         )
     return content
 
@@ -193,7 +193,7 @@ def load_trained(run: Path) -> Trained:
         raise DataError(
             "the run has no checkpoint yet",
             where=run / "checkpoints",
-            do=f"train it first: fastssl train --out {run} --resume",
+            hint=f"train it first: fastssl train --out {run} --resume",
         )
     config = read_config(run / "config.yaml")
     content = read_checkpoint(path, config)
@@ -216,5 +216,5 @@ def check_data(
             raise error(
                 f"the {domain} data are not those that the run was trained on",
                 where=", ".join(map(masked, getattr(config.data, domain))),
-                do="put back the dataset as it was, or begin a new run",
+                hint="put back the dataset as it was, or begin a new run",
             )

@@ -62,7 +62,7 @@ def _check_unused(run: Path) -> None:
         except FileNotFoundError:
             return
         except NotADirectoryError as error:
-            raise UsageError("the output is a file", where=run, do="give another --out") from error
+            raise UsageError("the output is a file", where=run, hint="give another --out") from error
     if not names:
         return
     if "checkpoints" in names and "config.yaml" not in names:
@@ -70,32 +70,32 @@ def _check_unused(run: Path) -> None:
             "the folder holds checkpoints and not the settings of their run",
             where=run,
             expected="config.yaml",
-            do="put it back (each checkpoint holds the settings too), or give another --out",
+            hint="put it back (each checkpoint holds the settings too), or give another --out",
         )
     if "config.yaml" in names and latest_checkpoint(run) is None:
         raise UsageError(
             "the folder holds a run that has no checkpoint yet",
             where=run,
-            do="begin it again from the start, with its own settings, by --out and --resume alone; "
+            hint="begin it again from the start, with its own settings, by --out and --resume alone; "
             "or remove the folder, or give another --out",
         )
     raise UsageError(
-        "the output folder is not empty", where=run, do="give another --out, or --resume to continue the run"
+        "the output folder is not empty", where=run, hint="give another --out, or --resume to continue the run"
     )
 
 
 def _prepare(config: Config, run: Path) -> None:
-    with machine_faults_named(run, do=CONTINUE):
+    with machine_faults_named(run, hint=CONTINUE):
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(
-                "the run folder cannot be made", where=run, seen=error.strerror, do="give another --out"
+                "the run folder cannot be made", where=run, seen=error.strerror, hint="give another --out"
             ) from error
         for left in run.glob(f"*{PARTIAL}"):
             left.unlink()  # of a process that was killed while it wrote
     if not (run / "config.yaml").exists():
-        with machine_faults_named(run / "config.yaml", do="then train again"):
+        with machine_faults_named(run / "config.yaml", hint="then train again"):
             write_config(config, run / "config.yaml")
 
 
@@ -126,7 +126,7 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
             where=run,
             seen=f"{first_step} steps",
             expected=f"fewer than {total_steps}",
-            do="measure it (fastssl eval), or begin another run",
+            hint="measure it (fastssl eval), or begin another run",
         )
     options = calibrated_options(main, device)
     # Not before: a start that fails leaves nothing behind.
@@ -159,9 +159,9 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
 
 
 def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:
-    """`loader_options`; on a GPU the share of its JPEG engine is found out, where the settings leave it open.
+    """`loader_options`; on a GPU the fraction of its JPEG engine is found out, where the settings leave it open.
 
-    Not for a deterministic run: engine and kernels round differently, and the share found is not the same each time.
+    Not for a deterministic run: engine and kernels round differently, and the fraction found is not the same each time.
     """
     config = domain.config
     options = loader_options(config, device)
@@ -172,8 +172,8 @@ def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:
 
 
 def loader_options(config: Config, device: torch.device) -> LoaderOptions:
-    """How a run with these settings loads its batches; without the JPEG engine, where its share is left open."""
-    share = config.train.hw_decoder_load
+    """How a run with these settings loads its batches; without the JPEG engine, where its fraction is left open."""
+    fraction = config.train.hw_decoder_load
     return LoaderOptions(
         device=device,
         threads=config.train.threads,
@@ -181,7 +181,7 @@ def loader_options(config: Config, device: torch.device) -> LoaderOptions:
         max_bad=config.data.max_bad,
         paranoid=config.data.paranoid,
         prefetch=config.train.prefetch,
-        hw_decoder_load=0.0 if share == "auto" else share,
+        hw_decoder_load=0.0 if fraction == "auto" else fraction,
     )
 
 

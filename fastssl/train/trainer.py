@@ -23,7 +23,7 @@ from fastssl.train.checkpoint import write_checkpoint
 
 log = logging.getLogger(__name__)
 
-# Waiting for data more than this share of the time makes data the limit.
+# Waiting for data more than this fraction of the time makes data the limit.
 _DATA_LIMIT = 0.1
 
 
@@ -100,7 +100,7 @@ class Trainer:
         if sheet is None:
             return
         path = self.run / "samples" / f"train_{number:08d}.png"
-        with machine_faults_named(path, do=CONTINUE):
+        with machine_faults_named(path, hint=CONTINUE):
             write_picture(sheet, path)
 
     def _gpu(self) -> dict[str, float]:
@@ -113,10 +113,10 @@ def _is_due(number: int, *every: int) -> bool:
 
 
 def lr_factor(optim: OptimSettings, steps_done: int, total_steps: int) -> float:
-    """The share of the configured learning rate that the step after `steps_done` uses."""
+    """The fraction of the configured learning rate that the step after `steps_done` uses."""
     if optim.schedule == "constant":
         return 1.0
-    drops = sum(steps_done >= share * total_steps for share in optim.drop_at)
+    drops = sum(steps_done >= fraction * total_steps for fraction in optim.drop_at)
     return optim.drop_factor**drops
 
 
@@ -218,5 +218,5 @@ class _Meter:
                 where=f"step {step}",
                 seen="inf or nan",
                 expected="a finite number",
-                do="lower optim.lr or the task's weight, or train without --amp",
+                hint="lower optim.lr or the task's weight, or train without --amp",
             )

@@ -42,7 +42,7 @@ class Patterns(CodedSource):
 
     def read(self, reference: str) -> Record:
         if self.domain == "real":
-            return replace(super().read(reference), label=self.numbers[int(reference)])
+            return replace(super().read(reference), class_index=self.numbers[int(reference)])
         record = coded_record(int(reference))
         if not self.depth:
             record = replace(record, depth=np.zeros((SIDE, SIDE), np.float32))

@@ -45,8 +45,8 @@ def test_logistic_fit_is_the_minimum() -> None:
     x = np.concatenate([normal(0, 30, 4).numpy(), normal(1, 90, 4).numpy() + 0.8]).astype(np.float64)
     y = np.repeat([0.0, 1.0], [30, 90])
     weight, bias = (part.double().numpy() for part in fit_logistic(torch.from_numpy(x), torch.from_numpy(y)))
-    share = np.where(y > 0, 0.5 / 0.75, 0.5 / 0.25)
-    residual = share * (1 / (1 + np.exp(-(x @ weight + bias))) - y)
+    fraction = np.where(y > 0, 0.5 / 0.75, 0.5 / 0.25)
+    residual = fraction * (1 / (1 + np.exp(-(x @ weight + bias))) - y)
     assert np.abs(residual @ x / 120 + 0.01 * weight).max() < 1e-6
     assert abs(residual.mean()) < 1e-6
 

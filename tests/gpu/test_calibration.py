@@ -15,7 +15,7 @@ from damaged import overwritten
 from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, open_mixture
+from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, open_mixture
 from fastssl.loader.calibration import LOADS, calibrated
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +26,8 @@ def test_a_share_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> Non
     samples = open_mixture(str(SHARDS / "render_train"))
     data = DataConfig(size=131, window=(0.8, 1.0))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
-    share = Share(order=samples.order(seed=0, stream=0), batch_size=64)
-    found = calibrated(samples, lambda: endless_plan(settings, share), LoaderOptions(device=gpu))
+    fraction = RankSlice(order=samples.order(seed=0, stream=0), batch_size=64)
+    found = calibrated(samples, lambda: endless_plan(settings, fraction), LoaderOptions(device=gpu))
     assert found.load in LOADS
     assert set(found.seconds) == (set(LOADS) if found.is_safe else set())
     assert found.is_safe or found.load == 0
@@ -38,18 +38,18 @@ def test_no_image_changes_without_the_engine(coded_synthetic: Path, gpu: torch.d
     assert changed_beside_steps(coded_synthetic, gpu, 0.0) == 0
 
 
-@pytest.mark.parametrize("share", [0.65, 1.0])
+@pytest.mark.parametrize("fraction", [0.65, 1.0])
 def test_what_training_finds_changed_the_calibration_finds_too(
-    coded_synthetic: Path, gpu: torch.device, share: float
+    coded_synthetic: Path, gpu: torch.device, fraction: float
 ) -> None:
     """So no engine is chosen that changes images while a network trains."""
-    if changed_at_leisure(coded_synthetic, gpu, share) == 0:
-        assert changed_beside_steps(coded_synthetic, gpu, share) == 0
+    if changed_at_leisure(coded_synthetic, gpu, fraction) == 0:
+        assert changed_beside_steps(coded_synthetic, gpu, fraction) == 0
 
 
-@pytest.mark.parametrize("share", LOADS)
-def test_images_are_libjpeg_s_whoever_decodes_them(gpu: torch.device, share: float) -> None:
-    assert_near_libjpeg(gpu, share)
+@pytest.mark.parametrize("fraction", LOADS)
+def test_images_are_libjpeg_s_whoever_decodes_them(gpu: torch.device, fraction: float) -> None:
+    assert_near_libjpeg(gpu, fraction)
 
 
 def test_a_damaged_sample_is_told_once_for_all_pipelines(
@@ -59,8 +59,8 @@ def test_a_damaged_sample_is_told_once_for_all_pipelines(
     overwritten(tmp_path / "damaged", 6, "jpg", lambda stream: b"")
     samples = open_mixture(tmp_path / "damaged")
     settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
-    share = Share(order=samples.order(seed=0, stream=0), batch_size=8)
-    calibrated(samples, lambda: endless_plan(settings, share), LoaderOptions(device=gpu, threads=4, max_bad=1))
+    fraction = RankSlice(order=samples.order(seed=0, stream=0), batch_size=8)
+    calibrated(samples, lambda: endless_plan(settings, fraction), LoaderOptions(device=gpu, threads=4, max_bad=1))
     assert sum("coded_006" in record.getMessage() for record in caplog.records) == 1
 
 

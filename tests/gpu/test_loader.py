@@ -11,7 +11,7 @@ from graph_forms import FORMS, SIZE, assert_form_beside_the_cpu
 from patterns import SIDE, CodedSource
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, endless_plan, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 from fastssl.shards import pack
 
 
@@ -31,10 +31,10 @@ def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path:
     made = []
     for path in (coded_synthetic, tmp_path / "raw"):
         shards = open_mixture(path)
-        share = Share(order=shards.order(seed=5, stream=0), batch_size=4)
+        fraction = RankSlice(order=shards.order(seed=5, stream=0), batch_size=4)
         settings = ViewSettings(data=DataConfig(size=SIZE), augment=AugmentConfig(), stored=shards.image_size)
         options = LoaderOptions(device=gpu, threads=2)
-        made.append(list(islice(load_batches(shards, endless_plan(settings, share), options), 6)))
+        made.append(list(islice(load_batches(shards, endless_plan(settings, fraction), options), 6)))
     for lz4, raw in zip(*made, strict=True):
         assert lz4.keys == raw.keys
         for plane in ("image", "depth", "normal", "edge", "valid", "stored_edge_fraction"):

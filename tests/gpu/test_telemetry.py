@@ -43,9 +43,9 @@ def test_memory_that_is_taken_is_seen_on_the_gpu_that_is_visible(gpu: torch.devi
     assert 1.9 < after["gpu/memory_gib"] - before["gpu/memory_gib"] < 2.2
 
 
-def used(gpu: torch.device, share: float) -> GpuUse:
+def used(gpu: torch.device, fraction: float) -> GpuUse:
     """While images of the sample shards are decoded for some seconds."""
-    images = photos(gpu, share)
+    images = photos(gpu, fraction)
     found = gpu_use(lambda: len(next(images)), 3.0, gpu.index, wait=torch.cuda.current_stream(gpu).synchronize)
     if found is None or found.jpeg_engine_percent is None:
         pytest.skip(f"the driver tells {', '.join(gpu_readings(gpu.index)) or 'nothing'}, and not the engine's use")

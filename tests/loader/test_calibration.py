@@ -21,7 +21,7 @@ from fastssl.loader import (
     Domain,
     LoaderOptions,
     Mixture,
-    Share,
+    RankSlice,
     ViewSettings,
     endless_plan,
     load_batches,
@@ -69,7 +69,7 @@ def test_an_engine_that_overwrites_images_is_left_out_and_not_timed(unsafe: floa
     assert word in found.reason
 
 
-def test_a_safe_engine_is_timed_with_every_share() -> None:
+def test_a_safe_engine_is_timed_with_every_fraction() -> None:
     found = chosen(lambda load: 0, lambda load: 0.010 - 0.004 * load)
     assert (found.load, found.is_safe) == (1.0, True)
     assert dict(found.seconds) == {load: 0.010 - 0.004 * load for load in LOADS}
@@ -92,8 +92,8 @@ def test_the_time_of_a_batch_is_the_median_stretch_after_the_warm_up() -> None:
 
 def plan(samples: Mixture) -> Plan:
     data = DataConfig(size=SIZE, window=(0.6, 1.0))
-    share = Share(order=samples.order(seed=5, stream=0), batch_size=BATCH)
-    return endless_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), share)
+    fraction = RankSlice(order=samples.order(seed=5, stream=0), batch_size=BATCH)
+    return endless_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), fraction)
 
 
 def test_a_damaged_sample_is_told_and_counted_once(
@@ -185,8 +185,8 @@ def test_only_a_share_that_is_left_open_is_found_out(
         return Calibration(load=0.65, is_safe=True, reason="", seconds={})
 
     monkeypatch.setattr(run, "calibrated", found)
-    share, *more = settings
-    overrides = [f"train.hw_decoder_load={share}", "data.size=67", "data.batch_synthetic=4", *more]
+    fraction, *more = settings
+    overrides = [f"train.hw_decoder_load={fraction}", "data.size=67", "data.batch_synthetic=4", *more]
     options = calibrated_options(domain(coded_synthetic, load_config("tiny", overrides=overrides)), CPU)
     assert options.hw_decoder_load == load
     assert [len(samples) for samples, _ in planned] == ([4] * 3 if load == 0.65 else [])
@@ -194,5 +194,5 @@ def test_only_a_share_that_is_left_open_is_found_out(
 
 @pytest.mark.parametrize("given", ["1.5", "often", "[0.5]"])
 def test_a_share_that_is_none_is_refused(given: str) -> None:
-    with pytest.raises(ConfigError, match=r"hw_decoder_load is .*; expected a share from 0 to 1, or auto"):
+    with pytest.raises(ConfigError, match=r"hw_decoder_load is .*; expected a fraction from 0 to 1, or auto"):
         load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])

@@ -31,7 +31,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
-from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import endless_plan
 from fastssl.shards import JPEG, LABELS, ShardSet
@@ -139,10 +139,10 @@ def test_a_damaged_class_costs_its_photo(coded_real: Path, tmp_path: Path) -> No
     packed[packed.index(b"coded_006.cls") + 512] = ord("x")
     archive.write_bytes(bytes(packed))
     damaged = open_mixture(tmp_path / "damaged")
-    share = Share(order=damaged.order(seed=4, stream=1), batch_size=BATCH)
+    fraction = RankSlice(order=damaged.order(seed=4, stream=1), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
     options = LoaderOptions(device=torch.device("cpu"), threads=2, max_bad=1)
-    made = load_batches(damaged, endless_plan(settings, share), options, ("class_index",))
+    made = load_batches(damaged, endless_plan(settings, fraction), options, ("class_index",))
     keys = {key for batch in islice(made, 9) for key in batch.keys}
     assert len(keys) == 8
     assert "coded_006" not in keys

@@ -19,7 +19,7 @@ from fastssl.errors import DataError, ShardError
 from fastssl.loader import (
     LoaderOptions,
     Mixture,
-    Share,
+    RankSlice,
     ViewSettings,
     endless_plan,
     evaluation_plan,
@@ -41,8 +41,8 @@ def views(shards: Mixture, data: DataConfig, *, whole: bool = False) -> ViewSett
 
 
 def random_plan(shards: Mixture, data: DataConfig, batch_size: int) -> Plan:
-    share = Share(order=shards.order(seed=5, stream=0), batch_size=batch_size)
-    return endless_plan(views(shards, data), share)
+    rank_slice = RankSlice(order=shards.order(seed=5, stream=0), batch_size=batch_size)
+    return endless_plan(views(shards, data), rank_slice)
 
 
 def stored_pixels(batch: Batch, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

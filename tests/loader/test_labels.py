@@ -21,7 +21,7 @@ from fastssl.errors import ShardError
 from fastssl.loader.label_kernel import Filters
 from fastssl.loader.labels import ThreadedLabels, labels_on_device
 from fastssl.loader.order import mixed_order
-from fastssl.loader.plan import Share, Views, ViewSettings, training_views
+from fastssl.loader.plan import RankSlice, Views, ViewSettings, training_views
 from fastssl.shards import LABELS, LabelLayout, ShardSet
 from fastssl.shards.codec import LabelCodec, StoredLabels, inflate, pack_labels
 
@@ -62,8 +62,8 @@ def blended(codes: NDArray[np.float64], known: NDArray[np.bool_], size: int) -> 
             for row in (int(np.floor(y)), int(np.floor(y)) + 1):
                 for column in (int(np.floor(x)), int(np.floor(x)) + 1):
                     at = min(max(row, 0), height - 1), min(max(column, 0), width - 1)
-                    share = (1 - abs(y - row)) * (1 - abs(x - column))
-                    normal[i, j] += share * known[at] * (codes[at] / 127.5 - 1)
+                    fraction = (1 - abs(y - row)) * (1 - abs(x - column))
+                    normal[i, j] += fraction * known[at] * (codes[at] / 127.5 - 1)
     length = np.linalg.norm(normal, axis=2, keepdims=True)
     return np.where(length > 2e-3, normal / np.maximum(length, 1e-9), 0)
 
@@ -161,12 +161,12 @@ def test_device_and_threads_give_the_same_batches(
     for block, out in zip(blocks, inflated, strict=True):
         inflate(block, layout, out)
     threads = ThreadedLabels(layout, size, threads=3)
-    share = Share(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
+    rank_slice = RankSlice(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
     settings = ViewSettings(
         data=DataConfig(size=size, window=window), augment=AugmentConfig(), stored=shards.image_size
     )
     for step in range(3):
-        views = training_views(settings, share, step * num)
+        views = training_views(settings, rank_slice, step * num)
         expected = threads.submit(blocks, views).result()
         labels = labels_on_device(torch.from_numpy(inflated), layout, views, size)
         assert_same(labels, expected)

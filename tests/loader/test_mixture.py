@@ -14,7 +14,7 @@ from fastssl.errors import ConfigError, DataError
 from fastssl.loader import (
     LoaderOptions,
     Mixture,
-    Share,
+    RankSlice,
     ViewSettings,
     endless_plan,
     load_batches,
@@ -46,21 +46,21 @@ def test_samples_are_numbered_dataset_after_dataset(coded_synthetic: Path, few: 
     for number, (dataset, i) in enumerate(expected):
         assert both.place(number) == dataset.place(i)
         stored = both.read(number, ["jpg"], lambda num_bytes: np.empty(num_bytes, np.uint8))
-        assert (stored.key, stored.label) == (dataset.key(i), dataset.label(i))
+        assert (stored.key, stored.class_index) == (dataset.key(i), dataset.class_index(i))
         assert np.array_equal(stored.members["jpg"], dataset.member(i, "jpg"))
 
 
 def test_batches_hold_the_datasets_by_their_weights(coded_synthetic: Path, few: Path) -> None:
     shards = open_mixture({str(coded_synthetic): 3, str(few): 1})
     keys = [dataset.key(i) for dataset in shards.datasets for i in range(len(dataset))]
-    share = Share(order=shards.order(seed=0, stream=0), batch_size=8)
+    rank_slice = RankSlice(order=shards.order(seed=0, stream=0), batch_size=8)
     settings = ViewSettings(
         data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
-    plan = [samples for samples, _ in islice(endless_plan(settings, share).steps, 11)]
+    plan = [samples for samples, _ in islice(endless_plan(settings, rank_slice).steps, 11)]
     for batch, samples in zip(
-        islice(load_batches(shards, endless_plan(settings, share), options), 11), plan, strict=True
+        islice(load_batches(shards, endless_plan(settings, rank_slice), options), 11), plan, strict=True
     ):
         assert batch.keys == tuple(keys[i] for i in samples.tolist())
         assert abs((samples >= 11).sum() - 2) <= 1
@@ -79,12 +79,12 @@ def test_datasets_that_do_not_fit_together_are_refused(coded_synthetic: Path, co
 
 def test_labelled_images_serve_as_photos_too(few: Path, coded_synthetic: Path) -> None:
     shards = open_mixture({str(few): 1, str(coded_synthetic): 1})
-    share = Share(order=shards.order(seed=0, stream=1), batch_size=4)
+    rank_slice = RankSlice(order=shards.order(seed=0, stream=1), batch_size=4)
     settings = ViewSettings(
         data=DataConfig(size=67, window=(67 / SIDE, 67 / SIDE)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
-    batch = next(iter(load_batches(shards, endless_plan(settings, share), options, ("class_index",))))
+    batch = next(iter(load_batches(shards, endless_plan(settings, rank_slice), options, ("class_index",))))
     assert batch.class_index.tolist() == [-1] * 4
 
 
@@ -100,13 +100,13 @@ def test_a_remote_dataset_is_shuffled_within_its_cache_and_fetched_ahead(
     shard = max(entry.bytes for entry in local.datasets[0].manifest.shards)
     small = Mixture([ShardSet(f"{bucket}/coded", Cache(tmp_path / "small", 2 * shard))])
     with pytest.raises(ConfigError, match=r"data\.shuffle_buffer"):
-        small.training_plan(views(small), Share(order=small.order(seed=0, stream=0), batch_size=4))
+        small.training_plan(views(small), RankSlice(order=small.order(seed=0, stream=0), batch_size=4))
     remote = Mixture([ShardSet(f"{bucket}/coded", Cache(tmp_path / "large", 10 * shard))])
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
     made = []
     for shards in (local, remote):
-        share = Share(order=shards.order(seed=0, stream=0, buffer=4), batch_size=4)
-        plan = shards.training_plan(views(shards), share)
+        rank_slice = RankSlice(order=shards.order(seed=0, stream=0, buffer=4), batch_size=4)
+        plan = shards.training_plan(views(shards), rank_slice)
         made.append(list(islice(load_batches(shards, plan, options), 6)))
     for expected, got in zip(*made, strict=True):
         assert got.keys == expected.keys

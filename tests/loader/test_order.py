@@ -67,7 +67,7 @@ def test_orders_depend_on_seed_domain_dataset_and_epoch() -> None:
 
 
 def together(order: MixedOrder, shard: int) -> float:
-    """Share of neighbours in the order that come from one shard."""
+    """Fraction of neighbours in the order that come from one shard."""
     samples = order.samples(0, order.num_samples) // shard
     return float((np.diff(samples) == 0).mean())
 
@@ -108,7 +108,7 @@ def test_the_shards_that_are_announced_are_those_that_are_needed(
 
 
 def test_a_dataset_begins_in_the_middle_of_its_turns() -> None:
-    """Sample j of a share w is due at (j + 1/2) / w: at 2/3, 2, 10/3 ... and at 2, 6 ... for three quarters and one."""
+    """Sample j of fraction w is due at (j + 1/2) / w: at 2/3, 2, 10/3, and at 2, 6 for three quarters and one."""
     order = mixed_order([[100], [100]], [3, 1], seed=0, stream=0)
     datasets, positions = order.turns(0, 8)
     assert datasets.tolist() == [0, 0, 1, 0, 0, 0, 1, 0]

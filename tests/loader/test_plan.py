@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader.order import mixed_order
-from fastssl.loader.plan import Share, Views, ViewSettings, endless_plan, evaluation_plan, training_views
+from fastssl.loader.plan import RankSlice, Views, ViewSettings, endless_plan, evaluation_plan, training_views
 
 DATA = DataConfig(size=99, window=(0.7, 1.0))
 NAMES = ("top", "left", "height", "width", "flip", "channel", "colour", "blur")
 
 
-def shares(num_samples: int, batch_size: int, world_size: int, seed: int = 3, stream: int = 0) -> list[Share]:
+def rank_slices(num_samples: int, batch_size: int, world_size: int, seed: int = 3, stream: int = 0) -> list[RankSlice]:
     order = mixed_order([[num_samples]], [1], seed=seed, stream=stream)
-    return [Share(order=order, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    return [
+        RankSlice(order=order, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
 
 
-def one_share(batch_size: int, **seeds: int) -> Share:
-    return shares(50, batch_size, 1, **seeds)[0]
+def one_slice(batch_size: int, **seeds: int) -> RankSlice:
+    return rank_slices(50, batch_size, 1, **seeds)[0]
 
 
 def settings_of(
@@ -35,7 +37,7 @@ def settings_of(
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("num_samples", [11, 56, 61])
 def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, world_size: int) -> None:
-    plans = [endless_plan(settings_of(), share).steps for share in shares(num_samples, 4, world_size)]
+    plans = [endless_plan(settings_of(), rank_slice).steps for rank_slice in rank_slices(num_samples, 4, world_size)]
     sequence = np.concatenate([next(plan)[0] for _ in range(60) for plan in plans])
     epochs = len(sequence) // num_samples
     assert epochs >= 3
@@ -45,17 +47,17 @@ def test_every_epoch_holds_each_sample_once_over_all_ranks(num_samples: int, wor
 
 
 def test_orders_and_views_depend_on_seed_and_domain() -> None:
-    variants = [one_share(50, seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
-    assert len({tuple(next(endless_plan(settings_of(), share).steps)[0]) for share in variants}) == 4
-    assert len({tuple(training_views(settings_of(), share, 0).left) for share in variants}) == 4
+    variants = [one_slice(50, seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
+    assert len({tuple(next(endless_plan(settings_of(), rank_slice).steps)[0]) for rank_slice in variants}) == 4
+    assert len({tuple(training_views(settings_of(), rank_slice, 0).left) for rank_slice in variants}) == 4
 
 
 VARIED = settings_of(stored=(256, 200), brightness=0.3, hue=20, blur=0.5, aspect=(0.8, 1.3))
 
 
 def test_samples_and_views_do_not_depend_on_the_number_of_ranks() -> None:
-    samples, whole = next(endless_plan(VARIED, shares(100, 12, 1)[0], position=60).steps)
-    parts = [next(endless_plan(VARIED, share, position=60).steps) for share in shares(100, 3, 4)]
+    samples, whole = next(endless_plan(VARIED, rank_slices(100, 12, 1)[0], position=60).steps)
+    parts = [next(endless_plan(VARIED, rank_slice, position=60).steps) for rank_slice in rank_slices(100, 3, 4)]
     assert (np.concatenate([part[0] for part in parts]) == samples).all()
     for name in NAMES:
         assert (np.concatenate([getattr(views, name) for _, views in parts]) == getattr(whole, name)).all()
@@ -66,19 +68,22 @@ def test_samples_and_views_do_not_depend_on_the_number_of_ranks() -> None:
 def test_another_number_of_ranks_goes_on_with_the_very_same_samples_and_views(
     steps: int, batch_size: int, world_size: int
 ) -> None:
-    before = shares(23, 4, 3)
+    before = rank_slices(23, 4, 3)
     position = steps * before[0].global_batch
-    plans = [endless_plan(VARIED, share, position=position).steps for share in shares(23, batch_size, world_size)]
+    plans = [
+        endless_plan(VARIED, rank_slice, position=position).steps
+        for rank_slice in rank_slices(23, batch_size, world_size)
+    ]
     got = [next(plan) for _ in range(3) for plan in plans]
     num = len(got) * batch_size
-    samples, views = next(endless_plan(VARIED, shares(23, num, 1)[0], position=position).steps)
+    samples, views = next(endless_plan(VARIED, rank_slices(23, num, 1)[0], position=position).steps)
     assert (np.concatenate([part[0] for part in got]) == samples).all()
     for name in NAMES:
         assert (np.concatenate([getattr(part[1], name) for part in got]) == getattr(views, name)).all()
 
 
 def test_windows_stay_inside_and_reach_everywhere() -> None:
-    views = training_views(settings_of(stored=(100, 60)), one_share(4000), 0)
+    views = training_views(settings_of(stored=(100, 60)), one_slice(4000), 0)
     assert views.top.min() == 0
     assert views.left.min() == 0
     assert (views.top + views.height).max() == 100
@@ -92,7 +97,7 @@ def test_windows_stay_inside_and_reach_everywhere() -> None:
 
 
 def test_aspect_and_scale_vary_apart() -> None:
-    views = training_views(settings_of(DataConfig(window=(0.3, 0.6)), aspect=(0.5, 2.0)), one_share(4000), 0)
+    views = training_views(settings_of(DataConfig(window=(0.3, 0.6)), aspect=(0.5, 2.0)), one_slice(4000), 0)
     ratio, area = views.width / views.height, np.sqrt(views.width * views.height) / 256
     assert 0.48 < ratio.min() < 0.53
     assert 1.9 < ratio.max() < 2.1
@@ -106,7 +111,7 @@ def test_aspect_and_scale_vary_apart() -> None:
 
 def test_colours_and_blur_keep_within_their_settings() -> None:
     jitter = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 30.0}
-    views = training_views(settings_of(**jitter, blur=0.25, blur_sigma=(0.5, 1.5)), one_share(4000), 0)
+    views = training_views(settings_of(**jitter, blur=0.25, blur_sigma=(0.5, 1.5)), one_slice(4000), 0)
     middle, reach = np.array([1, 1, 1, 0]), np.array(list(jitter.values()))
     assert (np.abs(views.colour - middle) <= reach + 1e-6).all()
     assert (np.abs(views.colour - middle).max(axis=0) > 0.98 * reach).all()
@@ -120,24 +125,26 @@ def test_colours_and_blur_keep_within_their_settings() -> None:
 @pytest.mark.parametrize(("gray", "channels"), [("per_batch", 1), ("off", 1), ("per_sample", 3)])
 def test_gray_setting(gray: str, channels: int) -> None:
     data = DataConfig.model_validate({"gray": gray})
-    views = training_views(settings_of(data), one_share(64), 0)
+    views = training_views(settings_of(data), one_slice(64), 0)
     assert len(set(views.channel)) == channels
     assert (views.channel == -1).all() == (gray == "off")
-    chosen = {int(training_views(settings_of(data), one_share(64), 64 * step).channel[0]) for step in range(30)}
+    chosen = {int(training_views(settings_of(data), one_slice(64), 64 * step).channel[0]) for step in range(30)}
     assert chosen == ({-1} if gray == "off" else {0, 1, 2})
 
 
 def test_all_ranks_take_one_channel_per_batch() -> None:
     data = DataConfig.model_validate({"gray": "per_batch"})
-    channels = {int(training_views(settings_of(data), share, 28).channel[0]) for share in shares(9, 4, 7)}
+    channels = {
+        int(training_views(settings_of(data), rank_slice, 28).channel[0]) for rank_slice in rank_slices(9, 4, 7)
+    }
     assert len(channels) == 1
 
 
 def test_plan_started_later_goes_on_as_the_plan_from_the_start() -> None:
-    share = shares(23, 4, 1, seed=9, stream=1)[0]
-    early = endless_plan(settings_of(), share).steps
+    rank_slice = rank_slices(23, 4, 1, seed=9, stream=1)[0]
+    early = endless_plan(settings_of(), rank_slice).steps
     steps = [next(early) for _ in range(12)]
-    late = endless_plan(settings_of(), share, position=36).steps
+    late = endless_plan(settings_of(), rank_slice, position=36).steps
     for samples, views in steps[9:]:
         later_samples, later_views = next(late)
         assert (samples == later_samples).all()

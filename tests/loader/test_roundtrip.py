@@ -23,7 +23,7 @@ from PIL import Image
 from fastssl.batch import IMAGE_MEAN, Intrinsics, Record
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, ViewSettings, evaluation_plan, load_batches, open_mixture
-from fastssl.shards import Domain, pack, read_samples
+from fastssl.shards import DomainName, pack, read_samples
 
 SIZE = 35
 DEPTH_MM, NORMAL_DEGREES = 0.5, 0.4
@@ -34,7 +34,7 @@ class Memory:
     """Records as a source."""
 
     layout, licence, path, subset, labelled = "memory", "CC0-1.0", Path("memory"), None, True
-    domain: Domain = "synthetic"
+    domain: DomainName = "synthetic"
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 
 
 @pytest.mark.parametrize(("kills", "steps"), [(1, 60), pytest.param(20, 400, marks=pytest.mark.soak)])
@@ -56,12 +56,12 @@ def resident_bytes() -> int:
 def test_memory_stays_flat_over_fifty_epochs(record_property: Callable[[str, object], None]) -> None:
     """Less than 2 % from the tenth epoch to the fiftieth."""
     shards = open_mixture(Path(__file__).parents[2] / "shards" / "sample" / "render_train")
-    share = Share(order=shards.order(seed=0, stream=0), batch_size=16)
+    fraction = RankSlice(order=shards.order(seed=0, stream=0), batch_size=16)
     settings = ViewSettings(
         data=DataConfig(size=131, window=(0.7, 1.0)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
-    batches = load_batches(shards, shards.training_plan(settings, share), options)
+    batches = load_batches(shards, shards.training_plan(settings, fraction), options)
     resident = []
     for _ in range(50):
         for _ in islice(batches, len(shards) // 16):

@@ -160,7 +160,7 @@ def test_a_lamp_lights_a_matt_floor_as_the_integral_says() -> None:
 
 def test_normals_of_a_room_are_those_of_its_depth() -> None:
     """Back-projected depth has its own normals: on flat surfaces they agree with the stored ones."""
-    errors, share = [], []
+    errors, fraction = [], []
     for index in range(3):
         picture = seen(build_room(5, index))
         points = pixel_rays(picture.camera, SIZE, SIZE) * picture.depth[..., None]
@@ -174,8 +174,8 @@ def test_normals_of_a_room_are_those_of_its_depth() -> None:
             off = ((points[around] - points[1:-1, 1:-1]) * middle).sum(axis=2)
             flat &= np.abs(off) < 0.003
         errors.append(degrees_apart(geometric, middle)[flat])
-        share.append(flat.mean())
-    assert np.mean(share) > 0.3
+        fraction.append(flat.mean())
+    assert np.mean(fraction) > 0.3
     assert np.percentile(np.concatenate(errors), 99) < 1.0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
-from fastssl.shards import Domain
+from fastssl.shards import DomainName
 
 
 def room(seed: int, height: int, width: int) -> Record:
@@ -44,7 +44,7 @@ def room(seed: int, height: int, width: int) -> Record:
         normal=normal,
         instance=face.astype(np.int32),
         camera=camera,
-        label=seed % 3,
+        class_index=seed % 3,
     )
 
 
@@ -52,7 +52,7 @@ class RoomSource:
     """Rooms 0 to `count` - 1. `trouble` names what happens at room `at` instead."""
 
     layout = "rooms"
-    domain: Domain = "synthetic"
+    domain: DomainName = "synthetic"
     labelled = True
     licence = "CC0-1.0"
     subset = None

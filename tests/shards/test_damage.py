@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Share, ViewSettings, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.shards import pack, read_manifest
 from fastssl.sources import FolderSource
 
@@ -96,9 +96,11 @@ def test_what_cannot_be_used_is_listed_and_nothing_else_and_training_loses_no_st
     assert read_manifest(tmp_path / "packed").samples == count - len(unusable)
 
     samples = open_mixture(tmp_path / "packed")
-    share = Share(order=samples.order(seed=0, stream=1), batch_size=50)
+    fraction = RankSlice(order=samples.order(seed=0, stream=1), batch_size=50)
     settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
-    batches = load_batches(samples, samples.training_plan(settings, share), LoaderOptions(device=torch.device("cpu")))
+    batches = load_batches(
+        samples, samples.training_plan(settings, fraction), LoaderOptions(device=torch.device("cpu"))
+    )
     steps = -(-len(samples) // 50)
     assert sum(len(batch.keys) for batch in islice(batches, steps)) == 50 * steps
     assert batches.damaged() == []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastssl.batch import Record, Sample
 from fastssl.errors import DataError
-from fastssl.shards import Domain, Manifest, pack, read_samples
+from fastssl.shards import DomainName, Manifest, pack, read_samples
 from fastssl.shards import encode as encode_module
 from fastssl.shards.codec import quantised
 from fastssl.shards.encode import Encoder
@@ -23,7 +23,7 @@ from fastssl.shards.resample import nearest_labels
 
 class OneRecord:
     layout = "memory"
-    domain: Domain = "synthetic"
+    domain: DomainName = "synthetic"
     labelled = True
     licence = "CC0-1.0"
     subset = None

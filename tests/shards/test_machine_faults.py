@@ -99,7 +99,7 @@ def test_a_dataset_that_is_gone_is_no_damage(tmp_path: Path) -> None:
 
 
 def classes(out: Path) -> dict[str, int | None]:
-    return {sample.key: sample.label for sample in read_samples(out)}
+    return {sample.key: sample.class_index for sample in read_samples(out)}
 
 
 def interrupted(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastssl.errors import DataError, MachineError, ShardError
 from fastssl.faults import machine_fault
-from fastssl.shards import JPEG, LABEL, LABELS, ShardSet, decode_sample, descriptors, pack, read_samples
+from fastssl.shards import CLASS_INDEX, JPEG, LABELS, ShardSet, decode_sample, descriptors, pack, read_samples
 from fastssl.sources.folder import FolderSource
 
 
@@ -46,7 +46,7 @@ def test_members_are_those_of_the_archives(rooms: Path) -> None:
                 assert seen.tobytes() == content.read()
                 assert (shards.key(index), shards.shard_name(index)) == (key, archive.name)
     assert index == 6
-    assert [shards.label(i) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [shards.class_index(i) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 def new_memory(num_bytes: int) -> NDArray[np.uint8]:
@@ -54,7 +54,8 @@ def new_memory(num_bytes: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(
-    "names", [(JPEG, LABELS, LABEL), (JPEG, LABELS), (LABEL, LABELS, JPEG), (JPEG, LABEL), (LABELS,), ()]
+    "names",
+    [(JPEG, LABELS, CLASS_INDEX), (JPEG, LABELS), (CLASS_INDEX, LABELS, JPEG), (JPEG, CLASS_INDEX), (LABELS,), ()],
 )
 def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...]) -> None:
     shards = ShardSet(rooms)
@@ -67,7 +68,7 @@ def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...
     for index in range(len(shards)):
         stored = shards.read(index, names, room)
         assert stored.key == shards.key(index)
-        assert stored.label == (shards.label(index) if LABEL in names else -1)
+        assert stored.class_index == (shards.class_index(index) if CLASS_INDEX in names else -1)
         assert set(stored.members) == set(names)
         for name, content in stored.members.items():
             assert content.tobytes() == shards.member(index, name).tobytes()
@@ -78,7 +79,7 @@ def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...
 def test_a_sample_read_at_once_without_a_member_is_named(photos: Path, tmp_path: Path) -> None:
     pack(FolderSource(photos), tmp_path / "out", size=32)
     shards = ShardSet(tmp_path / "out")
-    assert shards.read(0, (JPEG, LABEL), new_memory).label == -1
+    assert shards.read(0, (JPEG, CLASS_INDEX), new_memory).class_index == -1
     with pytest.raises(ShardError, match=r"no labels\.lz4") as caught:
         shards.read(1, (JPEG, LABELS), new_memory)
     assert shards.key(1) in str(caught.value.where)
@@ -98,7 +99,7 @@ def test_samples_have_the_units_of_the_batch_contract(rooms: Path) -> None:
         truth = room(seed, 24, 40)
         rows, columns = (((np.arange(32) + 0.5) * side / 32).astype(int) for side in (24, 40))
         depth, normal = truth.depth[rows][:, columns], truth.normal[rows][:, columns]
-        assert (sample.key, sample.label) == (f"room_{seed:03d}", seed % 3)
+        assert (sample.key, sample.class_index) == (f"room_{seed:03d}", seed % 3)
         assert (sample.image.dtype, sample.image.shape) == (np.uint8, (32, 32, 3))
         assert (sample.depth.dtype, sample.normal.dtype) == (np.float32, np.float32)
         assert np.abs(sample.depth - depth).max() <= 0.00051
@@ -111,9 +112,9 @@ def test_a_real_dataset_has_no_labels(photos: Path, tmp_path: Path) -> None:
     pack(FolderSource(photos), tmp_path / "out", size=32)
     shards = ShardSet(tmp_path / "out")
     assert not shards.has_labels
-    assert shards.label(3) == -1
+    assert shards.class_index(3) == -1
     sample = decode_sample(shards, 3)
-    assert (sample.depth, sample.normal, sample.edge, sample.valid, sample.label) == (None,) * 5
+    assert (sample.depth, sample.normal, sample.edge, sample.valid, sample.class_index) == (None,) * 5
     with pytest.raises(ShardError, match=r"no labels\.lz4(.|\n)*000000\.tar: photo-03"):
         shards.member(3, LABELS)
 
@@ -121,7 +122,7 @@ def test_a_real_dataset_has_no_labels(photos: Path, tmp_path: Path) -> None:
 def test_indices_outside_are_refused(rooms: Path) -> None:
     shards = ShardSet(rooms)
     for index in (-1, 7):
-        for call in (shards.key, shards.label, shards.shard_name):
+        for call in (shards.key, shards.class_index, shards.shard_name):
             with pytest.raises(IndexError):
                 call(index)
         with pytest.raises(IndexError):
@@ -274,7 +275,7 @@ def damage(folder: Path, index: int, member: str, content: bytes) -> None:
         (JPEG, b"no image", "JPEG is damaged"),
         (JPEG, bytes(10), "JPEG is damaged"),
         (LABELS, b"\xff" * 200, "label block"),
-        (LABEL, b"x", "class"),
+        (CLASS_INDEX, b"x", "class"),
     ],
 )
 def test_a_damaged_member_is_named(copy: Path, member: str, content: bytes, message: str) -> None:

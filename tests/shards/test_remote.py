@@ -31,8 +31,8 @@ from faulty_store import FaultyStore, digests
 from fastssl.addresses import masked
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError, UsageError
 from fastssl.shards import (
+    CLASS_INDEX,
     JPEG,
-    LABEL,
     LABELS,
     MANIFEST,
     ShardSet,
@@ -93,7 +93,7 @@ def same_samples(shards: ShardSet, folder: Path) -> bool:
     local = ShardSet(folder)
     for index in range(len(local)):
         assert shards.key(index) == local.key(index)
-        for name in (JPEG, LABELS, LABEL):
+        for name in (JPEG, LABELS, CLASS_INDEX):
             assert shards.member(index, name).tobytes() == local.member(index, name).tobytes()
         seen, expected = vars_of(decode_sample(shards, index)), vars_of(decode_sample(local, index))
         assert seen.keys() == expected.keys()

@@ -28,7 +28,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, MachineError
-from fastssl.shards import Domain, fetch, pack, read_samples
+from fastssl.shards import DomainName, fetch, pack, read_samples
 from fastssl.shards.codec import LabelLayout, encode_labels
 from fastssl.shards.proof import LISTED
 from fastssl.shards.split import key_place
@@ -45,7 +45,7 @@ class Photos:
     """Gray squares of one brightness each, of which some cannot be read."""
 
     layout, licence, subset, path, labelled = "photos", "CC0-1.0", None, Path("photos"), False
-    domain: Domain = "real"
+    domain: DomainName = "real"
 
     def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
         self.count, self.bad = count, bad

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, DeviceError, UsageError
-from fastssl.shards import LABELS, Domain, LabelLayout, ShardSet, pack, read_manifest, read_samples, writer
+from fastssl.shards import LABELS, DomainName, LabelLayout, ShardSet, pack, read_manifest, read_samples, writer
 from fastssl.shards.writer import Progress
 from fastssl.sources.folder import FolderSource
 
@@ -32,11 +32,11 @@ class Records:
     """Records from memory."""
 
     layout = "memory"
-    domain: Domain = "real"
+    domain: DomainName = "real"
     licence = "CC0-1.0"
     subset = None
 
-    def __init__(self, *records: Record, domain: Domain = "real") -> None:
+    def __init__(self, *records: Record, domain: DomainName = "real") -> None:
         self.path, self.records, self.domain = Path("memory"), records, domain
         self.labelled = domain == "synthetic"
 
@@ -50,8 +50,8 @@ class Records:
         return self.records[int(reference)]
 
 
-def photo(key: str, label: int | None = None) -> Record:
-    return Record(key=key, image=np.zeros((4, 4, 3), np.uint8), label=label)
+def photo(key: str, class_index: int | None = None) -> Record:
+    return Record(key=key, image=np.zeros((4, 4, 3), np.uint8), class_index=class_index)
 
 
 def digest(folder: Path) -> str:
@@ -112,7 +112,7 @@ def test_webdataset_alone_reads_the_shards(rooms: Path) -> None:
     assert [sample["__key__"] for sample in seen] == [f"room_{i:03d}" for i in range(7)]
     for sample, ours in zip(seen, read_samples(rooms), strict=True):
         np.testing.assert_array_equal(np.array(Image.open(BytesIO(sample["jpg"]))), ours.image)
-        assert int(sample["cls"]) == ours.label
+        assert int(sample["cls"]) == ours.class_index
 
 
 @unclosed_by_webdataset
@@ -368,7 +368,7 @@ def test_planes_of_another_size_than_the_image_are_refused(tmp_path: Path) -> No
 def test_classes_are_optional_for_each_sample(tmp_path: Path) -> None:
     manifest = pack(Records(photo("a", 4), photo("b"), photo("c", np.int64(6))), tmp_path / "out", size=8)
     assert manifest.statistics.classes == 7
-    assert [sample.label for sample in read_samples(tmp_path / "out")] == [4, None, 6]
+    assert [sample.class_index for sample in read_samples(tmp_path / "out")] == [4, None, 6]
     with pytest.raises(DataError, match="class number is out of range"):
         pack(Records(photo("a", -1)), tmp_path / "other", size=8)
 

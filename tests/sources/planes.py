@@ -101,7 +101,7 @@ def assert_wall(record: Record, wall: PlaneScene, *, mean: float = 0.5, p90: flo
 
     Args:
         mean, p90: degrees, of the errors of all normals that are known.
-        known: smallest share of the pixels that must have a normal.
+        known: smallest fraction of the pixels that must have a normal.
     """
     assert record.normal is not None
     has_normal = record.normal.any(axis=2)
@@ -126,7 +126,7 @@ def assert_matches(
         depth_tolerance: metres.
         normal_degrees: the largest error of any normal.
         contours: they must be exactly `scene.edge`.
-        min_known: smallest share of the pixels that must have a depth, and a normal.
+        min_known: smallest fraction of the pixels that must have a depth, and a normal.
     """
     height, width = scene.z.shape
     assert record.image.shape == (height, width, 3)
@@ -153,7 +153,7 @@ def assert_packs(
     Args:
         depth_tolerance: metres by which the source may be off; packing adds half a millimetre.
         normal_degrees: by which the source may be off; packing adds 0.39 degrees.
-        min_known: smallest share of pixels with a depth and a normal.
+        min_known: smallest fraction of pixels with a depth and a normal.
     """
     manifest = pack(source, out, size=32)
     rows, columns = (((np.arange(32) + 0.5) * side / 32).astype(int) for side in scene.z.shape)

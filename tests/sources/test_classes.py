@@ -14,7 +14,7 @@ from fastssl.sources.classes import ClassesSource
 
 
 def labels(source: ClassesSource) -> dict[str, int | None]:
-    return {reference: source.read(reference).label for reference in source.references()}
+    return {reference: source.read(reference).class_index for reference in source.references()}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat" / "1.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/1\.jpg"):
         source.read("cat/1.jpg")
-    assert source.read("dog/1.jpg").label == 1
+    assert source.read("dog/1.jpg").class_index == 1
 
 
 def test_a_tree_packs_with_its_classes_and_licence(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_tree_packs_with_its_classes_and_licence(tmp_path: Path) -> None:
     manifest = pack(ClassesSource(tmp_path / "photos", licence="CC-BY-4.0"), tmp_path / "out", size=8)
     assert (manifest.licence, manifest.layout, manifest.domain) == ("CC-BY-4.0", "classes", "real")
     samples = list(read_samples(tmp_path / "out"))
-    assert [(sample.key, sample.label) for sample in samples] == [("3__a", 3), ("5__b", 5)]
+    assert [(sample.key, sample.class_index) for sample in samples] == [("3__a", 3), ("5__b", 5)]
     assert np.abs(samples[0].image.astype(int) - [255, 0, 0]).max() < 8
 
 

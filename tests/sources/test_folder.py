@@ -50,7 +50,7 @@ def test_pixels_are_those_of_the_file_and_nothing_has_a_class(tmp_path: Path) ->
     save(tmp_path / "3" / "a.png", pixels)
     record = FolderSource(tmp_path).read("3/a.png")
     np.testing.assert_array_equal(record.image, pixels)
-    assert record.depth is record.normal is record.instance is record.camera is record.label is None
+    assert record.depth is record.normal is record.instance is record.camera is record.class_index is None
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
@@ -64,5 +64,8 @@ def test_a_packed_folder_keeps_its_licence(tmp_path: Path) -> None:
     tree(tmp_path / "photos", "3/a.jpg", "5/b.jpg")
     manifest = pack(FolderSource(tmp_path / "photos", licence="CC-BY-4.0"), tmp_path / "out", size=8)
     assert (manifest.licence, manifest.layout, manifest.source) == ("CC-BY-4.0", "folder", "photos")
-    assert [(sample.key, sample.label) for sample in read_samples(tmp_path / "out")] == [("3__a", None), ("5__b", None)]
+    assert [(sample.key, sample.class_index) for sample in read_samples(tmp_path / "out")] == [
+        ("3__a", None),
+        ("5__b", None),
+    ]
     assert pack(FolderSource(tmp_path / "photos"), tmp_path / "other", size=8).licence == "unknown"

@@ -308,10 +308,10 @@ def test_what_can_be_used_is_used_and_the_rest_is_an_error(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
-def test_an_image_cut_short_is_an_error(kind: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 0.9])
+def test_an_image_cut_short_is_an_error(kind: str, fraction: float) -> None:
     content = encoded(kind)
-    assert not accepts(content[: int(len(content) * share)])
+    assert not accepts(content[: int(len(content) * fraction)])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from fastssl.sources.places365_categories import CATEGORIES as OFFICIAL
 
 
 def labels(source: Places365Source) -> dict[str, int | None]:
-    return {reference: source.read(reference).label for reference in source.references()}
+    return {reference: source.read(reference).class_index for reference in source.references()}
 
 
 def expected_train(folder: str, numbers: dict[str, int] = CATEGORIES) -> dict[str, int | None]:
@@ -268,6 +268,6 @@ def test_other_trees_are_not_taken_for_it(tmp_path: Path) -> None:
 def test_it_packs(tmp_path: Path) -> None:
     manifest = pack(Places365Source(write_tree(tmp_path / "places")), tmp_path / "out", size=8)
     assert (manifest.layout, manifest.domain, manifest.samples) == ("places365", "real", 10)
-    samples = {sample.key: sample.label for sample in read_samples(tmp_path / "out")}
+    samples = {sample.key: sample.class_index for sample in read_samples(tmp_path / "out")}
     assert samples["data_256__f__field__wild__00000002"] == 141
     assert sorted(samples.values()) == sorted([*CATEGORIES.values()] * 2 + [*VAL.values()])

@@ -53,7 +53,7 @@ def test_one_year_and_the_folder_above_have_the_same_keys(devkit: Path) -> None:
 def test_a_photo_has_no_class(devkit: Path) -> None:
     record = VocSource(devkit).read("VOC2007/JPEGImages/000005.jpg")
     assert record.key == "voc2007__000005"
-    assert record.label is record.depth is None
+    assert record.class_index is record.depth is None
     assert np.abs(record.image.astype(int) - [0, 0, 255]).max() <= 2
 
 
@@ -192,7 +192,7 @@ def test_it_is_recognised(devkit: Path) -> None:
 def test_it_packs(devkit: Path, tmp_path: Path) -> None:
     manifest = pack(VocSource(devkit, subset="trainval"), tmp_path / "out", size=8)
     assert (manifest.layout, manifest.domain, manifest.samples) == ("voc", "real", 4)
-    assert [(sample.key, sample.label) for sample in read_samples(tmp_path / "out")] == [
+    assert [(sample.key, sample.class_index) for sample in read_samples(tmp_path / "out")] == [
         (f"{year}__{name}", None)
         for year, name in (
             ("voc2007", "000005"),

@@ -41,7 +41,7 @@ def test_samples_are_those_that_webdataset_finds(folder: Path) -> None:
     source = WebDatasetSource(folder)
     references = list(source.references())
     records = [source.read(reference) for reference in references]
-    assert [(shades(record.image), record.label) for record in records] == [(10, 3), (20, 0), (30, None), (40, 5)]
+    assert [(shades(record.image), record.class_index) for record in records] == [(10, 3), (20, 0), (30, None), (40, 5)]
     expected = [sample["__key__"] for sample in read_by_webdataset(*sorted(folder.glob("*.tar")))]
     assert [reference.split("/", 2)[2] for reference in references] == expected
     assert (source.layout, source.domain, source.labelled, source.subset) == ("webdataset", "real", False, None)
@@ -90,7 +90,7 @@ def test_every_format_of_tar_is_read_long_names_and_folders_too(tmp_path: Path, 
         archive.add(tmp_path, "c.jpg", recursive=False)  # a folder
     source = WebDatasetSource(path)
     records = [source.read(reference) for reference in source.references()]
-    assert [(shades(record.image), record.label) for record in records] == [(10, None), (20, 2), (30, None)]
+    assert [(shades(record.image), record.class_index) for record in records] == [(10, None), (20, 2), (30, None)]
 
 
 def test_the_photo_of_a_sample_is_the_one_named_so(tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_samples_whose_photo_or_class_is_damaged_are_named(tmp_path: Path) -> No
     assert shades(source.read(references[-1]).image) == 40
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 1])
-def test_an_archive_cut_short_is_named_at_once(folder: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.5, 0.9, 1])
+def test_an_archive_cut_short_is_named_at_once(folder: Path, fraction: float) -> None:
     path = folder / "photos-000001.tar"
     with tarfile.open(path) as archive:
         end = max(member.offset_data + member.size for member in archive)
-    path.write_bytes(path.read_bytes()[: int(end * share)])
+    path.write_bytes(path.read_bytes()[: int(end * fraction)])
     with pytest.raises(DataError, match=r"cut short(.|\n)*photos-000001\.tar"):
         WebDatasetSource(folder)
 
@@ -210,14 +210,14 @@ def test_it_packs(folder: Path, tmp_path: Path) -> None:
     manifest = pack(WebDatasetSource(folder), tmp_path / "out", size=8)
     assert (manifest.layout, manifest.domain, manifest.samples) == ("webdataset", "real", 4)
     samples = list(read_samples(tmp_path / "out"))
-    assert [sample.label for sample in samples] == [3, 0, None, 5]
+    assert [sample.class_index for sample in samples] == [3, 0, None, 5]
     assert np.abs(np.array([shades(sample.image) for sample in samples]) - [10, 20, 30, 40]).max() <= 2
 
 
 def found(source: WebDatasetSource) -> list[tuple[int, int | None]]:
     """Shade and class of every sample."""
     records = [source.read(reference) for reference in source.references()]
-    return [(shades(record.image), record.label) for record in records]
+    return [(shades(record.image), record.class_index) for record in records]
 
 
 def counts(source: WebDatasetSource) -> dict[str, int]:
@@ -302,10 +302,10 @@ def test_compressed_archives_are_read(folder: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tar.bz2", ".tar.xz"])
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_compressed_archive_cut_short_is_named(folder: Path, ending: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
+def test_a_compressed_archive_cut_short_is_named(folder: Path, ending: str, fraction: float) -> None:
     content = COMPRESSIONS[ending]((folder / "photos-000000.tar").read_bytes())
-    (folder / f"z{ending}").write_bytes(content[: int(len(content) * share)])
+    (folder / f"z{ending}").write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(DataError, match=rf"cut short(.|\n)*z\{ending}") as caught:
         list(WebDatasetSource(folder).references())
     assert machine_fault(caught.value) is None
@@ -412,11 +412,11 @@ def test_photos_beside_the_first_one_are_counted_and_named(tmp_path: Path) -> No
     assert passed.first == [f"s.tar/{name}00.02.jpg", f"s.tar/{name}15.33.jpg"]
 
 
-@pytest.mark.parametrize(("text", "label"), [(b"0", 0), (b" 12\r\n", 12), (b"-1", None), (b"-1\n", None), (b"007", 7)])
-def test_a_class_is_an_integer_and_minus_one_is_none(tmp_path: Path, text: bytes, label: int | None) -> None:
+@pytest.mark.parametrize(("text", "number"), [(b"0", 0), (b" 12\r\n", 12), (b"-1", None), (b"-1\n", None), (b"007", 7)])
+def test_a_class_is_an_integer_and_minus_one_is_none(tmp_path: Path, text: bytes, number: int | None) -> None:
     path = write_members(tmp_path / "s.tar", ("a.jpg", image(10)), ("a.cls", text), ("a.cls.txt", b"5"))
     source = WebDatasetSource(path)
-    assert found(source) == [(10, label)]
+    assert found(source) == [(10, number)]
     assert counts(source) == {"members ending in .txt": 1}
 
 

@@ -88,8 +88,8 @@ def _overlap(a: tuple[int, ...], b: tuple[int, ...], size: tuple[int, int]) -> f
 def test_regions_are_squares_inside_the_photo_that_overlap_little(
     width: int, height: int, seed: int, smallest: float
 ) -> None:
-    boxes = sample_photos.draw_regions(width, height, 3, random.Random(seed), smallest_share=smallest)
-    assert boxes == sample_photos.draw_regions(width, height, 3, random.Random(seed), smallest_share=smallest)
+    boxes = sample_photos.draw_regions(width, height, 3, random.Random(seed), smallest_fraction=smallest)
+    assert boxes == sample_photos.draw_regions(width, height, 3, random.Random(seed), smallest_fraction=smallest)
     short = min(width, height)
     for left, top, right, bottom in boxes:
         assert right - left == bottom - top
@@ -106,7 +106,7 @@ def test_regions_are_squares_inside_the_photo_that_overlap_little(
 
 def test_regions_reach_every_side_of_the_photo() -> None:
     boxes = np.array(
-        [sample_photos.draw_regions(600, 400, 1, random.Random(s), smallest_share=0.3)[0] for s in range(1500)]
+        [sample_photos.draw_regions(600, 400, 1, random.Random(s), smallest_fraction=0.3)[0] for s in range(1500)]
     )
     assert boxes.min(axis=0)[:2].tolist() == [0, 0]
     assert boxes.max(axis=0)[2:].tolist() == [600, 400]
@@ -130,11 +130,11 @@ def test_only_textured_regions_are_taken() -> None:
         600,
         3,
         random.Random(0),
-        smallest_share=0.3,
+        smallest_fraction=0.3,
         accept=lambda box: sample_photos.is_textured(sample_photos.crop(image, box)),
     )
-    noisy_share = [(right - max(left, 450)) / (right - left) for left, _, right, _ in boxes]
-    assert min(noisy_share) > 0.45
+    noisy_fraction = [(right - max(left, 450)) / (right - left) for left, _, right, _ in boxes]
+    assert min(noisy_fraction) > 0.45
     gradient = np.broadcast_to(np.arange(256, dtype=np.uint8), (256, 256))
     assert not sample_photos.is_textured(Image.fromarray(np.ascontiguousarray(gradient)))
 
@@ -142,7 +142,7 @@ def test_only_textured_regions_are_taken() -> None:
 def test_a_photo_without_room_or_texture_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_photos, "TRIES", 50)
     with pytest.raises(DataError, match="too small"):
-        sample_photos.draw_regions(640, 300, 3, random.Random(0), smallest_share=0.3)
+        sample_photos.draw_regions(640, 300, 3, random.Random(0), smallest_fraction=0.3)
     flat = tmp_path / "flat.png"
     Image.new("RGB", (320, 320), "skyblue").save(flat)
     with pytest.raises(DataError, match=rf"too few textured regions\n  where: {PHOTOS[0].number:03d}"):

@@ -85,9 +85,9 @@ def test_half_of_the_maps_are_exchanged_with_slots_drawn_evenly() -> None:
             written[slot] += a != b
     draws = steps * count
     assert abs(exchanged - draws / 2) < 5 * math.sqrt(draws / 4)
-    share = 1 - (1 - 0.5 / size) ** count  # of steps that write a given slot
+    fraction = 1 - (1 - 0.5 / size) ** count  # of steps that write a given slot
     for writes in written:
-        assert abs(writes - steps * share) < 5 * math.sqrt(steps * share * (1 - share))
+        assert abs(writes - steps * fraction) < 5 * math.sqrt(steps * fraction * (1 - fraction))
 
 
 def test_the_published_pool_of_128_for_batches_of_224_hands_on_mostly_this_steps_maps() -> None:

@@ -336,7 +336,7 @@ def test_something_of_another_kind_in_a_run_is_named(
     assert stop.value.code == 3
     told = capsys.readouterr().err
     assert f"where: {run / name}" in told
-    assert "do: " in told
+    assert "hint: " in told
 
 
 def test_checkpoints_without_their_settings_are_told(finished: Path, tmp_path: Path) -> None:
