@@ -16,7 +16,7 @@ from pathlib import Path
 from conditions import write_result
 
 from fastssl.errors import UsageError
-from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
+from fastssl.evaluate import DomainAccuracy, Evaluation, Neighbours, Tasks, evaluate
 from fastssl.methods import load_config, read_config
 from fastssl.train import start_run
 
@@ -56,11 +56,12 @@ def train_and_measure(preset: str, settings: list[str], run: Path) -> dict[str, 
         start_run(config, run, lambda done, total=None, words="": print(f"{run.name} {done}/{total} {words}"))
     elif read_config(run / "config.yaml") != config:
         raise UsageError("a run with other settings is there", where=run, hint="give another --runs")
-    return {
-        "domain": evaluate_domain(run, SAMPLE / "render_val", SAMPLE / "real_val"),
-        "neighbours": evaluate_neighbours(run, SAMPLE / "retrieval"),
-        "tasks": evaluate_tasks(run, SAMPLE / "render_val"),
-    }
+    evaluations: list[Evaluation] = [
+        DomainAccuracy(synthetic=SAMPLE / "render_val", real=SAMPLE / "real_val"),
+        Neighbours(real=SAMPLE / "retrieval"),
+        Tasks(synthetic=SAMPLE / "render_val"),
+    ]
+    return {evaluation.name: evaluate(evaluation, run).section() for evaluation in evaluations}
 
 
 def table(results: dict[str, list[dict[str, object]]]) -> str:

@@ -7,16 +7,18 @@ time is made inside the command that needs it, so that `fastssl --help` answers 
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -29,6 +31,7 @@ from fastssl.faults import machine_error, machine_fault, machine_faults_named, m
 from fastssl.telemetry import log_to_stderr, progress_bar
 
 if TYPE_CHECKING:
+    from fastssl.evaluate import Evaluation
     from fastssl.shards import Manifest, PackChoices, PassedOver
 
 log = logging.getLogger("fastssl")
@@ -96,8 +99,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-evaluations = typer.Typer(no_args_is_help=True, help="Measure a run on held-out shards.")
-app.add_typer(evaluations, name="eval")
+
+
+class _Evaluations(TyperGroup):
+    """The commands of `eval`, one for each evaluation; only there it is worth the time to load them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self._commands())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self._commands().get(cmd_name)
+
+    @cache  # noqa: B019 - there is one group
+    def _commands(self) -> Mapping[str, Any]:
+        from fastssl.evaluate import EVALUATIONS
+
+        commands = typer.Typer()
+        for name, evaluation in EVALUATIONS.items():
+            commands.command(name, help=inspect.getdoc(evaluation))(_evaluation_command(evaluation))
+        return typer.main.get_group(commands).commands
+
+
+app.add_typer(
+    typer.Typer(cls=_Evaluations, no_args_is_help=True, help="Measure a run on held-out shards."), name="eval"
+)
 benchmarks = typer.Typer(no_args_is_help=True, help="Measure what limits this machine, in numbers and in words.")
 app.add_typer(benchmarks, name="bench")
 
@@ -122,10 +147,9 @@ Dataset = Annotated[
     str, typer.Argument(parser=_home, help="Packed dataset: a folder, or an address as s3://bucket/rooms.")
 ]
 Run = Annotated[Path, typer.Argument(parser=_path, help="Run folder, the --out of a training.")]
-Synthetic = Annotated[
-    str, typer.Option(parser=_home, help="Packed dataset of held-out rendered images: a folder or an address.")
+Beside = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=RUN", help="Another run to measure beside it; may be repeated.")
 ]
-Real = Annotated[str, typer.Option(parser=_home, help="Packed dataset of held-out photos: a folder or an address.")]
 
 
 def main() -> None:
@@ -415,36 +439,47 @@ def _training_settings(
     return {"data": data | ({"paranoid": True} if paranoid else {}), "train": {"amp": True} if amp else {}}
 
 
-@evaluations.command("tasks")
-def eval_tasks(run: Run, synthetic: Synthetic) -> None:
-    """Depth, normals and contours on held-out renders, beside a constant and the untrained network."""
-    from fastssl.evaluate import evaluate_tasks
+def _evaluation_command(evaluation: type[Evaluation]) -> Callable[..., None]:
+    """The command of an evaluation: a run, an option for each of its fields, and what all evaluations have."""
+    from fastssl.evaluate import evaluate, table
 
-    _print_json(evaluate_tasks(run, synthetic))
+    def command(run: Path, *, beside: list[str] | None, as_json: bool, **fields: Any) -> None:
+        measured = evaluate(evaluation(**fields), run, _named_runs(beside or []))
+        _print_json(measured.section()) if as_json else _print(table(measured.rows))
+
+    hints = get_type_hints(evaluation, include_extras=True)
+    own = [_option(field.name, hints[field.name], field.default) for field in fields(cast(Any, evaluation))]
+    first, *common = inspect.signature(_common_options, eval_str=True).parameters.values()
+    command.__signature__ = inspect.Signature([first, *own, *common])  # type: ignore[attr-defined]
+    return command
 
 
-@evaluations.command("domain")
-def eval_domain(run: Run, synthetic: Synthetic, real: Real) -> None:
-    """How well a linear classifier tells synthetic from real by the adapted layer's features."""
-    from fastssl.evaluate import evaluate_domain
-
-    _print_json(evaluate_domain(run, synthetic, real))
+def _common_options(run: Run, *, beside: Beside = None, as_json: AsJson = False) -> None:
+    """The signature that the commands of all evaluations have."""
 
 
-@evaluations.command("neighbours")
-def eval_neighbours(
-    run: Run,
-    real: Annotated[
-        str, typer.Option(parser=_home, help="Packed photos with classes: crops of one photograph share one.")
-    ],
-    not_adapted: Annotated[
-        Path | None, typer.Option(parser=_path, metavar="PATH", help="Run trained without adaptation, to compare with.")
-    ] = None,
-) -> None:
-    """Whether the nearest neighbours of a crop come from the same photograph."""
-    from fastssl.evaluate import evaluate_neighbours
+def _option(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    """An option for a field; one of a dataset takes a folder or an address."""
+    from fastssl.evaluate import Dataset
 
-    _print_json(evaluate_neighbours(run, real, not_adapted))
+    kind, words = get_args(annotation)
+    if kind in (Dataset, Dataset | None):
+        annotated: Any = Annotated[str if kind is Dataset else str | None, typer.Option(parser=_home, help=words)]
+    else:
+        annotated = Annotated[kind, typer.Option(help=words)]
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
+
+
+def _named_runs(texts: Sequence[str]) -> dict[str, Path]:
+    """The runs of `--beside`, each as NAME=RUN."""
+    runs = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or name in runs:
+            raise UsageError("a run cannot be read", where="--beside", seen=text, expected="NAME=RUN, each name once")
+        runs[name] = _path(path)
+    return runs
 
 
 @app.command()

@@ -518,7 +518,7 @@ def _domain(run: _Run) -> str:
 
 
 def _layer(values: Mapping[str, Any]) -> str:
-    return html.escape(str(values.get("layer", "compared")))
+    return html.escape(str(values.get("conditions", {}).get("layer", "compared")))
 
 
 def _progress(run: _Run) -> str:

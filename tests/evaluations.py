@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_run import make_run
 
-from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks, subject
+from fastssl.evaluate import DomainAccuracy, Evaluation, Neighbours, Tasks, evaluate, subject
 
 TASKS = 0.02
 """Largest difference of a task's measure, relative, or absolute where it is small: decoders round differently."""
@@ -28,9 +28,9 @@ def assert_numbers_of_the_cpu(
         monkeypatch.setattr(subject, "run_device", lambda where=where: where)
         found.append(
             {
-                "tasks": dict(numbers(evaluate_tasks(run, synthetic))),
-                "domain": dict(numbers(evaluate_domain(run, synthetic, real))),
-                "neighbours": dict(numbers(evaluate_neighbours(run, real))),
+                "tasks": dict(numbers(measured(Tasks(synthetic=synthetic), run))),
+                "domain": dict(numbers(measured(DomainAccuracy(synthetic=synthetic, real=real), run))),
+                "neighbours": dict(numbers(measured(Neighbours(real=real), run))),
             }
         )
     expected, got = found
@@ -38,6 +38,11 @@ def assert_numbers_of_the_cpu(
     for name, change in ONE_IMAGE.items():
         assert got[name] == pytest.approx(expected[name], abs=change)
     assert all(len(values) >= 2 for values in got.values())
+
+
+def measured(evaluation: Evaluation, run: Path, **beside: Path) -> dict[str, Any]:
+    """An evaluation's section."""
+    return evaluate(evaluation, run, beside).section()
 
 
 def numbers(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, float]]:

@@ -16,19 +16,22 @@ from fastssl.train.checkpoint import write_checkpoint
 SMALL = ["train.seed=7", "data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
 
 
-def make_run(folder: Path, synthetic: Path | str, real: Path | str | None, *overrides: str) -> Path:
+def make_run(
+    folder: Path, synthetic: Path | str | None, real: Path | str | None, *overrides: str, method: str = "cross_domain"
+) -> Path:
     """A run as training leaves it, of networks as they are drawn."""
-    data = [f"data.synthetic={synthetic}", *([f"data.real={real}"] if real else [])]
-    config = load_config("tiny", overrides=[*SMALL, *data, *overrides])
+    data = [f"data.{name}={path}" for name, path in (("synthetic", synthetic), ("real", real)) if path]
+    small = SMALL if method == "cross_domain" else SMALL[:-1]
+    config = load_config("tiny", method=method, overrides=[*small, *data, *overrides])
     folder.mkdir()
     write_config(config, folder / "config.yaml")
     context = StepContext(config.train, torch.device("cpu"))
-    method = find_method(config.method)(config, context)
-    state = {**method.state_dict(), "context": context.state_dict()}
-    adapted = config.model.adapted_layer != "none"
+    method_of_run = find_method(config.method)(config, context)
+    state = {**method_of_run.state_dict(), "context": context.state_dict()}
+    read = {request.name for request in find_method(method).domains(config)}
     fingerprints = {
-        "synthetic": open_mixture(config.data.synthetic).fingerprint,
-        "real": open_mixture(config.data.real).fingerprint if adapted else "",
+        name: open_mixture(config.data.datasets(name)).fingerprint if name in read else ""
+        for name in ("synthetic", "real")
     }
     write_checkpoint(folder, 3, config, state, fingerprints)
     return folder

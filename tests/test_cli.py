@@ -344,16 +344,21 @@ def test_from_training_to_report(
     not_adapted = ["--set", "model.adapted_layer=none"]
     assert fastssl("train", *data, "--out", other, *SMALL, "--set", "train.steps=3", *not_adapted)[0] == 0
 
-    code, out, _ = fastssl("eval", "tasks", run, "--synthetic", coded_synthetic)
+    code, out, _ = fastssl("eval", "tasks", run, "--synthetic", coded_synthetic, "--json")
     assert code == 0
-    assert set(json.loads(out)) == {"depth", "normal", "edge"}
+    assert set(json.loads(out)) == {"depth", "normal", "edge", "conditions"}
     for name in (run, other):
-        code, out, _ = fastssl("eval", "domain", name, *data)
+        code, out, _ = fastssl("eval", "domain", name, *data, "--json")
         assert code == 0
         assert 0 <= json.loads(out)["accuracy"]["trained"] <= 1
-    code, out, _ = fastssl("eval", "neighbours", run, "--real", coded_real, "--not-adapted", other)
+    code, out, _ = fastssl("eval", "neighbours", run, "--real", coded_real, "--beside", f"plain={other}")
     assert code == 0
-    assert set(json.loads(out)["precision_at_1"]) == {"trained", "untrained", "not_adapted"}
+    head, *lines = out.splitlines()
+    assert head.split() == ["trained", "plain", "untrained"]
+    assert [line.split("  ")[0] for line in lines] == [
+        "Precision at 1 (higher is better)",
+        "Precision at 5 (higher is better)",
+    ]
     assert fastssl("report", run)[0] == 0
 
     summary = json.loads((run / "summary.json").read_text())

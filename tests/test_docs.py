@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 
 import pytest
 import yaml
+from made_run import make_run
 
 from fastssl import __version__
 from fastssl.methods.cross_domain import CrossDomainConfig as Config
@@ -98,13 +99,7 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_new_layout_packs(tmp_path: Path) -> None:
     """The code of the page, as one script in an empty folder."""
-    text = (ROOT / "docs" / "add_a_layout.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    script = tmp_path / "new_layout.py"
-    script.write_text("\n".join(blocks), encoding="utf-8")
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    count, *lines = done.stdout.splitlines()
+    count, *lines = run_page("add_a_layout.md", tmp_path).splitlines()
     assert count == "2 samples"
     assert len(lines) == 2
     for line in lines:
@@ -112,6 +107,28 @@ def test_the_new_layout_packs(tmp_path: Path) -> None:
         assert int(line.split()[-2].removesuffix("%")) > 90
     manifest = json.loads((tmp_path / "tiny_packed" / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["layout"], manifest["quarantined"]) == ("tiny", 0)
+
+
+def test_the_new_evaluation_measures(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    make_run(tmp_path / "run", coded_synthetic, coded_real)
+    (tmp_path / "photos").symlink_to(coded_real)
+    head, line = run_page("add_an_evaluation.md", tmp_path).splitlines()
+    assert head.split() == ["trained", "untrained"]
+    assert line.startswith("Effective rank (higher is better)")
+    section = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["rank"]
+    assert section["conditions"]["images"] == 9
+    # Nine vectors of 3 to 26 channels.
+    assert 1 < section["effective"]["trained"] <= 9
+
+
+def run_page(name: str, folder: Path) -> str:
+    """What the code of a page prints, run as one script in a folder."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    script = folder / "page.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_version_is_one_everywhere() -> None:

@@ -53,9 +53,9 @@ _SUMMARY: dict[str, Any] = {
             "recall": {"trained": 0.7048, "untrained": 0.4633, "constant": 1.0},
         },
     },
-    "domain": {"layer": "conv4", "accuracy": {"trained": 0.4713, "untrained": 0.4083}},
+    "domain": {"conditions": {"layer": "conv4"}, "accuracy": {"trained": 0.4713, "untrained": 0.4083}},
     "neighbours": {
-        "layer": "conv4",
+        "conditions": {"layer": "conv4"},
         "precision_at_1": {"trained": 0.5833, "untrained": 0.3917, "not_adapted": 0.6021},
         "precision_at_5": {"trained": 0.4517, "untrained": 0.2917, "not_adapted": 0.4183},
     },
@@ -194,7 +194,7 @@ def run(tmp_path: Path) -> Path:
 def test_every_number_of_the_summary_stands_in_its_row_and_column(run: Path) -> None:
     rows = Page(write_report(run)).rows()
     sections = [*_SUMMARY["tasks"].values(), _SUMMARY["domain"], _SUMMARY["neighbours"]]
-    metrics = {name: values for section in sections for name, values in section.items() if name != "layer"}
+    metrics = {name: values for section in sections for name, values in section.items() if name != "conditions"}
     assert metrics.keys() == _SHOWN.keys()
     for metric, values in metrics.items():
         name, digits, factor = _SHOWN[metric]
@@ -379,7 +379,7 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
 
 def test_text_of_the_run_stays_text(tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)> & \"$name'"
-    summary = _SUMMARY | {"limited_by": evil, "domain": {"layer": evil, "accuracy": {"trained": 0.5}}}
+    summary = _SUMMARY | {"limited_by": evil, "domain": {"conditions": {"layer": evil}, "accuracy": {"trained": 0.5}}}
     overrides = [f"data.synthetic={json.dumps(evil)}", f"data.real={json.dumps(evil)}"]
     page = Page(write_report(_write_run(tmp_path / evil, summary=summary, overrides=overrides)))
     assert page.root.all("h1")[0].text == evil
@@ -561,7 +561,8 @@ def test_the_table_is_aligned_and_fits_100_columns(tmp_path: Path) -> None:
 
 def test_the_table_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
     assert summary_table(_write_run(tmp_path)) == ""
-    _write_run(tmp_path, summary={"domain": {"layer": "fc6", "accuracy": {"trained": 0.5, "untrained": 1}}})
+    domain = {"conditions": {"layer": "fc6"}, "accuracy": {"trained": 0.5, "untrained": 1}}
+    _write_run(tmp_path, summary={"domain": domain})
     assert _cells(summary_table(tmp_path)) == {
         "": ["trained", "untrained"],
         "Domain accuracy (nearest to 0.5 is best)": ["0.500", "1.000"],

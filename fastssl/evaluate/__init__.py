@@ -1,7 +1,66 @@
-"""Measurements of a run on data it has not seen, one file per protocol."""
+"""Measurements of features on images that they were not learnt from, one file per evaluation."""
 
-from fastssl.evaluate.domain import evaluate_domain
-from fastssl.evaluate.neighbours import evaluate_neighbours
-from fastssl.evaluate.tasks import evaluate_tasks
+from __future__ import annotations
 
-__all__ = ["evaluate_domain", "evaluate_neighbours", "evaluate_tasks"]
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastssl.errors import UsageError
+from fastssl.evaluate.domain import DomainAccuracy
+from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
+from fastssl.evaluate.neighbours import Neighbours
+from fastssl.evaluate.results import keep_results
+from fastssl.evaluate.subject import Subject, run_subject
+from fastssl.evaluate.table import table
+from fastssl.evaluate.tasks import Tasks
+
+_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours)
+EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
+"""All evaluations by their names, in the order of a report."""
+
+_TAKEN = ("trained", "untrained", "constant")
+
+__all__ = [
+    "EVALUATIONS",
+    "Dataset",
+    "DomainAccuracy",
+    "Evaluation",
+    "Measured",
+    "Metric",
+    "Neighbours",
+    "Row",
+    "Sheet",
+    "Subject",
+    "Tasks",
+    "evaluate",
+    "run_subject",
+    "table",
+]
+
+
+def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | None = None) -> Measured:
+    """Measure a run, and keep what was found in its folder.
+
+    The numbers become the section of `summary.json` that has the evaluation's name, and replace an older one; pictures
+    go into `samples/`.
+
+    Args:
+        evaluation: such as ``Tasks(synthetic="rooms/val")``.
+        run: the run folder.
+        beside: other runs that are measured in the same way, by the name of their column.
+
+    Raises:
+        DataError: one of the folders is no run, or a dataset cannot be used; see the evaluation.
+        UsageError: a name in `beside` is taken or is none, or the evaluation cannot measure these runs.
+    """
+    for name in beside or {}:
+        if name in _TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
+            raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)
+    subject = run_subject(run)
+    if lack := evaluation.lack(subject.config):
+        raise UsageError(lack.rstrip("."), where=run, seen=f"method {subject.config.method}")
+    measured = evaluation(subject, [run_subject(other, name) for name, other in (beside or {}).items()])
+    keep_results(run, {evaluation.name: measured.section()}, measured.pictures)
+    return measured

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from os import PathLike
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastssl.addresses import masked
+from fastssl.config import Config
 from fastssl.errors import DataError
+from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import pooled_features
-from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import Subject, run_subject
+from fastssl.evaluate.subject import Subject
 from fastssl.loader import Domain
+from fastssl.shards import DomainName
 
 log = logging.getLogger(__name__)
 
@@ -24,31 +28,67 @@ _FEW = 20
 """Images of a domain below which its accuracy says little."""
 
 
-def evaluate_domain(run: Path, synthetic: str | PathLike[str], real: str | PathLike[str]) -> dict[str, object]:
-    """Fit a logistic classifier on the training images' features and score it on held-out ones.
+@dataclass(frozen=True, kw_only=True)
+class DomainAccuracy:
+    """How well a linear classifier tells synthetic from real by the compared layer's features."""
 
-    Writes `domain.accuracy.{trained,untrained}` into the run's summary: the mean of both domains' accuracies.
+    name: ClassVar[str] = "domain"
+    title: ClassVar[str] = "Telling rendered from real"
+    note: ClassVar[str] = (
+        "A linear classifier is fitted on features of the training images to tell rendered images from photos. Its "
+        "accuracy on held-out images is the mean of the accuracies of both. Chance is 0.5: there the features no "
+        "longer show where an image comes from, which is what adaptation aims at. At 1 they always do."
+    )
+    sheet: ClassVar[Sheet | None] = None
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            path=("accuracy",),
+            name="Accuracy of a linear domain classifier",
+            key="Domain accuracy",
+            better="near 0.5",
+        ),
+    )
 
-    Args:
-        run: the run folder; its settings name the training datasets.
-        synthetic: packed held-out renders, a folder or an address.
-        real: packed held-out photos, a folder or an address.
+    synthetic: Annotated[Dataset, "Packed dataset of held-out rendered images: a folder or an address."]
+    real: Annotated[Dataset, "Packed dataset of held-out photos: a folder or an address."]
+    fit_synthetic: Annotated[Dataset | None, "Rendered images to fit the classifier on; the run's if not given."] = None
+    fit_real: Annotated[Dataset | None, "Photos to fit the classifier on; the run's if not given."] = None
 
-    Raises:
-        DataError: a dataset is missing or of the wrong domain, or the training data are not those of the run.
-        UsageError: the run has no real dataset to fit the classifier on.
-    """
-    trained = run_subject(run)
-    held_out = [trained.domain("synthetic", synthetic), trained.domain("real", real)]
-    fit = [trained.training_domain("synthetic"), trained.training_domain("real")]
-    _warn_of_little_data(held_out, fit)
-    accuracy = {
-        subject.name: domain_accuracy(_two_domains(subject, fit), _two_domains(subject, held_out))
-        for subject in (trained, trained.untrained())
-    }
-    values: dict[str, object] = {"layer": trained.layer, "accuracy": accuracy}
-    keep_results(run, {"domain": values})
-    return values
+    @staticmethod
+    def lack(config: Config) -> str:
+        """Nothing: any features have a domain to tell."""
+        return ""
+
+    def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:
+        """Fit a logistic classifier on the training images' pooled features, and score it on held-out ones.
+
+        Raises:
+            DataError: a dataset is missing or of the wrong domain, or the training data are not those of the run.
+            UsageError: the run names no dataset of a domain, and none is given to fit the classifier on.
+        """
+        held_out = [subject.domain("synthetic", self.synthetic), subject.domain("real", self.real)]
+        fit = self._fitted_on(subject)
+        _warn_of_little_data(held_out, fit)
+        accuracy = {
+            one.name: domain_accuracy(_two_domains(one, fit), _two_domains(one, held_out))
+            for one in [subject, *beside, *subject.baselines()]
+        }
+        (metric,) = self.metrics
+        conditions = {
+            "layer": subject.layer,
+            "synthetic": masked(str(self.synthetic)),
+            "real": masked(str(self.real)),
+            "images": sum(len(domain.samples) for domain in held_out),
+            "fitted_on": sum(len(domain.samples) for domain in fit),
+        }
+        return Measured(rows=[Row(metric, accuracy)], conditions=conditions)
+
+    def _fitted_on(self, subject: Subject) -> list[Domain]:
+        given: dict[DomainName, Dataset | None] = {"synthetic": self.fit_synthetic, "real": self.fit_real}
+        return [
+            subject.training_domain(name) if dataset is None else subject.domain(name, dataset)
+            for name, dataset in given.items()
+        ]
 
 
 def _warn_of_little_data(held_out: list[Domain], fit: list[Domain]) -> None:
@@ -58,7 +98,7 @@ def _warn_of_little_data(held_out: list[Domain], fit: list[Domain]) -> None:
             log.warning("%s has %d images, so one of them decides 1/%d of its domain's accuracy",
                         images.path, len(images), len(images))  # fmt: skip
         if domain.fingerprint == seen.fingerprint:
-            log.warning("%s is what the run was trained on, and not held out", images.path)
+            log.warning("%s is what the classifier is fitted on, and not held out", images.path)
 
 
 def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
@@ -108,6 +148,6 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _two_domains(subject: Subject, domains: list[Domain]) -> tuple[Tensor, Tensor]:
-    parts = [pooled_features(subject, images) for images in domains]
+    parts = [pooled_features(subject, subject.sees(images)) for images in domains]
     numbers = [torch.full((len(part),), number) for number, part in enumerate(parts)]
     return torch.cat(parts), torch.cat(numbers)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from os import PathLike
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from fastssl.addresses import masked
+from fastssl.config import Config
 from fastssl.errors import DataError
+from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import pooled_features
-from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import Subject, run_subject
-from fastssl.loader import open_domain
+from fastssl.evaluate.subject import Subject
 from fastssl.pictures import Picture, framed, grid
 from fastssl.shards import ShardSet, decode_sample
 
@@ -27,48 +29,63 @@ _DEPTHS = (1, 5)
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS, _SHOWN_PX = 8, 4, 96
 
 
-def evaluate_neighbours(run: Path, real: str | PathLike[str], not_adapted: Path | None = None) -> dict[str, object]:
-    """Leave-one-out retrieval by the cosine of the compared layer's pooled features.
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Whether the nearest neighbours of a crop come from the same photograph.
 
-    The layer, distance and database are our choice: no source names the authors' (docs/reproduction.md, section 1.5). A
-    precision at k needs k neighbours: with fewer photos than k + 1 it is None, and a warning says so.
-
-    Writes `neighbours.{precision_at_1,precision_at_5}.{trained,untrained[,not_adapted]}` into the run's summary and
-    `samples/neighbours.png`.
-
-    Args:
-        run: the run folder.
-        real: packed photos with classes, a folder or an address; crops of one photograph share a class.
-        not_adapted: a run trained without adaptation, to compare with.
-
-    Raises:
-        DataError: the photos have no classes, are rendered, or there is only one; or the training data are not those
-            of the run.
+    Leave-one-out retrieval by the cosine of the compared layer's pooled features. Layer, distance and database are our
+    choice: no source names the authors' (docs/reproduction.md, section 1.5).
     """
-    trained = run_subject(run)
-    subjects: list[Subject] = [trained]
-    if not_adapted is not None:
-        subjects.append(run_subject(not_adapted, "not_adapted"))
-    shards = open_photos(real)
-    classes = _classes(shards)
-    subjects.append(trained.untrained())
-    order = {subject.name: neighbours(pooled_features(subject, subject.domain("real", real))) for subject in subjects}
-    precision = {
-        f"precision_at_{k}": {name: precision_at(k, found, classes) for name, found in order.items()} for k in _DEPTHS
-    }
-    values: dict[str, object] = {"layer": trained.layer, **precision}
-    keep_results(run, {"neighbours": values}, {"neighbours.png": _draw(shards, order, classes)})
-    return values
 
+    name: ClassVar[str] = "neighbours"
+    title: ClassVar[str] = "Nearest neighbours"
+    note: ClassVar[str] = (
+        "Every held-out crop looks for its nearest neighbours among all others. A neighbour is right if it comes from "
+        "the same photograph. Precision at k is the fraction of right ones among the first k."
+    )
+    sheet: ClassVar[Sheet | None] = Sheet(
+        "neighbours.png",
+        "Query crops in rows, each with its nearest neighbours by every network; right ones have a green frame",
+        "Queries and their nearest neighbours by the features of every network, nearest first. A green frame marks a "
+        "crop of the same photograph.",
+    )
+    metrics: ClassVar[tuple[Metric, ...]] = tuple(
+        Metric(
+            path=(f"precision_at_{k}",), name=f"Precision at {k}", key=f"Neighbours, precision at {k}", better="higher"
+        )
+        for k in _DEPTHS
+    )
 
-def open_photos(real: str | PathLike[str]) -> ShardSet:
-    """One packed dataset of photos.
+    real: Annotated[Dataset, "Packed photos with classes, a folder or an address; crops of one photograph share one."]
 
-    Raises:
-        DataError: it is missing, damaged, or of rendered images.
-    """
-    (shards,) = open_domain(real, "real").datasets
-    return shards
+    @staticmethod
+    def lack(config: Config) -> str:
+        """Nothing: any features have neighbours."""
+        return ""
+
+    def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:
+        """Measure the precision, and draw some queries.
+
+        A precision at k needs k neighbours: with fewer photos than k + 1 it is None, and a warning says so.
+
+        Raises:
+            DataError: the photos have no classes, are rendered, or there is only one; or the training data are not
+                those of the run.
+        """
+        images = subject.domain("real", self.real)
+        (photos,) = images.samples.datasets
+        classes = _classes(photos)
+        order = {
+            one.name: neighbours(pooled_features(one, one.sees(images)))
+            for one in [subject, *beside, *subject.baselines()]
+        }
+        rows = [
+            Row(metric, {name: precision_at(k, found, classes) for name, found in order.items()})
+            for metric, k in zip(self.metrics, _DEPTHS, strict=True)
+        ]
+        conditions = {"layer": subject.layer, "real": masked(str(self.real)), "images": len(photos)}
+        picture = _draw(photos, order, classes)
+        return Measured(rows=rows, conditions=conditions, pictures={"neighbours.png": picture})
 
 
 def _classes(shards: ShardSet) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastssl.backbones import Backbone
 from fastssl.batch import Target, Task
 from fastssl.config import Config
 from fastssl.errors import DataError, UsageError
-from fastssl.loader import Batches, Domain, LoaderOptions, evaluation_domain
+from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, evaluation_domain
 from fastssl.methods import Dense, Method, StepContext, find_method
 from fastssl.shards import DomainName
 from fastssl.train import check_data, load_trained, run_device
@@ -47,6 +47,28 @@ class Subject:
     def domain(self, name: DomainName, dataset: str | PathLike[str], targets: Collection[Target] = ()) -> Domain:
         """A dataset as the backbone sees it; raises as `fastssl.loader.evaluation_domain`."""
         return evaluation_domain(name, dataset, self.config, targets)
+
+    def sees(self, domain: Domain) -> Domain:
+        """The images of a domain as the backbone sees them, whoever opened them.
+
+        Raises:
+            DataError: they are smaller than its input.
+        """
+        seen = replace(domain, config=self.config)
+        check_input_size(seen, DataError, "pack them larger")
+        return seen
+
+    def baselines(self) -> Sequence[Subject]:
+        """What it is compared with whenever it is measured; nothing unless it was trained here."""
+        return ()
+
+    def training_domain(self, name: DomainName, targets: Collection[Target] = ()) -> Domain:
+        """The datasets of a domain that it was trained on.
+
+        Raises:
+            UsageError: it is no run.
+        """
+        raise UsageError("only a run knows its training data", where=self.name, seen="a subject that is no run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +110,10 @@ class RunSubject(Subject):
                 "the run %s read no %s data; the evaluation takes %s as it is", self.run, name, domain.samples.path
             )
         return domain
+
+    def baselines(self) -> Sequence[Subject]:
+        """The networks as the run started."""
+        return (self.untrained(),)
 
     def untrained(self) -> Subject:
         """The networks as the run started, in evaluation mode.

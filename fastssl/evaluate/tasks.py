@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from fastssl.addresses import masked
 from fastssl.batch import PLANES, Batch, Task
+from fastssl.config import Config
 from fastssl.errors import DataError, UsageError
+from fastssl.evaluate.evaluation import Better, Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
-from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import every_sample, run_subject
+from fastssl.evaluate.subject import Subject, every_sample
 from fastssl.loader import Domain
+from fastssl.methods import find_method
 from fastssl.pictures import prediction_sheet
 
 log = logging.getLogger(__name__)
@@ -29,65 +32,129 @@ Predictor = Callable[[Batch], dict[str, Tensor]]
 """A batch to depth (m), normal (unit) and edge (probability), the shapes of the batch's planes."""
 
 
-Results = dict[Task, dict[str, dict[str, float | None]]]
-"""Values by task, metric and predictor; None where a metric has none."""
+_GROUPS: dict[Task, str] = {"depth": "Depth", "normal": "Surface normals", "edge": "Object contours"}
 
 
-def evaluate_tasks(run: Path, synthetic: str | PathLike[str]) -> Results:
-    """Measure the tasks of a run on a held-out synthetic dataset.
+def _metric(
+    task: Task, name: str, words: str, key: str = "", *, unit: str = "", better: Better = "", digits: int | None = None
+) -> Metric:
+    digits = digits or (1 if unit == "degrees" else 3)
+    return Metric(path=(task, name), name=words, group=_GROUPS[task], key=key, unit=unit, better=better, digits=digits)
 
-    Writes `tasks.TASK.METRIC.{trained,untrained,constant}` into the run's summary and `samples/tasks.png`. A metric
-    that has no value, as that of depth where no depth is known, is None, and a warning says why.
 
-    Args:
-        run: the run folder.
-        synthetic: packed dataset with labels that the run was not trained on, a folder or an address.
+def _fraction(task: Task, name: str, words: str) -> Metric:
+    return Metric(
+        path=(task, name),
+        name=words,
+        group=_GROUPS[task],
+        unit="% of pixels",
+        better="higher",
+        digits=1,
+        factor=100,
+    )
 
-    Raises:
-        DataError: no run there, a dataset without labels or of photos, none that any task could be measured on, or the
-            training data are not those of the run.
-    """
-    trained = run_subject(run)
-    if trained.predict is None:
-        raise UsageError("the run learnt none of these tasks", where=run, seen=f"method {trained.config.method}")
-    images = trained.domain("synthetic", synthetic, PLANES)
-    untrained = trained.untrained()
-    assert untrained.predict is not None  # of the same method
-    predictors = {
-        "trained": _of_images(trained.predict),
-        "untrained": _of_images(untrained.predict),
-        "constant": fit_constant(every_sample(trained.training_domain("synthetic", PLANES))),
-    }
-    metrics = {name: measure(predictor, images, trained.tasks) for name, predictor in predictors.items()}
-    _say_what_lacks(metrics, images)
-    results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}
-    tasks: Results = {
-        task: {metric: {name: results[name][task][metric] for name in results} for metric in results["trained"][task]}
-        for task in trained.tasks
-    }
-    keep_results(run, {"tasks": tasks}, {"tasks.png": _sheet(trained.predict, images)})
-    return tasks
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Depth, normals and contours on held-out renders, beside a constant and the untrained network."""
+
+    name: ClassVar[str] = "tasks"
+    title: ClassVar[str] = "Held-out predictions"
+    note: ClassVar[str] = (
+        "Predictions of each task on rendered images that the network has not seen. Constant is the best prediction "
+        "that does not look at the image: one depth, one normal and one contour probability, fitted on the training "
+        "images."
+    )
+    sheet: ClassVar[Sheet | None] = Sheet(
+        "tasks.png",
+        "Held-out rendered images in rows: the image, then the ground truth and the prediction of every task",
+        "Rendered images that the network has not seen. Depth is light where near and dark where far. Normals are red "
+        "where they point right, green where up, blue towards the viewer. Contours are dark where certain. Gray pixels "
+        "of the ground truth are not known.",
+    )
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        _metric("depth", "rmse", "Root mean square error", "Depth error, RMS", unit="m", better="lower"),
+        _metric("depth", "log_rmse", "Root mean square error of log depth", better="lower"),
+        _metric("depth", "abs_rel", "Absolute relative error", better="lower"),
+        _fraction("depth", "delta_1.25", "Within 1.25 times the truth"),
+        _metric("normal", "mean", "Mean angle to the truth", "Normal error, mean", unit="degrees", better="lower"),
+        _metric("normal", "median", "Median angle to the truth", unit="degrees", better="lower"),
+        _fraction("normal", "within_11.25", "Within 11.25 degrees"),
+        _fraction("normal", "within_22.5", "Within 22.5 degrees"),
+        _fraction("normal", "within_30", "Within 30 degrees"),
+        _metric("edge", "f", "F-measure at its best threshold", "Contour F-measure", better="higher"),
+        # None of these is better by itself: marking every pixel has a recall of 1.
+        _metric("edge", "precision", "Precision at that threshold"),
+        _metric("edge", "recall", "Recall at that threshold"),
+        _metric("edge", "threshold", "Best threshold", digits=2),
+    )
+
+    synthetic: Annotated[Dataset, "Packed dataset of held-out rendered images: a folder or an address."]
+
+    @staticmethod
+    def lack(config: Config) -> str:
+        """The tasks, where the method is not `Dense`."""
+        predicts = hasattr(find_method(config.method), "predict")
+        return "" if predicts else "The method of this run predicts neither depth nor normals nor contours."
+
+    def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:
+        """Measure the tasks that the subject has learnt.
+
+        A metric that has no value, as that of depth where no depth is known, is None, and a warning says why.
+
+        Raises:
+            DataError: a dataset without labels or of photos, none that any task could be measured on, or the training
+                data are not those of the run.
+            UsageError: a subject beside it has learnt no task.
+        """
+        images = subject.domain("synthetic", self.synthetic, PLANES)
+        subjects = [subject, *beside, *subject.baselines()]
+        metrics = {one.name: measure(_predictor(one), one.sees(images), subject.tasks) for one in subjects}
+        constant = fit_constant(every_sample(subject.training_domain("synthetic", PLANES)))
+        metrics["constant"] = measure(constant, images, subject.tasks)
+        _say_what_lacks(subject.name, metrics, images)
+        results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}
+        rows = [
+            Row(metric, {name: results[name][task][value] for name in results})
+            for metric in self.metrics
+            for task, value in [metric.path]
+            if task in subject.tasks
+        ]
+        conditions = {
+            "synthetic": masked(str(self.synthetic)),
+            "images": len(images.samples),
+            "size": subject.config.data.size,
+        }
+        return Measured(rows=rows, conditions=conditions, pictures={"tasks.png": _sheet(subject, images)})
+
+
+def _predictor(subject: Subject) -> Predictor:
+    predict = subject.predict
+    if predict is None:
+        raise UsageError("a run beside others has learnt none of the tasks", where=subject.name)
+    return lambda batch: predict(batch.image)
 
 
 @torch.no_grad()
-def _sheet(predict: Callable[[Tensor], dict[str, Tensor]], images: Domain) -> Image.Image:
+def _sheet(subject: Subject, images: Domain) -> Image.Image:
+    assert subject.predict is not None  # it was measured
     with every_sample(images) as batches:
         batch = next(batches)
     shown = batch.image[:_SHOWN]
-    predicted = {task: values.cpu().numpy() for task, values in predict(shown).items()}
+    predicted = {task: values.cpu().numpy() for task, values in subject.predict(shown).items()}
     truth = {task: batch.targets[task][:_SHOWN].float().cpu().numpy() for task in predicted}
     return prediction_sheet(shown.float().cpu().numpy(), truth, predicted)
 
 
-def _say_what_lacks(metrics: Mapping[str, Mapping[Task, Metrics]], images: Domain) -> None:
+def _say_what_lacks(subject: str, metrics: Mapping[str, Mapping[Task, Metrics]], images: Domain) -> None:
     lacks = {name: {task: found.lack for task, found in tasks.items()} for name, tasks in metrics.items()}
-    whys = [why for why in lacks["trained"].values() if why is not None]
-    if len(whys) == len(lacks["trained"]):
+    whys = [why for why in lacks[subject].values() if why is not None]
+    if len(whys) == len(lacks[subject]):
         seen = "; ".join(dict.fromkeys(whys))
         raise DataError("no task of the run can be measured on these images", where=images.samples.path, seen=seen)
-    for task, trained in lacks["trained"].items():
+    for task, own in lacks[subject].items():
         for name, why in ((name, lacks[name][task]) for name in lacks):
-            if name == "constant" and why is not None and trained is None:
+            if name == "constant" and why is not None and own is None:
                 why = "no pixel of the training images is valid, so there is none"
             if why is not None:
                 log.warning("%s (%s) has no value: %s", task, name, why)
@@ -141,7 +208,3 @@ def fit_constant(batches: Iterator[Batch]) -> Predictor:
         return predicted
 
     return predict
-
-
-def _of_images(predict: Callable[[Tensor], dict[str, Tensor]]) -> Predictor:
-    return lambda batch: predict(batch.image)

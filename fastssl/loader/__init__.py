@@ -7,7 +7,7 @@ for batch in load_batches(samples, samples.training_plan(settings, rank_slice), 
     ...
 """
 
-from fastssl.loader.domain import Domain, DomainRequest, evaluation_domain, training_domains
+from fastssl.loader.domain import Domain, DomainRequest, check_input_size, evaluation_domain, training_domains
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.load import Loader, load
 from fastssl.loader.mixture import Mixture, open_domain, open_mixture
@@ -25,6 +25,7 @@ __all__ = [
     "Step",
     "ViewSettings",
     "centre_views",
+    "check_input_size",
     "endless_plan",
     "evaluation_domain",
     "evaluation_plan",

@@ -41,8 +41,9 @@ def test_eval_takes_an_address(
     run = make_run(tmp_path / "run", coded_synthetic, coded_real)
     printed = []
     for data in (coded_synthetic, web):
-        assert command(monkeypatch, "eval", "tasks", run, "--synthetic", data) == 0
+        assert command(monkeypatch, "eval", "tasks", run, "--synthetic", data, "--json") == 0
         printed.append(strict(capsys.readouterr().out))
+    assert [found.pop("conditions")["synthetic"] for found in printed] == [str(coded_synthetic), web]
     assert printed[0] == printed[1]
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import measured
 from made_run import make_run, strict
 from patterns import SIDE, CodedSource, coded_record
 from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.evaluate import evaluate_domain, evaluate_neighbours, evaluate_tasks
+from fastssl.evaluate import DomainAccuracy, Neighbours, Tasks
 from fastssl.shards import pack
 
 
@@ -61,25 +62,25 @@ def renders(folder: Path, count: int = 3, **odd: bool) -> Path:
 
 def numbers(values: Any) -> list[float | None]:
     if isinstance(values, dict):
-        return [number for value in values.values() for number in numbers(value)]
+        return [number for name, value in values.items() if name != "conditions" for number in numbers(value)]
     return [] if isinstance(values, str) else [values]
 
 
 @pytest.mark.parametrize("task", ["depth", "normal", "edge"])
 def test_a_run_with_one_task(tmp_path: Path, coded_synthetic: Path, coded_real: Path, task: str) -> None:
     run = make_run(tmp_path / "run", coded_synthetic, coded_real, f'model.tasks=["{task}"]')
-    tasks = evaluate_tasks(run, coded_synthetic)
-    assert list(tasks) == [task]
+    tasks = measured(Tasks(synthetic=coded_synthetic), run)
+    assert list(tasks) == [task, "conditions"]
     assert all(value is not None and math.isfinite(value) for value in numbers(tasks))
-    evaluate_domain(run, coded_synthetic, coded_real)
-    evaluate_neighbours(run, coded_real)
+    measured(DomainAccuracy(synthetic=coded_synthetic, real=coded_real), run)
+    measured(Neighbours(real=coded_real), run)
     summary = strict((run / "summary.json").read_text())
     assert summary["tasks"] == tasks
     assert set(summary) == {"tasks", "domain", "neighbours"}
 
 
 def test_held_out_images_without_known_depth(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tasks = evaluate_tasks(run, renders(tmp_path / "blind", depth=False))
+    tasks = measured(Tasks(synthetic=renders(tmp_path / "blind", depth=False)), run)
     assert set(numbers(tasks["depth"])) == set(numbers(tasks["normal"])) == {None}
     assert None not in numbers(tasks["edge"])
     assert "depth (trained) has no value: no pixel" in caplog.text
@@ -90,7 +91,7 @@ def test_training_images_without_known_depth_give_no_constant(
     tmp_path: Path, coded_synthetic: Path, coded_real: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tmp_path / "run", renders(tmp_path / "blind", depth=False), coded_real)
-    tasks = evaluate_tasks(run, coded_synthetic)
+    tasks = measured(Tasks(synthetic=coded_synthetic), run)
     for row in (tasks["depth"]["rmse"], tasks["normal"]["mean"]):
         assert row["constant"] is None
         assert row["trained"] is not None
@@ -98,7 +99,7 @@ def test_training_images_without_known_depth_give_no_constant(
 
 
 def test_images_without_a_contour(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tasks = evaluate_tasks(run, renders(tmp_path / "smooth", contours=False))
+    tasks = measured(Tasks(synthetic=renders(tmp_path / "smooth", contours=False)), run)
     assert set(numbers(tasks["edge"])) == {None}
     assert "edge (trained) has no value: no pixel of these images is a contour" in caplog.text
 
@@ -106,7 +107,7 @@ def test_images_without_a_contour(run: Path, tmp_path: Path, caplog: pytest.LogC
 def test_nothing_to_measure_is_an_error(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
     run = make_run(tmp_path / "run", coded_synthetic, coded_real, 'model.tasks=["depth", "normal"]')
     with pytest.raises(DataError, match=r"no task(.|\n)*blind(.|\n)*known depth"):
-        evaluate_tasks(run, renders(tmp_path / "blind", depth=False))
+        measured(Tasks(synthetic=renders(tmp_path / "blind", depth=False)), run)
     assert not (run / "summary.json").exists()
 
 
@@ -114,11 +115,13 @@ def test_one_image_of_each_domain(tmp_path: Path) -> None:
     """Fewer than a calibration or a picture takes, to fit on and to measure."""
     synthetic, real = renders(tmp_path / "one", 1), photos(tmp_path / "photo", 0)
     run = make_run(tmp_path / "run", synthetic, real)
-    assert all(value is not None and math.isfinite(value) for value in numbers(evaluate_tasks(run, synthetic)))
-    accuracy = evaluate_domain(run, synthetic, real)["accuracy"]
+    assert all(
+        value is not None and math.isfinite(value) for value in numbers(measured(Tasks(synthetic=synthetic), run))
+    )
+    accuracy = measured(DomainAccuracy(synthetic=synthetic, real=real), run)["accuracy"]
     assert accuracy == {"trained": 0.5, "untrained": 0.5}  # both are the same picture
     with pytest.raises(DataError, match="a single photo has no neighbours"):
-        evaluate_neighbours(run, real)
+        measured(Neighbours(real=real), run)
     strict((run / "summary.json").read_text())
 
 
@@ -141,7 +144,7 @@ def test_few_photos_and_few_classes(
     known: dict[int, float | None],
     words: list[str],
 ) -> None:
-    values = evaluate_neighbours(run, photos(tmp_path / "photos", *classes))
+    values = measured(Neighbours(real=photos(tmp_path / "photos", *classes)), run)
     for k, expected in known.items():
         row = values[f"precision_at_{k}"]
         assert isinstance(row, dict)
@@ -164,10 +167,10 @@ def test_images_smaller_than_the_input_are_refused(
     pack(Patterns(2, "synthetic"), synthetic, size=66)
     pack(Patterns(2, "real", numbers=(0, 0)), real, size=66)
     for evaluate in (
-        lambda: evaluate_tasks(run, synthetic),
-        lambda: evaluate_neighbours(run, real),
-        lambda: evaluate_domain(run, coded_synthetic, real),
-        lambda: evaluate_domain(run, synthetic, coded_real),
+        lambda: measured(Tasks(synthetic=synthetic), run),
+        lambda: measured(Neighbours(real=real), run),
+        lambda: measured(DomainAccuracy(synthetic=coded_synthetic, real=real), run),
+        lambda: measured(DomainAccuracy(synthetic=synthetic, real=coded_real), run),
     ):
         with pytest.raises(DataError, match=r"smaller than the network's input(.|\n)*66 x 66"):
             evaluate()
@@ -183,16 +186,16 @@ def test_a_diverged_network_is_told(run: Path, coded_synthetic: Path, coded_real
             value.fill_(torch.nan)
     torch.save(content, checkpoint)
     with pytest.raises(DataError, match="features of the network are not finite"):
-        evaluate_neighbours(run, coded_real)
+        measured(Neighbours(real=coded_real), run)
     with pytest.raises(DataError, match="no task of the run can be measured"):
-        evaluate_tasks(run, coded_synthetic)
+        measured(Tasks(synthetic=coded_synthetic), run)
 
 
 def evaluations(run: Path, synthetic: Path, real: Path) -> list[Any]:
     return [
-        lambda: evaluate_tasks(run, synthetic),
-        lambda: evaluate_domain(run, synthetic, real),
-        lambda: evaluate_neighbours(run, real),
+        lambda: measured(Tasks(synthetic=synthetic), run),
+        lambda: measured(DomainAccuracy(synthetic=synthetic, real=real), run),
+        lambda: measured(Neighbours(real=real), run),
     ]
 
 
@@ -214,8 +217,8 @@ def test_other_training_data_are_refused(tmp_path: Path, coded_synthetic: Path, 
     shutil.rmtree(mine)
     photos(mine, 0, 1, 2)
     with pytest.raises(DataError, match=rf"real data are not those(.|\n)*{mine}"):
-        evaluate_domain(run, coded_synthetic, coded_real)
-    evaluate_tasks(run, coded_synthetic)  # photos take no part in it
+        measured(DomainAccuracy(synthetic=coded_synthetic, real=coded_real), run)
+    measured(Tasks(synthetic=coded_synthetic), run)  # photos take no part in it
     assert (run / "summary.json").read_bytes() != b""
     assert strict(before.decode())["tasks"] == strict((run / "summary.json").read_text())["tasks"]
 
@@ -236,10 +239,10 @@ def test_missing_training_data_are_said_to_be_the_run_s(
 
 def test_a_dataset_of_the_wrong_domain_is_refused(run: Path, coded_synthetic: Path, coded_real: Path) -> None:
     for evaluate in (
-        lambda: evaluate_tasks(run, coded_real),
-        lambda: evaluate_domain(run, coded_synthetic, coded_synthetic),
-        lambda: evaluate_domain(run, coded_real, coded_real),
-        lambda: evaluate_neighbours(run, coded_synthetic),
+        lambda: measured(Tasks(synthetic=coded_real), run),
+        lambda: measured(DomainAccuracy(synthetic=coded_synthetic, real=coded_synthetic), run),
+        lambda: measured(DomainAccuracy(synthetic=coded_real, real=coded_real), run),
+        lambda: measured(Neighbours(real=coded_synthetic), run),
     ):
         with pytest.raises(DataError, match="wrong domain"):
             evaluate()
@@ -249,7 +252,7 @@ def test_photos_that_the_run_did_not_read_are_taken_with_a_word(
     tmp_path: Path, coded_synthetic: Path, coded_real: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tmp_path / "run", coded_synthetic, coded_real, "model.adapted_layer=none")
-    evaluate_domain(run, coded_synthetic, coded_real)
+    measured(DomainAccuracy(synthetic=coded_synthetic, real=coded_real), run)
     assert f"read no real data; the evaluation takes {coded_real} as it is" in caplog.text
 
 

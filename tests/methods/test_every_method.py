@@ -16,7 +16,7 @@ import torch
 from small_runs import assert_same, quiet, state
 
 from fastssl.errors import ConfigError
-from fastssl.evaluate import evaluate_neighbours
+from fastssl.evaluate import Neighbours, evaluate
 from fastssl.methods import METHODS, load_config
 from fastssl.report import write_report
 from fastssl.telemetry import read_metrics
@@ -84,8 +84,8 @@ def test_a_run_is_loaded_evaluated_and_reported(runs: dict[str, Path], name: str
     trained = load_trained(runs[name])
     assert trained.config.method == name
     assert trained.method.compared_layer in trained.method.backbone.feature_info
-    measured = evaluate_neighbours(runs[name], SAMPLE / "retrieval")
-    assert set(measured["precision_at_1"]) == {"trained", "untrained"}
+    found = evaluate(Neighbours(real=SAMPLE / "retrieval"), runs[name]).section()
+    assert set(found["precision_at_1"]) == {"trained", "untrained"}
     page = write_report(runs[name]).read_text(encoding="utf-8")
     assert METHODS[name].describe(trained.config) in page
     summary = json.loads((runs[name] / "summary.json").read_text())

@@ -1,0 +1,124 @@
+"""What an evaluation is: what it measures, of what, and how its numbers are told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, ClassVar, Literal, Protocol
+
+from PIL import Image
+
+from fastssl.config import Config
+from fastssl.evaluate.subject import Subject
+
+Dataset = str | PathLike[str]
+"""A packed dataset: a folder or an address. An evaluation's field of this type becomes an option that takes either."""
+
+Better = Literal["lower", "higher", "near 0.5", ""]
+"""Which values are good ones; empty where none is better than another."""
+
+_BETTER = {"lower": "lower is better", "higher": "higher is better", "near 0.5": "nearest to 0.5 is best", "": ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number that an evaluation takes of each subject, and how it is shown."""
+
+    path: tuple[str, ...]
+    """Its place in the evaluation's section of `summary.json`."""
+    name: str
+    group: str = ""
+    """Heading of the lines that it stands among."""
+    key: str = ""
+    """Its name among the key results; empty where it is none of them."""
+    unit: str = ""
+    better: Better = ""
+    digits: int = 3
+    """Decimals that are shown."""
+    factor: float = 1
+    """By which the number is multiplied to be shown in `unit`."""
+
+    @property
+    def hint(self) -> str:
+        """Unit, and which values are better, in words."""
+        return ", ".join(part for part in (self.unit, _BETTER[self.better]) if part)
+
+    def shown(self, value: float) -> str:
+        """The number as it is printed, without its unit."""
+        return f"{value * self.factor:.{self.digits}f}" if math.isfinite(value) else "not finite"
+
+    def cost(self, value: float) -> float:
+        """Smaller is better; what is not a finite number is worst."""
+        if not math.isfinite(value):
+            return math.inf
+        return {"lower": value, "higher": -value, "near 0.5": abs(value - 0.5), "": 0.0}[self.better]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A metric of all subjects."""
+
+    metric: Metric
+    values: Mapping[str, float | None]
+    """By the subjects' names; None where there is no value, of which a warning has told why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an evaluation found."""
+
+    rows: Sequence[Row]
+    conditions: Mapping[str, object]
+    """What the numbers depend on besides the subjects, such as the layer and the number of images; JSON values."""
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    """By file name."""
+
+    def section(self) -> dict[str, Any]:
+        """The evaluation's section of `summary.json`: each metric's values at its path, and the conditions."""
+        section: dict[str, Any] = {}
+        for row in self.rows:
+            place = section
+            for name in row.metric.path:
+                place = place.setdefault(name, {})
+            place.update(row.values)
+        return {**section, "conditions": dict(self.conditions)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A picture that an evaluation draws, as a report shows it."""
+
+    file: str
+    alternative: str
+    """Words for those who do not see it."""
+    caption: str
+
+
+class Evaluation(Protocol):
+    """A way to measure subjects, one per file, as a frozen dataclass.
+
+    Its docstring is the command's help. Its fields are the command's options, each ``Annotated[TYPE, "help"]``, and it
+    is made from them by name; `metrics` are all that it can give, in the order in which they are shown.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line, and of its section in `summary.json`."""
+    title: ClassVar[str]
+    """The heading in a report."""
+    note: ClassVar[str]
+    """What the numbers mean, for those who read a report."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    sheet: ClassVar[Sheet | None]
+
+    @staticmethod
+    def lack(config: Config) -> str:
+        """Why it cannot measure a run with these settings, as a sentence; empty where it can."""
+
+    def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:
+        """Measure a subject, the others beside it, and what the subject is always compared with.
+
+        Raises:
+            DataError, UsageError: a dataset, or the subject, that cannot be measured.
+        """

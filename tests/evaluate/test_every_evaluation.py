@@ -1,0 +1,156 @@
+"""What holds for every evaluation of the registry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from evaluations import numbers
+from made_run import make_run, strict
+
+from fastssl.cli import main
+from fastssl.errors import DataError, UsageError
+from fastssl.evaluate import EVALUATIONS, DomainAccuracy, Evaluation, Neighbours, Row, Tasks, evaluate, table
+
+every_evaluation = pytest.mark.parametrize("name", list(EVALUATIONS))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded_real: Path) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", coded_synthetic, coded_real)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded_real: Path) -> Path:
+    """A run that sees larger images, through another part of the window."""
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    return make_run(folder, coded_synthetic, coded_real, "train.seed=1", "data.size=83", "data.window=[1.0,1.0]")
+
+
+def made(name: str, **data: Path) -> Evaluation:
+    """An evaluation with the datasets that it cannot do without."""
+    kind = EVALUATIONS[name]
+    needed = [field.name for field in fields(cast(Any, kind)) if field.default is MISSING]
+    return kind(**{field: data[field] for field in needed})
+
+
+@every_evaluation
+def test_it_measures_what_it_declares_and_the_run_keeps_it(
+    run: Path, other: Path, name: str, coded_synthetic: Path, coded_real: Path
+) -> None:
+    evaluation = made(name, synthetic=coded_synthetic, real=coded_real)
+    measured = evaluate(evaluation, run, {"other": other})
+    assert [row.metric for row in measured.rows] == list(evaluation.metrics)
+    assert all({"trained", "other", "untrained"} <= set(row.values) for row in measured.rows)
+    assert measured.conditions["images"] in (9, 11, 20)
+    section = measured.section()
+    assert strict((run / "summary.json").read_text())[name] == section
+    for row in measured.rows:
+        place = section
+        for part in row.metric.path:
+            place = place[part]
+        assert place == row.values
+    assert list(measured.pictures) == ([] if evaluation.sheet is None else [evaluation.sheet.file])
+    for file in measured.pictures:
+        assert (run / "samples" / file).stat().st_size > 1000
+
+
+@every_evaluation
+def test_a_run_beside_another_has_its_own_numbers(
+    run: Path, other: Path, name: str, coded_synthetic: Path, coded_real: Path
+) -> None:
+    """Those that it has when it is measured by itself: it sees the images in its own way."""
+    evaluation = made(name, synthetic=coded_synthetic, real=coded_real)
+    beside = evaluate(evaluation, run, {"other": other})
+    alone = evaluate(evaluation, other)
+    if name != "domain":  # of so few images both may tell as many
+        assert any(row.values["trained"] != row.values["other"] for row in beside.rows)
+    for row, own in zip(beside.rows, alone.rows, strict=True):
+        assert row.values["other"] == pytest.approx(own.values["trained"])
+
+
+@every_evaluation
+def test_its_metrics_can_be_told_apart_and_explained(name: str) -> None:
+    evaluation = EVALUATIONS[name]
+    assert len({metric.path for metric in evaluation.metrics}) == len(evaluation.metrics)
+    assert len({(metric.group, metric.name) for metric in evaluation.metrics}) == len(evaluation.metrics)
+    assert any(metric.key for metric in evaluation.metrics)
+    assert evaluation.note
+    assert evaluation.title
+    assert evaluation.__doc__
+
+
+@every_evaluation
+def test_its_command_prints_a_table_and_the_same_as_json(
+    name: str,
+    run: Path,
+    coded_synthetic: Path,
+    coded_real: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = {"synthetic": coded_synthetic, "real": coded_real}
+    needed = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.default is MISSING]
+    options = [text for field in needed for text in (f"--{field}", str(data[field]))]
+    printed = []
+    for more in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["fastssl", "eval", name, str(run), *options, *more])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+        printed.append(capsys.readouterr().out)
+    section = json.loads(printed[1])
+    for metric in EVALUATIONS[name].metrics:
+        shown = f"{metric.name} ({metric.hint})" if metric.hint else metric.name
+        (line,) = (line for line in printed[0].splitlines() if line.strip().startswith(f"{shown}  "))
+        values = section
+        for part in metric.path:
+            values = values[part]
+        assert f" {metric.shown(values['trained'])} " in f"{line} "
+    assert len(dict(numbers(section))) >= 2
+
+
+@pytest.mark.parametrize("name", ["trained", "constant", "Other", "a b", ""])
+def test_a_run_beside_another_needs_a_name_of_its_own(run: Path, coded_real: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot have this name"):
+        evaluate(Neighbours(real=coded_real), run, {name: run})
+
+
+def test_the_classifier_can_be_fitted_on_other_images(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
+    """Fitted on what the run was trained on it is the same; a run without a domain needs images to fit on."""
+    rotation = make_run(tmp_path / "rotation", None, coded_real, method="rotation")
+    with pytest.raises(UsageError, match="names no synthetic dataset"):
+        evaluate(DomainAccuracy(synthetic=coded_synthetic, real=coded_real), rotation)
+    evaluation = DomainAccuracy(synthetic=coded_synthetic, real=coded_real, fit_synthetic=coded_synthetic)
+    explicit = DomainAccuracy(
+        synthetic=coded_synthetic, real=coded_real, fit_synthetic=coded_synthetic, fit_real=coded_real
+    )
+    found, again = evaluate(evaluation, rotation), evaluate(explicit, rotation)
+    assert found.rows == again.rows
+    with pytest.raises(DataError, match="wrong domain"):
+        evaluate(DomainAccuracy(synthetic=coded_synthetic, real=coded_real, fit_synthetic=coded_real), rotation)
+    with pytest.raises(UsageError, match="predicts neither"):
+        evaluate(Tasks(synthetic=coded_synthetic), rotation)
+
+
+def test_a_table_shows_what_has_a_value() -> None:
+    """Units, best direction and digits in words; a row without values is left out."""
+    metrics = {metric.name: metric for metric in (*Tasks.metrics, *DomainAccuracy.metrics)}
+    rmse, within = metrics["Root mean square error"], metrics["Within 11.25 degrees"]
+    rows = [
+        Row(rmse, {"trained": 0.96, "constant": None}),
+        Row(within, {"trained": 0.25, "not_adapted": float("nan")}),
+        Row(metrics["Best threshold"], {"trained": None}),
+    ]
+    assert table(rows).splitlines() == [
+        "                                                        trained  not adapted",
+        "Depth",
+        "  Root mean square error (m, lower is better)             0.960            -",
+        "Surface normals",
+        "  Within 11.25 degrees (% of pixels, higher is better)     25.0   not finite",
+    ]
+    assert table(rows[:1], keys=True).splitlines()[1] == "Depth error, RMS (m, lower is better)    0.960"
+    assert table(rows[2:]) == ""
