@@ -41,4 +41,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastssl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ImportError as error:
+        from fastssl.extras import extra_needed
+
+        raise extra_needed(error) or error from error
+    return getattr(home, name)

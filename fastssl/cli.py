@@ -27,6 +27,7 @@ from fastssl import __version__
 from fastssl.addresses import local_path
 from fastssl.config import dataset_weights
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError, one_line, printable
+from fastssl.extras import extra_needed
 from fastssl.faults import machine_error, machine_fault, machine_faults_named, memory_is_short
 from fastssl.telemetry import log_to_stderr, progress_bar
 
@@ -201,6 +202,8 @@ def _in_the_way(error: OSError) -> FastsslError:
 
 def _unloadable(error: ImportError) -> FastsslError:
     """The error for a module that cannot be loaded; one whose files cannot be looked at seems not to be there."""
+    if (needed := extra_needed(error)) is not None:
+        return needed
     if machine_fault(error) is not None:
         return machine_error(error, "a package cannot be loaded")
     return MachineError(

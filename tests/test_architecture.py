@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from fastssl.shards import pack
+from fastssl.sources import open_source
 
 PACKAGE = Path(__file__).parent.parent / "fastssl"
 
@@ -19,7 +23,7 @@ GROUPS = [
     ["layers", "losses", "loader", "render", "sources"],
     ["shards", "backbones"],
     ["geometry", "pictures", "charts", "streams", "telemetry"],
-    ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "errors"],
+    ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [
@@ -100,3 +104,69 @@ def loaded_by(code: str) -> set[str]:
 def test_no_grab_bags() -> None:
     banned = {"utils", "util", "common", "helpers", "helper", "misc"}
     assert not [path for path in PACKAGE.rglob("*") if path.stem in banned]
+
+
+_WITHOUT_TRAIN = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "nvidia", "tensorboard", "pynvml", "jinja2"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def without_train(code: str) -> subprocess.CompletedProcess[str]:
+    """Python where the packages of the extra `train` are not installed."""
+    return subprocess.run([sys.executable, "-c", _WITHOUT_TRAIN + code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shard", "photos", "again", "--size", "64"],
+        ["verify", "packed"],
+        ["show", "packed", "--out", "sheet.png"],
+        ["bench", "pack", "photos", "--size", "64"],
+        ["shard", "--help"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_packing_needs_no_package_of_training(light: Path, arguments: list[str]) -> None:
+    done = without_train(f"import os; os.chdir({str(light)!r})\n{command(arguments)}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--real", "packed", "--out", "run"], ["eval", "tasks", "run"], ["report", "run"]]
+)
+def test_training_says_what_to_install(light: Path, arguments: list[str]) -> None:
+    done = without_train(f"import os; os.chdir({str(light)!r})\n{command(arguments)}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: pip install 'fastssl[train]'" in done.stderr
+
+
+def test_the_front_door_says_what_to_install(light: Path) -> None:
+    done = without_train(
+        f"import fastssl; print(next(fastssl.read_samples({str(light / 'packed')!r})).key)\nfastssl.load('x')"
+    )
+    assert done.stdout.startswith("a-")
+    assert "UsageError: loading and training need packages" in done.stderr
+    assert "pip install 'fastssl[train]'" in done.stderr
+
+
+def command(arguments: list[str]) -> str:
+    return f"sys.argv = ['fastssl', *{arguments!r}]\nfrom fastssl.cli import main\nmain()"
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a photo, and the same packed."""
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "photos").mkdir()
+    Image.new("RGB", (80, 80), "orange").save(folder / "photos" / "a.png")
+    pack(open_source(folder / "photos", "folder"), folder / "packed", size=64)
+    return folder
