@@ -157,7 +157,10 @@ def main() -> None:
     """Entry point of the `fastssl` command."""
     _open_standard_files()
     log_to_stderr()
-    app()
+    try:
+        app()
+    except OSError:  # stderr takes no words about how the command was used; all other errors were told before
+        sys.exit(UsageError.exit_code)
 
 
 def _open_standard_files() -> None:
@@ -405,7 +408,9 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="How features are learnt: cross_domain if not given; the names stand below.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Settings that belong together: paper, tiny and others.")] = "paper",
+    preset: Annotated[
+        str | None, typer.Option(help="Settings that belong together: paper if not given, tiny, and others.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(parser=_path, metavar="PATH", help="YAML file with settings that differ from the preset."),
@@ -416,14 +421,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
 ) -> None:
     """Learn features by a method."""
-    given = [synthetic, real, config, overrides, amp, paranoid, preset != "paper", method]
+    given = [synthetic, real, config, overrides, amp, paranoid, preset, method]
     if resume and any(given):
         raise UsageError("--resume continues a run with its own settings", hint="give --out and --resume alone")
     settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
     from fastssl.methods import load_config
     from fastssl.train import resume_run, start_run
 
-    resolved = load_config(preset, method=method, file=config, overrides=overrides or (), settings=settings)
+    resolved = load_config(preset or "paper", method=method, file=config, overrides=overrides or (), settings=settings)
 
     with progress_bar("training", patience_s=0) as advance:
         if resume:

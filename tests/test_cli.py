@@ -73,7 +73,8 @@ def test_unknown_preset_and_option(fastssl: Callable[..., tuple[int, str, str]],
     assert code == 2
     assert "'paper'?" in err
     assert fastssl("train", "--out", tmp_path, "--amplitude")[0] == 2
-    assert fastssl("train", "--out", tmp_path, "--resume", "--amp")[0] == 2
+    for more in (["--amp"], ["--preset", "paper"]):
+        assert fastssl("train", "--out", tmp_path, "--resume", *more)[0] == 2
 
 
 def folder_contents(folder: Path) -> dict[str, bytes]:
@@ -204,7 +205,7 @@ def test_the_layout_that_is_found_out_is_told_with_its_evidence(
 
 def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "fastssl", *map(str, arguments)]
-    return subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False, **options)
+    return subprocess.run(words, **{"stderr": subprocess.PIPE, "text": True, "check": False, **options})
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly(coded_synthetic: Path) -> None:
@@ -425,6 +426,13 @@ def test_help_has_the_exit_codes_too(words: list[str]) -> None:
         done = command(*words, stdout=full)
     assert done.returncode == 4
     assert "the disk is full" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["eval", "nothing"], ["train", "--nothing"], ["shard"], ["train", "--resume"]])
+def test_wrong_usage_has_its_exit_code_also_where_nobody_can_be_told(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command(*words, stderr=full)
+    assert done.returncode == 2
 
 
 def test_a_package_that_cannot_be_read_is_told_without_a_traceback(tmp_path: Path) -> None:

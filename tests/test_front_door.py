@@ -14,7 +14,7 @@ import torch
 
 import fastssl
 from fastssl.batch import Batch
-from fastssl.errors import CheckpointError, ConfigError, DataError, UsageError
+from fastssl.errors import CheckpointError, ConfigError, DataError, DeviceError, FastsslError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,10 +104,44 @@ def test_threads_and_descriptors_are_let_go(coded_synthetic: Path) -> None:
 def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> None:
     with pytest.raises(ConfigError, match="'flip'"):
         first(coded_synthetic, flop=1.0)
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
+    with pytest.raises(ConfigError, match="rank is 2 of 2"):
         first(coded_synthetic, rank=2, world_size=2)
     with fastssl.load(coded_real, batch_size=4, size=67, device="cpu") as batches, pytest.raises(CheckpointError):
         first(coded_synthetic, state=batches.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("batch_size", 2.5, "batch_size"),
+        ("batch_size", 0, "batch_size"),
+        ("batch_size", "8", "batch_size"),
+        ("seed", -1, "seed"),
+        ("prefetch", 0, "prefetch"),
+        ("half", "yes", "half"),
+        ("world_size", 0, "world_size"),
+        ("batch_real", 4, "batch_real"),
+        ("synthetic", {}, "synthetic"),
+        ("device", "gpu", "cpu or cuda"),
+        ("device", "meta", "cpu or cuda"),
+        ("device", 1.5, "cpu or cuda"),
+        ("device", "cuda:99", "cuda:99"),
+        ("size", 67.0, "size"),
+        ("augment", {"blur": 2}, "blur"),
+        ("augment", {"shake": 2}, "shake"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(coded_synthetic: Path, name: str, value: object, words: str) -> None:
+    with pytest.raises(FastsslError, match=words) as caught:
+        first(coded_synthetic, **{name: value})
+    assert isinstance(caught.value, ConfigError | DeviceError)
+
+
+def test_renders_and_photos_are_no_mixture(coded_synthetic: Path, coded_real: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"seen: images alone\n(.|\n)*expected: images with depth, normals and contours"
+    ):
+        first({str(coded_synthetic): 1.0, str(coded_real): 1.0})
 
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0}, {"a": -1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "1"}])

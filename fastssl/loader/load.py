@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import Field, model_validator
 
 from fastssl.batch import Batch, Target
-from fastssl.config import AugmentConfig, DataConfig, validated
-from fastssl.errors import CheckpointError, ConfigError, UsageError
+from fastssl.config import AugmentConfig, DataConfig, Section, validated
+from fastssl.errors import CheckpointError, ConfigError, DeviceError, UsageError
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_mixture
 from fastssl.loader.plan import RankSlice, ViewSettings
@@ -56,6 +57,28 @@ class Loader:
     def damaged(self) -> list[str]:
         """Shard, key and reason of each damaged sample met so far; each was replaced by the next of its dataset."""
         return self._batches.damaged()
+
+
+class _Arguments(Section):
+    """Arguments of `load` that are numbers."""
+
+    batch_size: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+    rank: Annotated[int, Field(ge=0)]
+    world_size: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=0)]
+    prefetch: Annotated[int, Field(ge=1)]
+    half: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> _Arguments:
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank is {self.rank} of {self.world_size}; ranks are counted from 0")
+        return self
+
+
+_OF_A_TRAINING = frozenset(("synthetic", "real", "batch_synthetic", "batch_real", "real_window"))
+"""Settings of `DataConfig` that tell the domains of a training apart."""
 
 
 def load(
@@ -105,32 +128,31 @@ def load(
     Raises:
         DataError, ShardError: a dataset is missing or damaged, or lacks a target.
         ConfigError: a setting does not exist or is out of range.
+        DeviceError: there is no such device.
         CheckpointError: the state is of other datasets.
     """
     _check_targets(targets)
+    numbers = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size, "threads": threads}
+    given = validated(_Arguments, {**numbers, "prefetch": prefetch, "half": half})
+    where = _device(device)
+    for name in settings.keys() & _OF_A_TRAINING:
+        raise ConfigError("this is a setting of a training, and no argument of load", seen=name)
     seen = validated(DataConfig, {"gray": "off", **settings, "size": size})
     samples = open_mixture(data)
     position = 0 if state is None else _position(state)
     if state is not None and state["fingerprint"] != samples.fingerprint:
         what = "the loader's state is of other datasets"
         raise CheckpointError(what, where=samples.path, hint="give the same datasets, or no state")
-    if batch_size < 1 or threads < 0 or prefetch < 1 or seed < 0 or not 0 <= rank < world_size:
-        raise ConfigError(
-            "an argument of load is out of range",
-            seen=f"batch_size {batch_size}, rank {rank} of {world_size}, seed {seed}, threads {threads}, "
-            f"prefetch {prefetch}",
-            expected="batch_size and prefetch 1 or more, a rank from 0 to below world_size, nothing below 0",
-        )
     views = ViewSettings(data=seen, augment=validated(AugmentConfig, augment or {}), stored=samples.image_size)
-    order = samples.order(seed=seed, stream=0, buffer=seen.shuffle_buffer)
-    rank_slice = RankSlice(order=order, batch_size=batch_size, rank=rank, world_size=world_size)
+    order = samples.order(seed=given.seed, stream=0, buffer=seen.shuffle_buffer)
+    rank_slice = RankSlice(order=order, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
     options = LoaderOptions(
-        device=_device(device),
-        threads=threads,
-        half=half,
+        device=where,
+        threads=given.threads,
+        half=given.half,
         max_bad=seen.max_bad,
         paranoid=seen.paranoid,
-        prefetch=prefetch,
+        prefetch=given.prefetch,
     )
     plan = samples.training_plan(views, rank_slice, position=position)
     return Loader(samples, load_batches(samples, plan, options, targets), position, rank_slice.global_batch)
@@ -152,4 +174,12 @@ def _position(state: Mapping[str, Any]) -> int:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError("there is no such kind of device", seen=repr(device), expected="cpu or cuda") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError("batches cannot be made on this kind of device", seen=str(device), expected="cpu or cuda")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise DeviceError("there is no such GPU", seen=str(device), expected=f"{torch.cuda.device_count()} GPUs")
+    return found

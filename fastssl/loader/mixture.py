@@ -36,7 +36,7 @@ class Mixture:
         for other in others:
             for name, seen, expected in (
                 ("image sizes", other.image_size, first.image_size),
-                ("members", other.has_labels, first.has_labels),
+                ("members", _kind(other), _kind(first)),
                 ("codecs of labels", other.label_codec, first.label_codec),
             ):
                 if seen != expected:
@@ -163,6 +163,10 @@ def _check_room(dataset: ShardSet, shuffled: int) -> None:
             expected=f"at most {room} bytes",
             hint=f"set data.shuffle_buffer to {max(fits, 1)} or less, or let the cache be larger (FASTSSL_CACHE_BYTES)",
         )
+
+
+def _kind(dataset: ShardSet) -> str:
+    return "images with depth, normals and contours" if dataset.has_labels else "images alone"
 
 
 def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
