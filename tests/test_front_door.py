@@ -140,8 +140,6 @@ def test_arguments_that_cannot_be_are_named(coded_synthetic: Path, name: str, va
 def test_renders_and_photos_are_no_mixture(coded_synthetic: Path, coded_real: Path) -> None:
     words = r"seen: images alone\n(.|\n)*expected: images with depth, normals and contours"
     with pytest.raises(DataError, match=words):
-        DataError, match=r"seen: images alone\n(.|\n)*expected: images with depth, normals and contours"
-    ):
         first({str(coded_synthetic): 1.0, str(coded_real): 1.0})
 
 

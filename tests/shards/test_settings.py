@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from analytic_rooms import RoomSource
 
-from fastssl.cli import shard
+from fastssl.cli.shard import shard
 from fastssl.errors import UsageError
 from fastssl.shards import PackChoices, pack
 from fastssl.shards.settings import DEFAULTS, packing_settings

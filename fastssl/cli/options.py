@@ -1,0 +1,33 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.addresses import local_path
+
+
+def path_of(text: str) -> Path:
+    return local_path(home(text))
+
+
+def home(text: str) -> str:
+    """A path with ``~`` expanded, which a shell leaves as it is in ``--out=~/run``.
+
+    An empty one, as of a variable that is not set, would be the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty; is a variable not set?")
+    return os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for an unknown user
+
+
+Workers = Annotated[int, typer.Option(help="Processes that work side by side.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+Dataset = Annotated[
+    str, typer.Argument(parser=home, help="Packed dataset: a folder, or an address as s3://bucket/rooms.")
+]
+Run = Annotated[Path, typer.Argument(parser=path_of, help="Run folder, the --out of a training.")]
