@@ -10,10 +10,6 @@ from torch import Tensor, nn
 from fastssl.batch import Task
 
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
-# Below this length a raw normal is divided by it, and no longer by its own length. Where all ReLUs of a fresh head
-# are shut the raw normal is exactly zero, and a gradient of 1 / length would swamp Adam's running mean of squares.
-# The authors' code has 1e-12: docs/reproduction.md, section 5.1.
-_SHORTEST_NORMAL = 1e-4
 
 
 class Heads(nn.Module):
@@ -27,11 +23,13 @@ class Heads(nn.Module):
         inputs: channels of the features.
         tasks: one head each.
         channels: inside each head.
+        shortest_normal: a raw normal that is shorter is divided by this, and not by its own length.
     """
 
-    def __init__(self, inputs: int, tasks: Sequence[Task], channels: int) -> None:
+    def __init__(self, inputs: int, tasks: Sequence[Task], channels: int, *, shortest_normal: float) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({task: _head(inputs, channels, _OUTPUTS[task]) for task in tasks})
+        self._shortest_normal = shortest_normal
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Predictions, by task.
@@ -46,7 +44,7 @@ class Heads(nn.Module):
         """
         predictions = {task: head(features) for task, head in self.heads.items()}
         if "normal" in predictions:  # in float32: half floats are off by too much for an angle
-            predictions["normal"] = F.normalize(predictions["normal"].float(), dim=1, eps=_SHORTEST_NORMAL)
+            predictions["normal"] = F.normalize(predictions["normal"].float(), dim=1, eps=self._shortest_normal)
         return predictions
 
 

@@ -49,6 +49,10 @@ class ModelConfig(settings.BackboneSettings):
     """Layer of the backbone whose features D compares between the domains; none = no D."""
     adapted_feature: Literal["pre_relu", "post_relu"] = "pre_relu"
     """Whether D sees the layer before or after its ReLU."""
+    # Not less: where all ReLUs of a fresh head are shut the raw normal is the bias, exactly zero, whose gradient of
+    # 1 / length would swamp Adam's running mean of squares.
+    shortest_normal: Positive = 1e-4
+    """A shorter raw normal is divided by this; the authors' code has 1e-12 (docs/reproduction.md, section 5.1)."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -112,7 +116,7 @@ PRESETS: dict[str, Preset] = {
     # reproduced.
     "released": {
         "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
-        "model": {"adapted_feature": "post_relu"},
+        "model": {"adapted_feature": "post_relu", "shortest_normal": 1e-12},
         "loss": {
             "discriminator_weight": 0.5,
             "depth_form": "released",
@@ -152,7 +156,7 @@ class Networks(nn.Module):
         post_relu = model.adapted_feature == "post_relu"
         self.backbone: Backbone = find_backbone(model.backbone)(model, post_relu=post_relu)
         inputs = self.backbone.feature_info[self.backbone.last].channels
-        self.heads = Heads(inputs, model.tasks, model.head_channels)
+        self.heads = Heads(inputs, model.tasks, model.head_channels, shortest_normal=model.shortest_normal)
         self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
 
     def parts(self) -> dict[str, nn.Module]:

@@ -24,7 +24,7 @@ def test_the_published_heads_have_7_5_million_parameters() -> None:
     shared = (4096 * 9 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 25 + 1) * 64 + 3 * 2 * 64
     expected = 3 * shared + (1 + 1 + 3) * (64 * 9 + 1)
     with torch.device("meta"):
-        heads = Heads(4096, ("depth", "normal", "edge"), 64)
+        heads = Heads(4096, ("depth", "normal", "edge"), 64, shortest_normal=1e-4)
     assert sum(p.numel() for p in heads.parameters()) == expected
     assert round(expected / 1e6, 1) == 7.5
 
@@ -34,7 +34,8 @@ def test_the_published_heads_have_7_5_million_parameters() -> None:
 def test_one_output_per_input_pixel(rows: int, columns: int) -> None:
     height, width = 16 * rows + 3, 16 * columns + 3
     with torch.device("meta"):
-        predictions = Heads(24, ("depth", "normal", "edge"), 8)(torch.empty(1, 24, rows - 1, columns - 1))
+        heads = Heads(24, ("depth", "normal", "edge"), 8, shortest_normal=1e-4)
+        predictions = heads(torch.empty(1, 24, rows - 1, columns - 1))
     assert {task: tuple(x.shape) for task, x in predictions.items()} == {
         "depth": (1, 1, height, width),
         "normal": (1, 3, height, width),
@@ -85,12 +86,24 @@ def test_normals_are_unit_vectors_in_float32_under_mixed_precision() -> None:
     torch.testing.assert_close(length, torch.ones_like(length), rtol=0, atol=1e-6)
 
 
-def test_a_normal_of_length_0_has_a_bounded_gradient() -> None:
-    heads = build_networks(NARROW, seed=1).heads
+@pytest.mark.parametrize("shortest", [1e-4, 1e-12])
+def test_a_normal_of_length_0_has_a_bounded_gradient(shortest: float) -> None:
+    heads = build_networks(NARROW.model_copy(update={"shortest_normal": shortest}), seed=1).heads
     bias = heads.get_parameter("heads.normal.9.bias")
     with torch.no_grad():
         heads.get_parameter("heads.normal.9.weight").zero_()
     normal = heads(_features())["normal"]
     (gradient,) = torch.autograd.grad(normal.mean((0, 2, 3)).sum(), bias)
     assert not normal.any()
-    torch.testing.assert_close(gradient, torch.full_like(gradient, 1e4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / shortest), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("shortest", "expected"), [(1e-4, 0.01), (1e-6, 1.0), (1e-12, 1.0)])
+def test_a_normal_shorter_than_the_shortest_is_divided_by_that(shortest: float, expected: float) -> None:
+    heads = build_networks(NARROW.model_copy(update={"shortest_normal": shortest}), seed=1).heads
+    with torch.no_grad():  # the raw normal is the bias, 1e-6 long
+        heads.get_parameter("heads.normal.9.weight").zero_()
+        heads.get_parameter("heads.normal.9.bias").copy_(1e-6 * torch.tensor([0.0, 0.6, -0.8]))
+    normal = heads(_features())["normal"]
+    direction = torch.tensor([0.0, 0.6, -0.8])[None, :, None, None]
+    torch.testing.assert_close(normal, (expected * direction).expand_as(normal))
