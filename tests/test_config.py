@@ -43,7 +43,8 @@ def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> No
     paper, released = load_config("paper"), load_config("released")
     assert released.loss.edge_form == released.loss.depth_form == "released"
     assert (released.loss.mask_invalid, released.loss.edge_count) == (False, "stored")
-    assert (released.optim.schedule, released.data.gray, released.data.flip) == ("constant", "per_batch", 0.0)
+    assert (released.optim.schedule, released.optim.order) == ("constant", "discriminator_first")
+    assert (released.data.gray, released.data.flip) == ("per_batch", 0.0)
     assert (released.model.adapted_feature, released.model.shortest_normal) == ("post_relu", 1e-12)
     # Same in both: docs/reproduction.md, sections 3.2, 3.6 and 3.7.
     for config in (paper, released):

@@ -8,10 +8,8 @@ One training step (docs/reproduction.md, section 2.2):
 
 D(z) is the probability that z is synthetic. Both updates read the features computed at the top and the parameters as
 they stood there, so neither needs anything of the other: on a GPU they run on two streams with the very result of
-running them one after the other.
-
-Deviation: the authors' code updates D first and lets B see the new D; the difference is one small SGD step of D
-(docs/reproduction.md, sections 5.6 and 6.9).
+running them one after the other. The authors' code updates D first and lets B meet the new D, which
+`optim.order=discriminator_first` does, one after the other (docs/reproduction.md, sections 5.6 and 6.9).
 """
 
 from __future__ import annotations
@@ -97,6 +95,9 @@ class OptimConfig(settings.OptimSettings):
     discriminator_weight_decay: NonNegative = 5e-4
     pool_size: Annotated[int, Field(ge=0)] = 128
     """Feature maps of earlier steps, per domain, that D is also shown; 0 = none."""
+    order: Literal["together", "discriminator_first"] = "together"
+    """Whether B is updated against D as it stood, beside D's update, or against the new D, after it, as in the authors'
+    code (docs/reproduction.md, section 5.6)."""
 
 
 class CrossDomainConfig(settings.Config):
@@ -124,7 +125,7 @@ PRESETS: dict[str, Preset] = {
             "edge_count": "stored",
             "mask_invalid": False,
         },
-        "optim": {"schedule": "constant"},
+        "optim": {"schedule": "constant", "order": "discriminator_first"},
     },
     # Two CPU cores and a few minutes: the same method with fewer channels on smaller images. D learns faster, since
     # it has hundreds of steps and not hundreds of thousands.
@@ -291,7 +292,7 @@ class CrossDomain:
         """
         backbone, heads, discriminator = self.networks.backbone, self.networks.heads, self.networks.discriminator
         context, weights, layer = self.context, self.config.loss, self.config.model.adapted_layer
-        synthetic = batches["synthetic"]
+        synthetic, discriminator_first = batches["synthetic"], self.config.optim.order == "discriminator_first"
         losses: dict[str, Tensor] = {}
 
         with context.precision():
@@ -305,6 +306,8 @@ class CrossDomain:
                     d_x, d_y = discriminator(self.synthetic_pool.mix(z_x)), discriminator(self.real_pool.mix(z_y))
                 losses["discriminator"] = weights.discriminator_weight * discriminator_loss(d_x, d_y)
                 context.backward(losses["discriminator"])
+            if discriminator_first:
+                self._update_discriminator()
 
         with context.precision():
             predictions = heads(features[backbone.last])
@@ -317,11 +320,16 @@ class CrossDomain:
         context.backward(torch.stack(list(objective.values())).sum())
 
         context.update(self.task_optimizer)
-        context.side.join()
-        if self.discriminator_optimizer is not None:  # not before the adversarial gradient has passed through D
-            context.update(self.discriminator_optimizer)
+        if not discriminator_first:  # not before the adversarial gradient has passed through D
+            self._update_discriminator()
         context.scaler.update()
         return {name: loss.detach() for name, loss in (objective | losses).items()}
+
+    def _update_discriminator(self) -> None:
+        """D's step, when its gradients are there."""
+        self.context.side.join()
+        if self.discriminator_optimizer is not None:
+            self.context.update(self.discriminator_optimizer)
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the configured learning rates by `factor` from now on."""

@@ -32,6 +32,10 @@ def test_two_streams_equal_one(gpu: torch.device, layer: str, amp: str, channels
     assert_two_streams_equal_one(settings, gpu, channels_last=channels_last)
 
 
+def test_two_streams_equal_one_where_d_is_updated_first(gpu: torch.device) -> None:
+    assert_two_streams_equal_one(small_config("optim.order=discriminator_first", "optim.pool_size=6"), gpu)
+
+
 def test_two_streams_equal_one_at_the_paper_s_size(gpu: torch.device) -> None:
     """There fc6 has as many positions as in the paper."""
     settings = small_config("data.size=227", "model.adapted_layer=fc6", "train.amp=true", "optim.pool_size=6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,12 +19,16 @@ from small_steps import (
     same,
     small_config,
 )
-from torch.optim import SGD
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
 
 from fastssl.batch import Batch
 from fastssl.config import Config
 from fastssl.losses import adversarial_loss, discriminator_loss
 from fastssl.methods.cross_domain import Networks, _at_rest, build_networks, task_losses
+
+ORDERS = ("together", "discriminator_first")
 
 
 def reference_steps(settings: Config, steps: int = 3) -> Networks:
@@ -32,37 +37,58 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
     backbone, heads, discriminator = networks.backbone, networks.heads, networks.discriminator
     assert discriminator is not None
     layer, optim = settings.model.adapted_layer, settings.optim
-    trained = [*backbone.parameters(), *heads.parameters()]
+    trained, judging = [*backbone.parameters(), *heads.parameters()], list(discriminator.parameters())
     adam = torch.optim.Adam(trained, lr=optim.lr, betas=optim.betas)
-    sgd = torch.optim.SGD(discriminator.parameters(), optim.discriminator_lr, 0.9, weight_decay=5e-4)
+    sgd = torch.optim.SGD(judging, optim.discriminator_lr, 0.9, weight_decay=5e-4)
     for number in range(steps):
         synthetic, real = batches(number).values()
         features = backbone(synthetic.image)
         z_x = features[layer]
         with torch.no_grad():
             z_y = backbone(real.image, until=layer)[layer]
+        own = discriminator_loss(discriminator(z_x.detach()), discriminator(z_y))
+        own_gradients = torch.autograd.grad(own, judging)
+        if optim.order == "discriminator_first":
+            make_step(sgd, judging, own_gradients)
         terms = list(task_losses(heads(features["fc7"]), synthetic, settings.loss).values())
         total = sum(terms) + settings.loss.adversarial_weight * adversarial_loss(discriminator(z_x))
-        task_gradients = torch.autograd.grad(total, trained)
-        own = discriminator_loss(discriminator(z_x.detach()), discriminator(z_y))
-        own_gradients = torch.autograd.grad(own, list(discriminator.parameters()))
-        for optimizer, parameters, gradients in (
-            (adam, trained, task_gradients),
-            (sgd, list(discriminator.parameters()), own_gradients),
-        ):
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+        make_step(adam, trained, torch.autograd.grad(total, trained))
+        if optim.order == "together":
+            make_step(sgd, judging, own_gradients)
     return networks
 
 
+def make_step(optimizer: Optimizer, parameters: Iterable[Parameter], gradients: Iterable[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6"])
-def test_step_is_the_algorithm(layer: str) -> None:
-    settings = small_config(f"model.adapted_layer={layer}", "loss.adversarial_weight=0.5")
+def test_step_is_the_algorithm(layer: str, order: str) -> None:
+    settings = small_config(f"model.adapted_layer={layer}", "loss.adversarial_weight=0.5", f"optim.order={order}")
     networks, _ = after_steps(settings)
     expected = reference_steps(settings)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(networks.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_b_meets_the_new_d_where_that_is_updated_first() -> None:
+    """Only the adversarial loss of the first step differs, and it is that of the D that the step leaves behind."""
+    settings = [small_config(f"optim.order={order}", "optim.discriminator_lr=0.5") for order in ORDERS]
+    (together, (before,)), (first, (after,)) = (after_steps(one, steps=1) for one in settings)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"adversarial"}
+    untouched = build_networks(settings[0].model, seed=1)
+    for networks, loss in ((untouched, before), (first, after)):
+        assert networks.discriminator is not None
+        z_x = untouched.backbone(batches(0)["synthetic"].image)[settings[0].model.adapted_layer]
+        expected = settings[0].loss.adversarial_weight * adversarial_loss(networks.discriminator(z_x))
+        torch.testing.assert_close(loss["adversarial"], expected.detach())
+    assert together.discriminator is not None
+    assert first.discriminator is not None
+    assert same(together.discriminator, first.discriminator)
+    assert not same(together.backbone, first.backbone)
 
 
 def test_update_of_d_leaves_b_and_h_untouched() -> None:
