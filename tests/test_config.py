@@ -46,6 +46,7 @@ def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> No
     assert (released.optim.schedule, released.optim.order) == ("constant", "discriminator_first")
     assert (released.data.gray, released.data.flip) == ("per_batch", 0.0)
     assert (released.model.adapted_feature, released.model.shortest_normal) == ("post_relu", 1e-12)
+    assert released.model.running_statistics == "all"
     # Same in both: docs/reproduction.md, sections 3.2, 3.6 and 3.7.
     for config in (paper, released):
         assert (config.data.size, config.data.batch_synthetic, config.train.epochs) == (227, 224, 30)

@@ -2,7 +2,7 @@
 
 One training step (docs/reproduction.md, section 2.2):
 
-    z_x = B(x), z_y = B(y)                       x synthetic, y real; y only as deep as the adapted layer
+    z_x = B(x), z_y = B(y)                       x synthetic, y real, without a gradient
     D frozen:  update B, H on  L_edge + L_depth + L_normal - log(1 - D(z_x))
     B frozen:  update D    on  - log D(z_x) - log(1 - D(z_y))
 
@@ -47,6 +47,9 @@ class ModelConfig(settings.BackboneSettings):
     """Layer of the backbone whose features D compares between the domains; none = no D."""
     adapted_feature: Literal["pre_relu", "post_relu"] = "pre_relu"
     """Whether D sees the layer before or after its ReLU."""
+    running_statistics: Literal["adapted", "all"] = "adapted"
+    """What the statistics that evaluations normalise with have seen: photos up to the adapted layer, and H each batch
+    once; or photos in all of B, and H each batch twice, as in the authors' code (docs/reproduction.md, section 5.2)."""
     # Not less: where all ReLUs of a fresh head are shut the raw normal is the bias, exactly zero, whose gradient of
     # 1 / length would swamp Adam's running mean of squares.
     shortest_normal: Positive = 1e-4
@@ -117,7 +120,7 @@ PRESETS: dict[str, Preset] = {
     # reproduced.
     "released": {
         "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
-        "model": {"adapted_feature": "post_relu", "shortest_normal": 1e-12},
+        "model": {"adapted_feature": "post_relu", "running_statistics": "all", "shortest_normal": 1e-12},
         "loss": {
             "discriminator_weight": 0.5,
             "depth_form": "released",
@@ -158,6 +161,8 @@ class Networks(nn.Module):
         self.backbone: Backbone = find_backbone(model.backbone)(model, post_relu=post_relu)
         inputs = self.backbone.feature_info[self.backbone.last].channels
         self.heads = Heads(inputs, model.tasks, model.head_channels, shortest_normal=model.shortest_normal)
+        if model.running_statistics == "all":
+            _count_batches_twice(self.heads)
         self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
 
     def parts(self) -> dict[str, nn.Module]:
@@ -168,6 +173,14 @@ class Networks(nn.Module):
         """Predictions of the tasks, as `Heads.forward` gives them."""
         predictions: dict[str, Tensor] = self.heads(self.backbone(image)[self.backbone.last])
         return predictions
+
+
+def _count_batches_twice(heads: Heads) -> None:
+    """Move running statistics as if each batch passed through twice, for one pass's work: r + m (s - r), done twice."""
+    for norm in heads.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.momentum is not None
+            norm.momentum = 1 - (1 - norm.momentum) ** 2
 
 
 def build_networks(model: ModelConfig, seed: int) -> Networks:
@@ -251,6 +264,8 @@ class CrossDomain:
                 fused=on_gpu or None,
             )
             _at_rest(self.discriminator_optimizer)
+        # Nothing is made of what lies above the adapted layer: it moves running statistics, and no more.
+        self._photos_until = config.model.adapted_layer if config.model.running_statistics == "adapted" else None
         seeds = (torch.Generator().manual_seed(config.train.seed + domain) for domain in (0, 1))
         self.synthetic_pool, self.real_pool = (FeaturePool(optim.pool_size, seed) for seed in seeds)
 
@@ -300,7 +315,7 @@ class CrossDomain:
         if discriminator is not None:
             z_x = features[layer]
             with torch.no_grad(), context.precision():
-                z_y = backbone(batches["real"].image, until=layer)[layer]
+                z_y = backbone(batches["real"].image, until=self._photos_until)[layer]
             with context.side.run():  # B frozen: the pools give detached features
                 with context.precision():
                     d_x, d_y = discriminator(self.synthetic_pool.mix(z_x)), discriminator(self.real_pool.mix(z_y))

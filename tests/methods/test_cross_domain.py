@@ -126,6 +126,42 @@ def test_real_images_give_b_no_gradient() -> None:
     assert not same(found[0].backbone, found[1].backbone)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_running_statistics_do_not_touch_the_training(order: str) -> None:
+    """Three steps with either: parameters and losses are the same bits, and so are the statistics photos always saw."""
+    settings = [small_config(f"model.running_statistics={seen}", f"optim.order={order}") for seen in ("adapted", "all")]
+    (adapted, losses), (everything, same_losses) = (after_steps(one) for one in settings)
+    for before, after in zip(losses, same_losses, strict=True):
+        assert before == after
+    for name, parameter in adapted.named_parameters():
+        assert torch.equal(parameter, everything.get_parameter(name)), name
+    for name, value in statistics(adapted):
+        always = name.startswith("backbone") and not name.startswith(("backbone.layers.fc6", "backbone.layers.fc7"))
+        assert torch.equal(value, everything.get_buffer(name)) == always, name
+
+
+def test_all_running_statistics_are_those_of_the_passes_that_the_authors_make() -> None:
+    """By hand, in train mode: B and H of the rendered images, all of B of the photos, and H once more."""
+    step = method(small_config("model.running_statistics=all"))
+    by_hand = build_networks(small_config().model, seed=1)
+    for number in range(3):
+        by_hand.load_state_dict(step.networks.state_dict())
+        made = batches(number)
+        step(made)
+        with torch.no_grad():
+            features = by_hand.backbone(made["synthetic"].image)["fc7"]
+            by_hand.heads(features)
+            by_hand.backbone(made["real"].image)
+            by_hand.heads(features)
+        for name, value in statistics(by_hand):
+            torch.testing.assert_close(step.networks.get_buffer(name), value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def statistics(networks: Networks) -> list[tuple[str, Tensor]]:
+    """Running means and variances; how many batches were counted is nothing that a result depends on."""
+    return [(name, value) for name, value in networks.named_buffers() if "running" in name]
+
+
 def test_adversarial_term_alone_makes_synthetic_features_look_real() -> None:
     """With D held still, -log(1 - D(z_x)) falls when B minimises it alone."""
     weights = ["loss.depth_weight=0", "loss.normal_weight=0", "loss.edge_weight=0", "loss.adversarial_weight=1"]
