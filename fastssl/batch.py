@@ -99,6 +99,8 @@ class Batch:
     """(N, 3, S, S), channels-last, float32, or float16 for mixed precision on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
     targets: Mapping[str, Tensor]
     """The targets by their names, which are those of the properties below."""
+    stored_size: tuple[int, int] | None = None
+    """Height and width of the stored images, of which windows are seen; None in a batch that no loader made."""
 
     def _target(self, name: str) -> Tensor:
         if name not in self.targets:
@@ -129,6 +131,14 @@ class Batch:
     def stored_edge_fraction(self) -> Tensor:
         """(N,) float32, fraction of contour pixels in the whole stored image, before the window was cut."""
         return self._target("stored_edge_fraction")
+
+    @property
+    def stored_edge_count(self) -> Tensor:
+        """(N,) float32, number of contour pixels in the whole stored image."""
+        if self.stored_size is None:
+            raise KeyError("the batch does not tell the size of its stored images")
+        height, width = self.stored_size
+        return (self.stored_edge_fraction * (height * width)).round()
 
     @property
     def class_index(self) -> Tensor:

@@ -42,6 +42,7 @@ def batches(seed: int, device: torch.device = CPU, size: int = SIZE) -> dict[str
             "valid": random(N, 1, size, size) < 0.9,
             "stored_edge_fraction": torch.full((N,), 0.1, device=device),
         },
+        stored_size=(size, size),
     )
     return {"synthetic": synthetic, "real": Batch(keys=("b",) * N, image=random(N, 3, size, size) - 0.3, targets={})}
 

@@ -42,7 +42,8 @@ def test_written_and_read_back(preset: str, tmp_path: Path) -> None:
 def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> None:
     paper, released = load_config("paper"), load_config("released")
     assert released.loss.edge_form == released.loss.depth_form == "released"
-    assert (released.loss.mask_invalid, released.loss.edge_count) == (False, "stored")
+    assert (released.loss.edge_count, released.loss.edge_division) == ("released", "whole")
+    assert not released.loss.mask_invalid
     assert (released.optim.schedule, released.optim.order) == ("constant", "discriminator_first")
     assert (released.data.gray, released.data.flip) == ("per_batch", 0.0)
     assert (released.model.adapted_feature, released.model.shortest_normal) == ("post_relu", 1e-12)

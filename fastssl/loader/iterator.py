@@ -169,7 +169,7 @@ def _with_planes(
         pending, image, labels = labelled
         targets = {name: field for name, field in labels.items() if name in kept}
         targets |= _class_index(pending, wanted, options.device)
-        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets)
+        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets, stored_size=samples.image_size)
 
     def on_device(pending: _Pending, blocks: Tensor) -> LabelFields:
         return labels_on_device(blocks, layout, pending.views, data.size, codec, filters)
@@ -211,7 +211,7 @@ def _without_planes(
     def made(batch: tuple[_Pending, Tensor]) -> Batch:
         pending, image = batch
         targets = _class_index(pending, wanted, options.device)
-        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets)
+        return Batch(keys=pending.keys, image=_channels_last(image), targets=targets, stored_size=samples.image_size)
 
     with closing(_images(feed, plan, options, None)) as images:
         yield from map(made, images)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 _UNKNOWN_DEPTH = 1e-8  # metres: what the authors' code adds to every depth before the logarithm
 _UNKNOWN_NORMAL = -(3.0**-0.5)  # every component: what their PNG decoding makes of a black pixel
-# The authors' loader draws another image when one has fewer contour pixels than this, out of 227 x 227.
-_LEAST_EDGE_FRACTION = 350 / 227**2
+# The authors' loader draws another image when one has fewer contour pixels than this; so many has a window of theirs.
+_LEAST_CONTOURS, _THEIR_PIXELS = 350, 227**2
 
 
 def depth_loss(
@@ -84,38 +84,39 @@ def edge_loss(
     edge: Tensor,
     *,
     form: Literal["hed", "released"],
-    stored_edge_fraction: Tensor | None = None,
+    contours: Tensor | None = None,
+    division: Literal["exact", "whole"] = "exact",
 ) -> Tensor:
     """Weighted binary cross-entropy of the contours, averaged over all pixels of the batch.
 
-    Contours are known everywhere, so no pixel is left out. With f the fraction of contour pixels of an image:
+    Contours are known everywhere, so no pixel is left out. With c contour pixels in an image, and P pixels in all:
 
-    - `hed`: a contour pixel weighs 1 - f, any other f, so that both classes count alike. Source: Xie & Tu, ICCV 2015,
-      equation 2, as a mean over pixels instead of their sum.
-    - `released`: every pixel, of either class, weighs (1 - f) / f, which balances nothing and makes images with few
-      contours count more. Source: docs/reproduction.md, section 4.1. Where f is smaller than their loader lets
-      through (350 of 227 x 227 pixels), that value stands for it: the weight ends at 146, also without any contour.
+    - `hed`: a contour pixel weighs 1 - c / P, any other c / P, so that both classes count alike. Source: Xie & Tu,
+      ICCV 2015, equation 2, as a mean over pixels instead of their sum.
+    - `released`: every pixel, of either class, weighs (P - c) / c, which balances nothing and makes images with few
+      contours count more. Source: docs/reproduction.md, section 4.1. Where c is smaller than their loader lets
+      through (350 of 227 x 227 pixels), that number stands for it: the weight ends at 146, also without any contour.
 
     Args:
         logits: (N, 1, S, S).
         edge: (N, 1, S, S), 1 on a contour, else 0.
         form: see above.
-        stored_edge_fraction: (N,), f of the whole stored image; None counts f in `edge`. The authors' weight is
-            (P - c) / c with P the window's pixels and c the contour pixels of the whole stored image, that is
-            P / (f Q) - 1 for a stored image of Q pixels. Q is not known here: the weight is 1 / f - 1, for a window
-            of 227 in 256 pixels 1.27 times theirs where contours are few, and more where they are many
+        contours: (N,), c, where it is counted elsewhere than in `edge`; P is S x S all the same
             (docs/reproduction.md, sections 4.7 and 5.4).
+        division: `whole` drops what (P - c) / c has behind the point, as torch 0.4 does with whole numbers
+            (docs/reproduction.md, section 5.3).
     """
     logits, edge = at_least_float32(logits), at_least_float32(edge)
-    if stored_edge_fraction is None:
-        fraction = edge.mean((1, 2, 3), keepdim=True)
-    else:
-        fraction = at_least_float32(stored_edge_fraction)[:, None, None, None]
-    if form == "released":
-        fraction = fraction.clamp(min=_LEAST_EDGE_FRACTION)
-        weight = (1 - fraction) / fraction
-    else:
+    pixels = edge[0].numel()
+    contours = edge.sum((1, 2, 3)) if contours is None else at_least_float32(contours)
+    contours = contours[:, None, None, None].clamp(max=pixels)  # of a stored image there may be more
+    if form == "hed":
+        fraction = contours / pixels
         weight = edge * (1 - fraction) + (1 - edge) * fraction
+    else:
+        contours = contours.clamp(min=_LEAST_CONTOURS * pixels / _THEIR_PIXELS)
+        weight = (pixels - contours) / contours
+        weight = weight.trunc() if division == "whole" else weight
     return F.binary_cross_entropy_with_logits(logits, edge, weight)
 
 

@@ -83,8 +83,11 @@ class LossConfig(Section):
     """Second term of the log-depth loss: minus half the squared mean of each image, or plus half that of the batch."""
     edge_form: Literal["hed", "released"] = "hed"
     """Contours balanced by class, or every pixel of an image weighted by non-contour / contour pixels."""
-    edge_count: Literal["window", "stored"] = "window"
-    """Whether the contour pixels that set the weight are counted in the window or in the whole stored image."""
+    edge_count: Literal["window", "stored", "released"] = "window"
+    """What sets the weight: contour pixels of the window; their share in the whole stored image; or, as in the authors'
+    code, their number there against the pixels of the window (docs/reproduction.md, section 5.4)."""
+    edge_division: Literal["exact", "whole"] = "exact"
+    """Whether the `released` weight keeps what it has behind the point (docs/reproduction.md, section 5.3)."""
     mask_invalid: bool = True
     """Leave out pixels without a label; if false they are targets log(1e-8) and (-1, -1, -1)."""
 
@@ -125,7 +128,8 @@ PRESETS: dict[str, Preset] = {
             "discriminator_weight": 0.5,
             "depth_form": "released",
             "edge_form": "released",
-            "edge_count": "stored",
+            "edge_count": "released",
+            "edge_division": "whole",
             "mask_invalid": False,
         },
         "optim": {"schedule": "constant", "order": "discriminator_first"},
@@ -411,10 +415,18 @@ def task_losses(predictions: Mapping[str, Tensor], batch: Batch, config: LossCon
         valid = batch.valid if config.mask_invalid else None
         losses["normal"] = config.normal_weight * normal_loss(predictions["normal"], batch.normal, valid)
     if "edge" in predictions:
-        stored = batch.stored_edge_fraction if config.edge_count == "stored" else None
-        edge = edge_loss(predictions["edge"], batch.edge, form=config.edge_form, stored_edge_fraction=stored)
+        contours = _contours(batch, config.edge_count)
+        form, division = config.edge_form, config.edge_division
+        edge = edge_loss(predictions["edge"], batch.edge, form=form, contours=contours, division=division)
         losses["edge"] = config.edge_weight * edge
     return losses
+
+
+def _contours(batch: Batch, count: Literal["window", "stored", "released"]) -> Tensor | None:
+    """Contour pixels of each image as `edge_loss` takes them."""
+    if count == "window":
+        return None
+    return batch.stored_edge_count if count == "released" else batch.stored_edge_fraction * batch.edge[0].numel()
 
 
 def _fused_as(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

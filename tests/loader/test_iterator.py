@@ -110,6 +110,7 @@ def test_window_of_the_network_size_is_cut_out_exactly(coded_synthetic: Path) ->
             assert np.abs(batch.image[i].numpy().transpose(1, 2, 0) - expected)[inside].max() < 1e-6
             assert (batch.edge[i, 0].numpy() == sample.edge[rows, columns])[inside].all()
             assert batch.stored_edge_fraction[i] == pytest.approx(sample.edge.mean(), abs=1e-6)
+            assert (batch.stored_size, batch.stored_edge_count[i].item()) == (sample.edge.shape, sample.edge.sum())
 
 
 def test_no_contour_is_lost_when_the_image_gets_smaller(coded_synthetic: Path) -> None:

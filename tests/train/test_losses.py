@@ -24,8 +24,12 @@ from fastssl.methods.cross_domain import LossConfig, task_losses
 
 DepthForm = Literal["eigen", "released"]
 EdgeForm = Literal["hed", "released"]
+EdgeCount = Literal["window", "stored", "released"]
 N, S = 3, 7
-RELEASED = LossConfig(depth_form="released", edge_form="released", edge_count="stored", mask_invalid=False)
+STORED = (8, 10)
+RELEASED = LossConfig(
+    depth_form="released", edge_form="released", edge_count="released", edge_division="whole", mask_invalid=False
+)
 Masks = Literal["all", "some", "one image none", "none"]
 MASKS: tuple[Masks, ...] = ("all", "some", "one image none", "none")
 
@@ -55,7 +59,7 @@ def _batch(masks: Masks = "some", seed: int = 0, dtype: torch.dtype = torch.floa
         "valid": torch.tensor(~(no_depth | no_normal)),
         "stored_edge_fraction": torch.tensor([0.2, 0.05, 0.004], dtype=dtype),
     }
-    return Batch(keys=("a", "b", "c"), image=empty, targets=targets)
+    return Batch(keys=("a", "b", "c"), image=empty, targets=targets, stored_size=STORED)
 
 
 def _predictions(seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -98,21 +102,30 @@ def _normal_by_hand(pred: NDArray[Any], normal: NDArray[Any], valid: NDArray[Any
     return float(np.mean(errors)) if errors else 0.0
 
 
-def _edge_by_hand(logits: NDArray[Any], edge: NDArray[Any], stored: NDArray[Any] | None, form: EdgeForm) -> float:
-    total = 0.0
+def _edge_by_hand(
+    logits: NDArray[Any], edge: NDArray[Any], contours: list[float], form: EdgeForm, division: str = "exact"
+) -> float:
+    total, pixels = 0.0, S * S
     for n in range(N):
-        contours = edge[n].sum() / edge[n].size if stored is None else stored[n]
-        least = 350 / 51529
+        c = max(contours[n], 350 / 51529 * pixels) if form == "released" else contours[n]
         for y in range(S):
             for x in range(S):
                 p = 1 / (1 + math.exp(-logits[n, 0, y, x]))
                 entropy = -math.log(p) if edge[n, 0, y, x] else -math.log(1 - p)
                 if form == "released":
-                    weight = (1 - max(contours, least)) / max(contours, least)
+                    weight = (pixels - c) // c if division == "whole" else (pixels - c) / c
                 else:
-                    weight = 1 - contours if edge[n, 0, y, x] else contours
+                    weight = 1 - c / pixels if edge[n, 0, y, x] else c / pixels
                 total += weight * entropy
-    return total / (N * S * S)
+    return total / (N * pixels)
+
+
+def _contours_by_hand(batch: Batch, count: EdgeCount) -> list[float]:
+    if count == "window":
+        return [plane.sum() for plane in batch.edge.numpy()]
+    pixels = STORED[0] * STORED[1]
+    shares: list[float] = batch.stored_edge_fraction.tolist()
+    return [share * S * S if count == "stored" else round(share * pixels) for share in shares]
 
 
 def _numpy(x: Tensor | None) -> NDArray[Any] | None:
@@ -182,14 +195,15 @@ def test_right_normals_cost_nothing_and_opposite_ones_two(sign: int, expected: f
 # ---- contours ----
 
 
-@pytest.mark.parametrize("count", ["window", "stored"])
+@pytest.mark.parametrize("division", ["exact", "whole"])
+@pytest.mark.parametrize("count", ["window", "stored", "released"])
 @pytest.mark.parametrize("form", ["hed", "released"])
-def test_contours_against_loops(form: EdgeForm, count: str) -> None:
+def test_contours_against_loops(form: EdgeForm, count: EdgeCount, division: Literal["exact", "whole"]) -> None:
     batch, logits = _batch(), _predictions()["edge"]
-    stored = batch.stored_edge_fraction if count == "stored" else None
-    expected = _edge_by_hand(logits.numpy(), batch.edge.numpy(), _numpy(stored), form)
-    loss = edge_loss(logits, batch.edge, form=form, stored_edge_fraction=stored)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    config = LossConfig(edge_form=form, edge_count=count, edge_division=division)
+    contours = _contours_by_hand(batch, count)
+    expected = _edge_by_hand(logits.numpy(), batch.edge.numpy(), contours, form, division)
+    assert task_losses({"edge": logits}, batch, config)["edge"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_released_contours_are_torchs_weighted_cross_entropy() -> None:
@@ -199,14 +213,51 @@ def test_released_contours_are_torchs_weighted_cross_entropy() -> None:
     torch.testing.assert_close(edge_loss(logits, batch.edge, form="released"), oracle)
 
 
-def test_the_released_weight_is_the_authors_up_to_the_ratio_of_the_sizes() -> None:
-    # An image of 256 x 256 with 2000 contour pixels in all, of which a window of 227 x 227 is seen.
-    fraction = torch.tensor([2000 / 256**2], dtype=torch.float64)
-    edge, logits = torch.zeros(1, 1, S, S, dtype=torch.float64), torch.zeros(1, 1, S, S, dtype=torch.float64)
-    ours = edge_loss(logits, edge, form="released", stored_edge_fraction=fraction).item() / math.log(2)
-    theirs = (227**2 - 2000) / 2000
-    assert ours == pytest.approx((256**2 - 2000) / 2000)
-    assert (ours + 1) / (theirs + 1) == pytest.approx((256 / 227) ** 2)
+def released_weights(
+    contours: NDArray[np.int64], side: int, stored: tuple[int, int], **settings: str
+) -> NDArray[np.float64]:
+    """The weight that each image's pixels have: what a logit of 0 pulls at a pixel, over what it would without one."""
+    num = len(contours)
+    fraction = torch.from_numpy(contours / (stored[0] * stored[1])).float()
+    edge, logits = torch.zeros(num, 1, side, side), torch.zeros(num, 1, side, side, requires_grad=True)
+    targets = {"edge": edge, "stored_edge_fraction": fraction}
+    batch = Batch(keys=("a",) * num, image=torch.zeros(num, 3, side, side), targets=targets, stored_size=stored)
+    config = LossConfig.model_validate({"edge_form": "released", **settings})
+    (gradient,) = torch.autograd.grad(task_losses({"edge": logits}, batch, config)["edge"], logits)
+    return 2 * logits.numel() * gradient[:, 0, 0, 0].double().numpy()
+
+
+def test_the_released_weight_is_the_authors() -> None:
+    # Images of 256 x 256 with so many contour pixels in all, of which a window of 227 x 227 is seen.
+    contours = np.array([350, 351, 2000, 17176, 17177, 25764, 25765, 51529, 60000])
+    theirs = np.maximum((51529 - contours) / contours, 0)
+    exact = released_weights(contours, 227, (256, 256), edge_count="released")
+    whole = released_weights(contours, 227, (256, 256), edge_count="released", edge_division="whole")
+    np.testing.assert_allclose(exact, theirs, rtol=1e-6, atol=1e-9)
+    assert np.rint(whole).tolist() == (np.maximum(51529 - contours, 0) // contours).tolist()
+    np.testing.assert_allclose(whole, np.rint(whole), rtol=1e-6)
+    # By its share of the stored image the weight is larger, by the ratio of the sizes where contours are few.
+    share = released_weights(contours[2:3], 227, (256, 256), edge_count="stored")
+    assert (share + 1) / (theirs[2] + 1) == pytest.approx((256 / 227) ** 2)
+
+
+def test_whole_numbers_are_divided_exactly_where_nothing_remains() -> None:
+    # 99 x 99 has many divisors, and floats on the wrong side of a whole number would lose one.
+    divisors = np.array([c for c in range(70, 9802) if 9801 % c == 0])
+    assert len(divisors) > 6
+    whole = released_weights(divisors, 99, (120, 160), edge_count="released", edge_division="whole")
+    assert np.rint(whole).tolist() == (9801 // divisors - 1).tolist()
+
+
+@pytest.mark.parametrize("stored", [(256, 256), (480, 640), (1080, 1920)])
+def test_contours_of_a_stored_image_are_counted_exactly(stored: tuple[int, int]) -> None:
+    pixels = stored[0] * stored[1]
+    counts = np.arange(0, pixels + 1, 7)
+    fraction = torch.from_numpy((counts / pixels).astype(np.float32))
+    batch = Batch(keys=(), image=fraction, targets={"stored_edge_fraction": fraction}, stored_size=stored)
+    assert (batch.stored_edge_count.numpy() == counts).all()
+    with pytest.raises(KeyError, match="size of its stored images"):
+        _ = replace(batch, stored_size=None).stored_edge_count
 
 
 def test_hed_gives_both_classes_of_every_image_the_same_say() -> None:
@@ -219,11 +270,14 @@ def test_hed_gives_both_classes_of_every_image_the_same_say() -> None:
 
 @pytest.mark.parametrize("form", ["hed", "released"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
-@pytest.mark.parametrize("stored", [True, False])
-def test_images_without_or_full_of_contours_have_finite_losses(form: EdgeForm, value: float, stored: bool) -> None:
+@pytest.mark.parametrize("count", ["window", "stored", "released"])
+def test_images_without_or_full_of_contours_have_finite_losses(form: EdgeForm, value: float, count: EdgeCount) -> None:
     logits = _predictions()["edge"].requires_grad_()
-    fraction = torch.full((N,), value, dtype=torch.float64) if stored else None
-    loss = edge_loss(logits, torch.full_like(logits, value), form=form, stored_edge_fraction=fraction)
+    batch = _batch()
+    fraction = torch.full((N,), value, dtype=torch.float64)
+    full = {"edge": torch.full_like(logits, value), "stored_edge_fraction": fraction}
+    config = LossConfig(edge_form=form, edge_count=count)
+    loss = task_losses({"edge": logits}, replace(batch, targets=full), config)["edge"]
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.isfinite().all()
     largest = (1 - value) * (227**2 - 350) / 350 if form == "released" else 0.0
@@ -321,7 +375,7 @@ def test_the_published_settings() -> None:
     expected = {
         "depth": 5 * _depth_by_hand(depth, batch.depth.numpy(), valid, "eigen"),
         "normal": 10 * _normal_by_hand(normal, batch.normal.numpy(), valid),
-        "edge": _edge_by_hand(edge, batch.edge.numpy(), None, "hed"),
+        "edge": _edge_by_hand(edge, batch.edge.numpy(), _contours_by_hand(batch, "window"), "hed"),
     }
     assert {task: loss.item() for task, loss in losses.items()} == pytest.approx(expected)
 
@@ -333,8 +387,8 @@ def test_the_released_settings_are_the_authors_code() -> None:
     torch.testing.assert_close(losses["depth"], 5 * 0.5 * (d.square().mean() + 0.5 * d.mean() ** 2))
     expected = _normal_by_hand(predictions["normal"].numpy(), batch.normal.numpy(), None)
     assert losses["normal"].item() == pytest.approx(10 * expected)
-    stored = batch.stored_edge_fraction.numpy()
-    expected = _edge_by_hand(predictions["edge"].numpy(), batch.edge.numpy(), stored, "released")
+    contours = _contours_by_hand(batch, "released")
+    expected = _edge_by_hand(predictions["edge"].numpy(), batch.edge.numpy(), contours, "released", "whole")
     assert losses["edge"].item() == pytest.approx(expected)
 
 
@@ -344,6 +398,7 @@ def test_the_released_settings_are_the_authors_code() -> None:
         ("depth_form", "released", "depth"),
         ("edge_form", "released", "edge"),
         ("edge_count", "stored", "edge"),
+        ("edge_count", "released", "edge"),
         ("mask_invalid", False, "depth"),
         ("mask_invalid", False, "normal"),
     ],
