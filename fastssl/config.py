@@ -100,6 +100,9 @@ class DataConfig(Section):
     """Smallest and largest side of the random square window, as a fraction of the packed image's side."""
     real_window: Literal["random", "whole"] = "random"
     """`whole` squeezes the whole photo into the input, as the authors' code does."""
+    last_corner: bool = True
+    """Windows also begin at the last row and column where they fit, which the authors' code leaves out
+    (docs/reproduction.md, section 5.5)."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     gray: Literal["per_sample", "per_batch", "off"] = "per_sample"

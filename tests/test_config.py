@@ -45,7 +45,7 @@ def test_released_differs_from_paper_in_the_oddities_of_the_authors_code() -> No
     assert (released.loss.edge_count, released.loss.edge_division) == ("released", "whole")
     assert not released.loss.mask_invalid
     assert (released.optim.schedule, released.optim.order) == ("constant", "discriminator_first")
-    assert (released.data.gray, released.data.flip) == ("per_batch", 0.0)
+    assert (released.data.gray, released.data.flip, released.data.last_corner) == ("per_batch", 0.0, False)
     assert (released.model.adapted_feature, released.model.shortest_normal) == ("post_relu", 1e-12)
     assert released.model.running_statistics == "all"
     # Same in both: docs/reproduction.md, sections 3.2, 3.6 and 3.7.

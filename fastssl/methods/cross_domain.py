@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
     # What the authors' code computes: docs/reproduction.md, section 4, explains each line, and section 5 what is not
     # reproduced.
     "released": {
-        "data": {"flip": 0.0, "gray": "per_batch", "real_window": "whole"},
+        "data": {"flip": 0.0, "gray": "per_batch", "last_corner": False, "real_window": "whole"},
         "model": {"adapted_feature": "post_relu", "running_statistics": "all", "shortest_normal": 1e-12},
         "loss": {
             "discriminator_weight": 0.5,

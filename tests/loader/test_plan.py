@@ -96,6 +96,23 @@ def test_windows_stay_inside_and_reach_everywhere() -> None:
     assert (views.blur == 0).all()
 
 
+@pytest.mark.parametrize(("last_corner", "places"), [(True, 30), (False, 29)])
+def test_corners_lie_where_the_setting_lets_them(last_corner: bool, places: int) -> None:
+    """A window of 227 in 256 pixels has 30 places, of which the authors' `randint(0, 256 - 227)` draws 29."""
+    views = training_views(settings_of(DataConfig(last_corner=last_corner)), one_slice(4000), 0)
+    for corners in (views.top, views.left):
+        counts = np.bincount(corners)
+        assert len(counts) == places
+        # Six standard deviations of a count, were all places alike.
+        assert np.abs(counts - 4000 / places).max() < 6 * np.sqrt(4000 / places)
+
+
+def test_a_window_without_room_has_one_place() -> None:
+    views = training_views(settings_of(DataConfig(window=(1.0, 1.0), last_corner=False)), one_slice(50), 0)
+    assert not views.top.any()
+    assert not views.left.any()
+
+
 def test_aspect_and_scale_vary_apart() -> None:
     views = training_views(settings_of(DataConfig(window=(0.3, 0.6)), aspect=(0.5, 2.0)), one_slice(4000), 0)
     ratio, area = views.width / views.height, np.sqrt(views.width * views.height) / 256
