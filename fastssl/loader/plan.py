@@ -159,14 +159,10 @@ def training_views(settings: ViewSettings, rank_slice: RankSlice, batch: int) ->
     )
     if data.gray == "per_batch":
         channel = _draws(rank_slice.order, batch, 1)[4]
-    rows, columns = (
-        np.maximum(length - window + data.last_corner, 1)  # places for the corner, one of them at least
-        for length, window in zip(stored, (height, width), strict=True)
-    )
     low, high = augment.blur_sigma
     return Views(
-        top=(down * rows).astype(np.int64),
-        left=(across * columns).astype(np.int64),
+        top=(down * (stored[0] - height + data.last_corner)).astype(np.int64),
+        left=(across * (stored[1] - width + data.last_corner)).astype(np.int64),
         height=height,
         width=width,
         flip=flip < data.flip,

@@ -119,8 +119,8 @@ PRESETS: dict[str, Preset] = {
     # The method as far as it is known: the defaults above. docs/reproduction.md, section 6, tells which of them have
     # a source, and which are choices.
     "paper": {},
-    # What the authors' code computes: docs/reproduction.md, section 4, explains each line, and section 5 what is not
-    # reproduced.
+    # What the authors' code computes. docs/reproduction.md, sections 4 and 5, explains each line, and names what is not
+    # computed.
     "released": {
         "data": {"flip": 0.0, "gray": "per_batch", "last_corner": False, "real_window": "whole"},
         "model": {"adapted_feature": "post_relu", "running_statistics": "all", "shortest_normal": 1e-12},
