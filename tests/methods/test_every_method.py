@@ -15,8 +15,10 @@ import pytest
 import torch
 from small_runs import assert_same, quiet, state
 
+from fastssl.batch import Batch
 from fastssl.errors import ConfigError
 from fastssl.evaluate import Neighbours, evaluate
+from fastssl.loader import LoaderOptions, training_domains
 from fastssl.methods import METHODS, load_config
 from fastssl.report import write_report
 from fastssl.telemetry import read_metrics
@@ -93,7 +95,17 @@ def test_a_run_is_loaded_evaluated_and_reported(runs: dict[str, Path], name: str
     assert f"{METHODS[name].unit}/s" in page
     for loss in (key for key in read_metrics(runs[name])[0] if key.startswith("loss/")):
         assert re.search(f"{loss[5:].replace('edge', 'contour')} loss", page, re.IGNORECASE), loss
-    assert METHODS[name].picture is None or list((runs[name] / "samples").glob("train_*.png"))
+    has_picture = trained.method.picture(first_batches(trained.config)) is not None
+    assert bool(list((runs[name] / "samples").glob("train_*.png"))) == has_picture
+
+
+def first_batches(settings: Any) -> dict[str, Batch]:
+    """One of each domain that the method wants."""
+    batches: dict[str, Batch] = {}
+    for domain in training_domains(METHODS[settings.method].domains(settings), settings).values():
+        with domain.training_batches(LoaderOptions(device=torch.device("cpu"))) as endless:
+            batches[domain.name] = next(endless)
+    return batches
 
 
 @every_method
