@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from fastssl import __version__
 from fastssl.methods.cross_domain import CrossDomainConfig as Config
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "shards" / "sample"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "shards/README.md"))]
 SOURCES = sorted(path for name in ("fastssl", "tests", "tools", "benchmarks") for path in (ROOT / name).rglob("*.py"))
@@ -119,6 +121,22 @@ def test_the_new_evaluation_measures(tmp_path: Path, coded_synthetic: Path, code
     assert section["conditions"]["images"] == 9
     # Nine vectors of 3 to 26 channels.
     assert 1 < section["effective"]["trained"] <= 9
+
+
+def test_the_new_method_learns(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(SAMPLE / "real_train")
+    first, last, chance = (float(number) for number in re.findall(r"\d\.\d+", run_page("add_a_method.md", tmp_path)))
+    assert chance == pytest.approx(math.log(2), abs=1e-3)
+    assert first == pytest.approx(chance, rel=0.2)
+    assert last < 0.93 * chance
+
+
+def test_the_new_backbone_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(SAMPLE / "real_train")
+    losses, *layers = run_page("add_a_backbone.md", tmp_path).splitlines()
+    first, *_, last = (float(loss) for loss in losses.split())
+    assert last < first < 1.2 * math.log(4)
+    assert layers == ["block1 16 2", "block2 32 4", "block3 64 8", "block4 128 16"]
 
 
 def run_page(name: str, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from fastssl.backbones.alexnet import AlexNet
-from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, scaled_channels
+from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, check_sides, scaled_channels
 from fastssl.errors import ConfigError
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Backbone",
     "Convolution",
     "LayerInfo",
+    "check_sides",
     "find_backbone",
     "scaled_channels",
 ]

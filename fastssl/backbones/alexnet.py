@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, scaled_channels
+from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, check_sides, scaled_channels
 from fastssl.config import BackboneSettings
-from fastssl.errors import ConfigError
 
 
 class _Shape(NamedTuple):
@@ -34,7 +34,9 @@ _LAYERS = {
 # Max pooling, 3 x 3, in front of these layers: (stride, padding).
 _POOLED = {"conv2": (2, 0), "conv3": (2, 0), "fc6": (1, 1)}
 
-_DISCRIMINATORS: dict[str, tuple[tuple[int, int, int], ...]] = {
+# Channels, kernel and stride. The authors' patch discriminators (docs/reproduction.md, section 3.5): each ends in 6 x 6
+# decisions at 227 pixels.
+_DISCRIMINATORS = {
     "conv1": ((192, 3, 2), (384, 3, 2), (512, 3, 2)),
     "conv2": ((512, 3, 2), (640, 3, 2)),
     "conv3": ((512, 3, 2), (512, 1, 1)),
@@ -42,7 +44,6 @@ _DISCRIMINATORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "conv5": ((512, 3, 2), (512, 1, 1)),
     "fc6": ((512, 3, 2), (256, 1, 1)),
 }
-"""Channels, kernel and stride of every convolution but the last. Each ends in 6 x 6 decisions at 227 pixels."""
 
 
 class AlexNet(Backbone):
@@ -55,6 +56,9 @@ class AlexNet(Backbone):
     name: ClassVar[str] = "alexnet"
     last: ClassVar[str] = "fc7"
     compared: ClassVar[str] = "conv5"
+    discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]] = {
+        layer: tuple(Convolution(*shape) for shape in shapes) for layer, shapes in _DISCRIMINATORS.items()
+    }
 
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
         super().__init__(settings)
@@ -109,32 +113,7 @@ class AlexNet(Backbone):
         Raises:
             ConfigError: another size; the nearest ones are named.
         """
-        for side in (height, width):
-            if side % 16 != 3 or side < 35:
-                lower = max((side - 3) // 16 * 16 + 3, 35)
-                raise ConfigError(
-                    "the image's size does not fit the network",
-                    where="data.size",
-                    seen=f"{height} x {width}",
-                    expected="sides of the form 16 k + 3, at least 35 (such as 99 or 227)",
-                    hint=f"set data.size to {lower} or {lower + 16}, the nearest",
-                )
-
-    @classmethod
-    def patch_discriminator(cls, layer: str) -> tuple[Convolution, ...]:
-        """The authors' patch discriminators (docs/reproduction.md, section 3.5).
-
-        Raises:
-            ConfigError: there is none for this layer.
-        """
-        if layer not in _DISCRIMINATORS:
-            raise ConfigError(
-                "the backbone has no discriminator for this layer",
-                where="model.adapted_layer",
-                seen=layer,
-                expected=f"none, {', '.join(_DISCRIMINATORS)}",
-            )
-        return tuple(Convolution(*shape) for shape in _DISCRIMINATORS[layer])
+        check_sides(height, width, step=16, rest=3, least=35)
 
 
 def _feature_info(settings: BackboneSettings) -> dict[str, LayerInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class Backbone(nn.Module):
     """The deepest layer, from which heads predict."""
     compared: ClassVar[str]
     """The layer that evaluations look at where nothing names another."""
+    discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]]
+    """Of the layers that can be adapted: all convolutions but the last of a discriminator of patches of the map."""
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
 
@@ -69,9 +72,20 @@ class Backbone(nn.Module):
         """
 
     @classmethod
-    @abstractmethod
     def patch_discriminator(cls, layer: str) -> tuple[Convolution, ...]:
-        """All convolutions but the last of a discriminator that looks at patches of a layer's map."""
+        """The convolutions that `discriminators` has for a layer.
+
+        Raises:
+            ConfigError: there are none for this layer.
+        """
+        if layer not in cls.discriminators:
+            raise ConfigError(
+                "the backbone has no discriminator for this layer",
+                where="model.adapted_layer",
+                seen=layer,
+                expected=", ".join(("none", *cls.discriminators)),
+            )
+        return cls.discriminators[layer]
 
     def check_layer(self, layer: str) -> None:
         """Refuse a layer that the backbone does not have.
@@ -81,6 +95,24 @@ class Backbone(nn.Module):
         """
         if layer not in self.feature_info:
             raise ConfigError("the backbone has no such layer", seen=layer, expected=", ".join(self.feature_info))
+
+
+def check_sides(height: int, width: int, *, step: int, rest: int, least: int) -> None:
+    """Refuse an image with a side that is not of the form `step` k + `rest`, or that is below `least`.
+
+    Raises:
+        ConfigError: see above; the nearest sides are named.
+    """
+    for side in (height, width):
+        if side % step != rest or side < least:
+            lower = max((side - rest) // step * step + rest, least)
+            raise ConfigError(
+                "the image's size does not fit the network",
+                where="data.size",
+                seen=f"{height} x {width}",
+                expected=f"sides of the form {step} k + {rest}, at least {least}",
+                hint=f"set data.size to {lower} or {lower + step}, the nearest",
+            )
 
 
 def scaled_channels(channels: int, width: float) -> int:

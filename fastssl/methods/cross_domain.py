@@ -29,6 +29,7 @@ from fastssl import config as settings
 from fastssl.backbones import Backbone, find_backbone
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import BelowOne, Fraction, NonNegative, Positive, Preset, Section
+from fastssl.errors import ConfigError
 from fastssl.layers import Discriminator, FeaturePool, Heads, xavier_initialise
 from fastssl.loader import DomainRequest
 from fastssl.losses import adversarial_loss, depth_loss, discriminator_loss, edge_loss, normal_loss
@@ -218,7 +219,8 @@ class CrossDomain:
         """Pass images without content through networks without content: all sizes and names are checked, at no cost.
 
         Raises:
-            ConfigError: the input's size does not fit the backbone or the discriminator, or there is no such layer.
+            ConfigError: the input's size does not fit the backbone or the discriminator, there is no such layer, or the
+                heads do not fit the backbone.
         """
         size = config.data.size
         with torch.device("meta"):
@@ -226,6 +228,15 @@ class CrossDomain:
             features = networks.backbone(torch.empty(2, 3, size, size))
             if networks.discriminator is not None:
                 networks.discriminator(features[config.model.adapted_layer])
+            side = networks.heads(features[networks.backbone.last])[config.model.tasks[0]].shape[-1]
+        if side != size:
+            raise ConfigError(
+                "the heads do not give one prediction per pixel with this backbone",
+                where="model.backbone",
+                seen=f"{side} x {side} predictions of an image of {size} x {size}",
+                expected="a last map of k - 1 x k - 1 for images of 16 k + 3 pixels",
+                hint="take another backbone, or a method without heads",
+            )
 
     @staticmethod
     def describe(config: CrossDomainConfig) -> str:
