@@ -106,8 +106,9 @@ def test_maps_are_after_the_relu_where_that_is_asked_for_and_the_last_always(nam
     seen = image(next(sizes(name, 64)))
     before, after = (built(name, post_relu=post_relu)(seen) for post_relu in (False, True))
     for layer, features in after.items():
-        assert features.min() >= 0
         is_last = layer == BACKBONES[name].last
+        assert features.min() >= 0
+        assert (before[layer].min() < 0) != is_last
         torch.testing.assert_close(features, before[layer] if is_last else before[layer].relu())
 
 
