@@ -99,6 +99,13 @@ def test_the_readme_leads_to_every_page() -> None:
     assert not [page.name for page in DOCS if f"](docs/{page.name})" not in text]
 
 
+def test_the_page_on_batches_names_every_part_of_the_loader() -> None:
+    text = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    parts = [path.name for path in (ROOT / "fastssl" / "loader").glob("*.py") if path.stem != "__init__"]
+    assert len(parts) > 10
+    assert not [part for part in parts if f"loader/{part}" not in text]
+
+
 def test_the_new_layout_packs(tmp_path: Path) -> None:
     """The code of the page, as one script in an empty folder."""
     count, *lines = run_page("add_a_layout.md", tmp_path).splitlines()
