@@ -268,7 +268,7 @@ def attribution(photos: list[Photo]) -> str:
         "`tools/sample_photos.py` makes the crops again from the Debian packages named below.",
         "",
         "Each licence is the one that the package states for that very photograph, in the file named under the table.",
-        "None asks for fraction-alike. The licences' texts:",
+        "None asks for share-alike. The licences' texts:",
         "",
         *(f"- {name}: <{url}>" for name, url in LICENSES.items() if url),
         "- LicenseRef-Public-Domain: the package says that the work is in the public domain; there is no licence text",
