@@ -201,7 +201,7 @@ def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, mon
     def refuse(*arguments: object) -> None:
         raise AssertionError("a shard is read")
 
-    for name in ("read", "member", "key", "label"):
+    for name in ("read", "member", "key", "class_index"):
         monkeypatch.setattr(ShardSet, name, refuse)
     for part in parts.parts_of("synthetic", options):
         with parts.PARTS[part](domain, options) as work:
