@@ -23,33 +23,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from fastssl.errors import UsageError
 from fastssl.loader.labels import LabelFields
-
-Pending = TypeVar("Pending")
+from fastssl.loader.underway import Decoded, Made
 
 
 def labels_ahead(
-    batches: Iterator[tuple[Pending, Tensor, Tensor]],
-    labels: Callable[[Pending, Tensor], LabelFields],
+    batches: Iterator[Decoded],
+    labels: Callable[[Decoded], LabelFields],
     device: torch.device,
-) -> Generator[tuple[Pending, Tensor, LabelFields], None, None]:
+) -> Generator[Made, None, None]:
     """Take each batch one call before it is handed out, and make its labels meanwhile.
 
     Args:
-        batches: what is known of each batch, its images and its inflated label blocks, both ordered on the stream that
-            is current when they are taken.
-        labels: makes the labels on the stream that is current when it is called.
+        batches: images and inflated label blocks, both ordered on the stream that is current when they are taken.
+        labels: makes a batch's labels on the stream that is current when it is called.
         device: a GPU.
 
     Returns:
-        What is known of each batch, its images and its labels, ordered on the stream that was current when the first
-        one was asked for, and to be used on that stream. One batch more than the consumer holds is in memory.
+        Images and labels, ordered on the stream that was current when the first batch was asked for, and to be used on
+        that stream. One batch more than the consumer holds is in memory.
 
     Raises:
         UsageError: another stream is current than before.
@@ -57,20 +53,20 @@ def labels_ahead(
     Sync: none.
     """
     consumer, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    made = deque[tuple[Pending, Tensor, LabelFields]]()
-    read: Tensor | None = None
+    made = deque[Made]()
+    read: Decoded | None = None
     try:
-        for pending, image, blocks in batches:
+        for batch in batches:
             _check_stream(consumer, device)
             # 3. of the batch before this one, whose blocks `read` holds until here; then 2. of this one.
             consumer.wait_stream(side)
             side.wait_stream(consumer)
-            read = blocks
+            read = batch
             with torch.cuda.stream(side):
-                fields = labels(pending, read)
+                fields = labels(read)
             for field in fields.values():
                 field.record_stream(consumer)
-            made.append((pending, image, fields))
+            made.append(Made(fed=batch.fed, image=batch.image, targets=fields))
             if len(made) > 1:
                 # Nothing of it stays behind: the consumer alone decides when it goes.
                 yield made.popleft()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import deflate
 import numpy as np
@@ -20,6 +21,13 @@ from fastssl.loader.mixture import Mixture
 from fastssl.shards import JPEG, Allocate, LabelLayout, StoredSample, inflate
 
 log = logging.getLogger(__name__)
+
+
+class SoundSample(NamedTuple):
+    """A sample that looks sound."""
+
+    number: int
+    stored: StoredSample
 
 
 class Damage:
@@ -49,7 +57,7 @@ class Damage:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""
         return [f"{self._samples.place(index)}: {reason}" for index, reason in self.found.items()]
 
-    def read(self, indices: Sequence[int]) -> list[tuple[int, StoredSample]]:
+    def read(self, indices: Sequence[int]) -> list[SoundSample]:
         """Samples with their numbers; in place of a damaged one the next that is sound, as far as a glance can tell.
 
         They lie in one piece of memory, which is used again when the last of their members is gone.
@@ -60,7 +68,7 @@ class Damage:
         allocate = _allocator(self._memory.lend(len(indices) * self._samples.most_bytes(self._names)))
         return [self._sound(index, allocate) for index in indices]
 
-    def _sound(self, index: int, allocate: Allocate) -> tuple[int, StoredSample]:
+    def _sound(self, index: int, allocate: Allocate) -> SoundSample:
         while True:
             first = index
             while index in self.found:
@@ -73,7 +81,7 @@ class Damage:
                         hint="look at the dataset with fastssl verify",
                     )
             try:
-                return index, self._glance(index, allocate)
+                return SoundSample(index, self._glance(index, allocate))
             except ShardError as error:
                 self._record(index, error)
 

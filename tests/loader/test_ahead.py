@@ -16,6 +16,7 @@ import torch
 from fastssl.errors import UsageError
 from fastssl.loader import ahead
 from fastssl.loader.ahead import labels_ahead
+from fastssl.loader.underway import Decoded
 
 GPU = torch.device("cuda", 0)
 STEPS = 6
@@ -71,19 +72,21 @@ class Model:
         yield
         self.current = before
 
-    def batches(self) -> Iterator[tuple[int, str, Blocks]]:
+    def batches(self) -> Iterator[Decoded]:
         for number in range(STEPS):
             blocks = Blocks()
             blocks.last_read = self.current.work()  # DALI's part, which the consumer's stream waits for
             weakref.finalize(blocks, self.drop, number, blocks.__dict__)
-            yield number, f"image {number}", blocks
+            batch = [Decoded(fed=number, image=f"image {number}", blocks=blocks)]
             del blocks
+            yield batch.pop()
 
     def drop(self, number: int, state: dict[str, tuple[Stream, int]]) -> None:
         if not self.consumer.comes_after(state["last_read"]):
             self.dropped_early.append(number)
 
-    def labels(self, number: int, blocks: Blocks) -> dict[str, Field]:
+    def labels(self, batch: Decoded) -> dict[str, Field]:
+        number, blocks = batch.fed, batch.blocks
         assert self.current is not self.consumer
         assert self.current.comes_after(blocks.last_read), "labels before the blocks are there"
         self.events.append(f"labels {number}")
@@ -101,9 +104,9 @@ class Model:
         self.consumer.work()
 
     def run(self) -> None:
-        for number, image, fields in labels_ahead(self.batches(), self.labels, GPU):
-            assert image == f"image {number}"
-            self.step(number, fields)
+        for batch in labels_ahead(self.batches(), self.labels, GPU):
+            assert batch.image == f"image {batch.fed}"
+            self.step(batch.fed, batch.targets)
 
 
 @pytest.fixture
@@ -126,8 +129,8 @@ def test_labels_are_made_a_step_ahead_and_no_memory_is_given_away_early(model: M
 def test_batches_that_are_not_wanted_any_more_give_nothing_away_early(model: Model, taken: int) -> None:
     batches = labels_ahead(model.batches(), model.labels, GPU)
     for _ in range(taken):
-        number, _, fields = next(batches)
-        model.step(number, fields)
+        batch = next(batches)
+        model.step(batch.fed, batch.targets)
     batches.close()
     assert model.dropped_early == []
 
@@ -153,8 +156,8 @@ def test_what_was_handed_out_is_the_consumers_alone(model: Model) -> None:
     """So that dropping it frees it, while the next batches are made."""
     batches = labels_ahead(model.batches(), model.labels, GPU)
     for _ in range(STEPS - 2):
-        fields = next(batches)[2]
-        gone = weakref.ref(fields["depth"])
+        batch = next(batches)
+        gone = weakref.ref(batch.targets["depth"])
         assert gone() is not None
-        del fields
+        del batch
         assert gone() is None
