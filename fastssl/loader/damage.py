@@ -86,18 +86,20 @@ class Damage:
                 self._record(index, error)
 
     def examine(self, indices: Sequence[int]) -> bool:
-        """Decode samples of a batch that failed; whether any of them was found to be damaged.
+        """Decode samples of a batch that failed; whether any of them is damaged.
+
+        One may be known already, by another batch that was read before it was found out.
 
         Raises:
             ShardError: too many samples are damaged.
         """
-        before = len(self.found)
         for index in dict.fromkeys(indices):
             try:
-                self._decode(self._glance(index, _new_memory))
+                if index not in self.found:
+                    self._decode(self._glance(index, _new_memory))
             except ShardError as error:
                 self._record(index, error)
-        return len(self.found) > before
+        return not self.found.keys().isdisjoint(indices)
 
     def _glance(self, index: int, allocate: Allocate) -> StoredSample:
         sample = self._samples.read(index, self._names, allocate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
-from fastssl.loader.plan import endless_plan
+from fastssl.loader.plan import centre_views, endless_plan, evaluation_plan
 from fastssl.shards import JPEG, LABELS, ShardSet
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,6 +53,24 @@ def test_a_batch_that_fails_is_made_again(
     coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int]
 ) -> None:
     assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, CPU)
+
+
+@pytest.mark.parametrize("kind", ["no tables", "a damaged block"])
+def test_a_damaged_sample_of_two_batches_that_are_under_way_is_replaced_in_both(
+    coded_synthetic: Path, tmp_path: Path, kind: str
+) -> None:
+    """The second was read before the first found it damaged."""
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    member, change, _ = KINDS[kind]
+    overwritten(tmp_path / "damaged", 6, member, change)
+    damaged = open_mixture(tmp_path / "damaged")
+    settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
+    plan = evaluation_plan(settings, len(damaged), 2)
+    steps = iter([(np.array(samples), centre_views(settings, 2)) for samples in ([5, 6], [6, 9], [6, 7])])
+    options = LoaderOptions(device=CPU, threads=2, max_bad=1)
+    made = load_batches(damaged, replace(plan, steps=steps), options)
+    assert [batch.keys for batch in made] == [(f"coded_{a:03d}", f"coded_{b:03d}") for a, b in ((5, 7), (7, 9), (7, 7))]
+    assert len(made.damaged()) == 1
 
 
 def test_a_replacement_is_seen_through_the_view_of_the_one_it_replaces(coded_synthetic: Path, tmp_path: Path) -> None:
