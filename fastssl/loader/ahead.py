@@ -1,16 +1,16 @@
-"""The labels of the next batch, made on a CUDA stream of their own while the network works on the present one.
+"""The targets of the next batch, made on a CUDA stream of their own while the network works on the present one.
 
 What makes it safe, for a batch k, in the order in which the host enqueues it:
 
 1. DALI's part of k is ordered on the consumer's stream, behind the steps before k - 1.
-2. The side stream waits for the consumer's, then makes the labels of k. The step k - 1 is enqueued after that, so both
+2. The side stream waits for the consumer's, then makes the targets of k. The step k - 1 is enqueued after that, so both
    run side by side.
 3. The consumer's stream waits for the side stream, and only then is k handed out.
 
 A tensor's memory may be given away as soon as the last reference to it goes, though kernels that use it are still to
 run. Two owners give it away, and each is told:
 
-- torch owns the labels. It gives their memory to later work of the side stream, and `record_stream` makes it wait for
+- torch owns the targets. It gives their memory to later work of the side stream, and `record_stream` makes it wait for
   the consumer's stream too. What was enqueued there until the reference goes is what is waited for, so a batch may be
   dropped at any time after the last use of it is enqueued.
 - DALI owns the images and the inflated blocks, and `record_stream` does not reach its memory. DALI 2.4 takes back what
@@ -27,24 +27,24 @@ from collections.abc import Callable, Generator, Iterator
 import torch
 
 from fastssl.errors import UsageError
-from fastssl.loader.labels import LabelFields
+from fastssl.loader.targets import TargetFields
 from fastssl.loader.underway import Decoded, Made
 
 
-def labels_ahead(
+def targets_ahead(
     batches: Iterator[Decoded],
-    labels: Callable[[Decoded], LabelFields],
+    make: Callable[[Decoded], TargetFields],
     device: torch.device,
 ) -> Generator[Made, None, None]:
-    """Take each batch one call before it is handed out, and make its labels meanwhile.
+    """Take each batch one call before it is handed out, and make its targets meanwhile.
 
     Args:
-        batches: images and inflated label blocks, both ordered on the stream that is current when they are taken.
-        labels: makes a batch's labels on the stream that is current when it is called.
+        batches: images and inflated target blocks, both ordered on the stream that is current when they are taken.
+        make: makes a batch's targets on the stream that is current when it is called.
         device: a GPU.
 
     Returns:
-        Images and labels, ordered on the stream that was current when the first batch was asked for, and to be used on
+        Images and targets, ordered on the stream that was current when the first batch was asked for, and to be used on
         that stream. One batch more than the consumer holds is in memory.
 
     Raises:
@@ -63,10 +63,10 @@ def labels_ahead(
             side.wait_stream(consumer)
             read = batch
             with torch.cuda.stream(side):
-                fields = labels(read)
-            for field in fields.values():
+                targets = make(read)
+            for field in targets.values():
                 field.record_stream(consumer)
-            made.append(Made(fed=batch.fed, image=batch.image, targets=fields))
+            made.append(Made(fed=batch.fed, image=batch.image, targets=targets))
             if len(made) > 1:
                 # Nothing of it stays behind: the consumer alone decides when it goes.
                 yield made.popleft()
@@ -74,7 +74,7 @@ def labels_ahead(
         while made:
             yield made.popleft()
     finally:
-        # Where the batches end early, or making labels fails, the blocks go with this frame.
+        # Where the batches end early, or making targets fails, the blocks go with this frame.
         consumer.wait_stream(side)
 
 

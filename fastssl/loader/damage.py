@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastssl.errors import DataError, ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, Allocate, LabelLayout, StoredSample, inflate
+from fastssl.shards import JPEG, Allocate, StoredSample, TargetLayout, inflate
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ class SoundSample(NamedTuple):
 
 
 class Damage:
-    """What is known of the damage in a domain's samples.
+    """The damage that is known in a domain's samples.
 
     Args:
         samples: of the domain.
-        members: those that are read: `jpg`, `labels.lz4` where labels are wanted, `cls` where classes are.
+        members: those that are read: `jpg`, `labels.lz4` where planes are wanted, `cls` where classes are.
         max_bad: samples that may be damaged before reading gives up.
         checked: members that are compared with their checksums, which also finds damage that decodes.
     """
@@ -49,9 +49,9 @@ class Damage:
         """Number and reason of each damaged sample."""
 
     @property
-    def label_member(self) -> str:
-        """Name of the member with the label planes."""
-        return self._samples.label_member
+    def target_member(self) -> str:
+        """Name of the member with the planes."""
+        return self._samples.target_member
 
     def places(self) -> list[str]:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""
@@ -128,10 +128,10 @@ class Damage:
         except ValueError as error:
             raise ShardError("an image cannot be decoded", seen=str(error)) from error
         self._check_size((height, width))
-        if self.label_member in sample.members:
-            layout = LabelLayout(*self._samples.image_size)
+        if self.target_member in sample.members:
+            layout = TargetLayout(*self._samples.image_size)
             out = np.empty(layout.num_bytes, np.uint8)
-            inflate(sample.members[self.label_member], layout, out, self._samples.label_codec)
+            inflate(sample.members[self.target_member], layout, out, self._samples.target_codec)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if size != self._samples.image_size:

@@ -1,4 +1,4 @@
-"""What goes into a domain's graph: encoded images, numbers of the views, target blocks."""
+"""The inputs of a domain's graph: encoded images, numbers of the views, target blocks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Input, Pixels
-from fastssl.loader.labels import ThreadedLabels
 from fastssl.loader.plan import Step
+from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.underway import Fed
 from fastssl.shards import JPEG
 
@@ -25,14 +25,14 @@ class Feed:
 
     steps: Iterator[Step]
     damage: Damage
-    """Reads the samples."""
+    """The reader of the samples."""
     pixels: Pixels
-    threads: ThreadedLabels | None = None
-    """Make planes of the blocks, where the CPU does."""
+    threads: ThreadedTargets | None = None
+    """Threads that make the targets, where the CPU does."""
     sends_blocks: bool = False
-    """The graph inflates the blocks, where a GPU makes the planes."""
+    """The graph gets the target blocks too, where a GPU makes the targets."""
     pending: deque[Fed] = field(default_factory=deque, init=False)
-    """Batches that did not come out of the graph yet, the oldest first."""
+    """Batches that are still in the graph, the oldest first."""
 
     def __call__(self) -> tuple[Input, ...]:
         samples, views = next(self.steps)
@@ -41,7 +41,7 @@ class Feed:
         inputs: list[Input] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
         targets = None
         if self.threads is not None or self.sends_blocks:
-            blocks = [member[self.damage.label_member] for member in members]
+            blocks = [member[self.damage.target_member] for member in members]
             if self.sends_blocks:
                 inputs.append(blocks)
             if self.threads is not None:

@@ -1,4 +1,4 @@
-"""The DALI graph of a domain: encoded bytes in, normalised images (and inflated label blocks) out.
+"""The DALI graph of a domain: encoded bytes in, normalised images (and inflated target blocks) out.
 
 One function builds it for the CPU and for a GPU. Every random choice is an input, made in
 `fastssl.loader.plan`, so the graph itself has no state.
@@ -22,29 +22,29 @@ from fastssl.batch import IMAGE_MEAN
 from fastssl.errors import DeviceError
 from fastssl.faults import machine_error, machine_fault
 from fastssl.loader.plan import Views
-from fastssl.shards.codec import LabelCodec
+from fastssl.shards.codec import TargetCodec
 
 Input = list[NDArray[np.uint8]] | NDArray[Any]
-"""Of the graph, for a batch: encoded bytes of each sample, or numbers with a row per sample."""
+"""One input of the graph for a batch: encoded bytes of each sample, or numbers with a row per sample."""
 Inputs = Callable[[], tuple[Input, ...]]
-"""Gives the inputs of the next batch; raises StopIteration at the end."""
+"""A function that gives the inputs of the next batch; raises StopIteration at the end."""
 
 FAULTS = (RuntimeError, MemoryError)
-"""What DALI raises where it fails; the second where a GPU's memory or the machine's is short."""
+"""Errors that DALI raises; the second where a GPU's memory or the machine's is short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """Label blocks that a GPU inflates."""
+    """Target blocks that a GPU inflates."""
 
     num_bytes: int
-    """Of each, inflated."""
-    codec: LabelCodec
+    """Size of each, inflated."""
+    codec: TargetCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """What the graph does to decoded images; a step that is not asked for costs nothing."""
+    """The work of a graph on decoded images; a step that is not asked for costs nothing."""
 
     size: int
     """Side of the output in pixels."""
@@ -79,7 +79,7 @@ class Pixels:
 
     @property
     def num_inputs(self) -> int:
-        """Of `inputs`."""
+        """Number of `inputs`."""
         return 1 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
 
 
@@ -101,13 +101,13 @@ def build_graph(
 
     Args:
         feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), then
-            `Pixels.inputs`, and with `blocks` the label blocks, a list of uint8 arrays.
+            `Pixels.inputs`, and with `blocks` the target blocks, a list of uint8 arrays.
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
         hw_decoder_load: fraction of the images that a GPU's JPEG engine decodes.
         prefetch: batches that are made ahead of need.
-        blocks: that a GPU inflates; None where there are none, or the CPU does it.
+        blocks: the target blocks that a GPU inflates; None where there are none, or the CPU does it.
 
     Returns:
         A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and with

@@ -42,7 +42,7 @@ class PendingImages:
 
 
 class ThreadedImages:
-    """Makes the network's input out of decoded images."""
+    """Threads that make the network's input out of decoded images."""
 
     def __init__(self, size: int, threads: int) -> None:
         self._size, self._threads = size, threads

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from fastssl.batch import PLANES, Batch, Target
 from fastssl.errors import DataError
-from fastssl.loader.ahead import labels_ahead
+from fastssl.loader.ahead import targets_ahead
 from fastssl.loader.damage import Damage
 from fastssl.loader.feed import Feed
 from fastssl.loader.graph import Blocks, Inputs, Pixels, build_graph, device_number
 from fastssl.loader.images import ThreadedImages, images_ahead
-from fastssl.loader.label_kernel import Filters
-from fastssl.loader.labels import LabelFields, ThreadedLabels, labels_on_device
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.pipeline import DomainPipeline
 from fastssl.loader.plan import Plan
+from fastssl.loader.target_kernel import Filters
+from fastssl.loader.targets import TargetFields, ThreadedTargets, targets_on_device
 from fastssl.loader.underway import Decoded, Made
-from fastssl.shards import CLASS_INDEX, JPEG, LabelLayout
+from fastssl.shards import CLASS_INDEX, JPEG, TargetLayout
 
 _FIELDS: dict[Target, tuple[str, ...]] = {
     "depth": ("depth", "valid"),
@@ -33,23 +33,23 @@ _FIELDS: dict[Target, tuple[str, ...]] = {
     "edge": ("edge", "stored_edge_fraction"),
     "class_index": (),
 }
-"""What of a batch's planes comes with a target."""
+"""The fields of a batch that come with a target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
-    """How batches are made, whatever is in them."""
+    """Options of a loader, whatever its batches hold."""
 
     device: torch.device
-    """Where the batches are made, and where their tensors lie."""
+    """The CPU or the GPU that makes the batches and holds their tensors."""
     threads: int = 0
-    """For decoding; 0 = as many as there are cores."""
+    """Decoding threads; 0 = as many as there are cores."""
     half: bool = False
     """Images as float16, for mixed precision on a GPU."""
     max_bad: int = 0
     """Samples that may turn out damaged, and are replaced, before the batches end with an error."""
     paranoid: bool = False
-    """Compare every member that is read with its checksum."""
+    """Every member that is read is compared with its checksum."""
     hw_decoder_load: float = 0.0
     """Fraction of the images that a GPU's JPEG engine decodes; `fastssl.loader.calibration` finds a good one."""
     prefetch: int = 2
@@ -79,7 +79,7 @@ def load_batches(
         damage: `known_damage` that other batches share, so that each damaged sample is told and counted once.
 
     Raises:
-        DataError: label planes are asked for, and the datasets have none.
+        DataError: planes are asked for, and the datasets have none.
         ShardError: more samples are damaged than the options allow; names shard and key.
 
     Sync: none on a GPU; batches are ordered on the stream that was current when the first one was asked for. All are
@@ -95,14 +95,14 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
     """A record of the samples' damage as far as it is known, which is not at all yet.
 
     Raises:
-        DataError: label planes are asked for, and the datasets have none.
+        DataError: planes are asked for, and the datasets have none.
     """
     has_planes = not frozenset(PLANES).isdisjoint(targets)
-    if has_planes and not samples.has_labels:
-        raise DataError("the dataset has no label planes", where=samples.path, hint="give a packed synthetic dataset")
+    if has_planes and not samples.has_targets:
+        raise DataError("the dataset has no target planes", where=samples.path, hint="give a packed synthetic dataset")
     members = (
         JPEG,
-        *((samples.label_member,) if has_planes else ()),
+        *((samples.target_member,) if has_planes else ()),
         *((CLASS_INDEX,) if "class_index" in targets else ()),
     )
     return Damage(samples, members, max_bad=options.max_bad, checked=checked_members(members, options))
@@ -118,7 +118,7 @@ def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[s
 
 
 def _all_targets(samples: Mixture) -> frozenset[Target]:
-    return frozenset(("class_index", *(PLANES if samples.has_labels else ())))
+    return frozenset(("class_index", *(PLANES if samples.has_targets else ())))
 
 
 class Batches:
@@ -156,14 +156,14 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     """The stages of a batch, one behind the other; they begin when the first batch is asked for."""
     has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.device.type == "cpu"
-    layout, codec, size = LabelLayout(*samples.image_size), samples.label_codec, plan.settings.data.size
-    filters, pixels = label_filters(plan), _pixels(plan, options)
-    threads = ThreadedLabels(layout, size, options.num_threads, codec, filters) if has_planes and on_cpu else None
+    layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
+    filters, pixels = target_filters(plan), _pixels(plan, options)
+    threads = ThreadedTargets(layout, size, options.num_threads, codec, filters) if has_planes and on_cpu else None
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
 
-    def on_device(batch: Decoded) -> LabelFields:
+    def on_device(batch: Decoded) -> TargetFields:
         assert batch.blocks is not None  # the graph was given `blocks`
-        return labels_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters)
+        return targets_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters)
 
     with ExitStack() as stack:
         if threads is not None:
@@ -176,12 +176,12 @@ def _batches(
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
         made: Iterator[Made] = map(_with_targets_of_threads, batches)
         if blocks is not None:
-            made = stack.enter_context(closing(labels_ahead(batches, on_device, options.device)))
+            made = stack.enter_context(closing(targets_ahead(batches, on_device, options.device)))
         yield from map(partial(_batch, wanted=wanted, device=options.device), made)
 
 
-def label_filters(plan: Plan) -> Filters:
-    """How the plan's settings want labels resampled; nothing is to be blended where windows are cut out."""
+def target_filters(plan: Plan) -> Filters:
+    """The filters that the plan's settings ask for; nothing is blended where windows are cut out."""
     data = plan.settings.data
     return Filters(
         linear_normals=data.normal_filter == "linear" and not plan.cuts, edge_area=data.edge_filter == "area"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastssl.errors import ShardError
-from fastssl.loader.labels import LabelFields, PendingLabels
 from fastssl.loader.plan import Views
+from fastssl.loader.targets import PendingTargets, TargetFields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,11 +25,11 @@ class Fed:
     classes: tuple[int, ...]
     """-1 = none, or not asked for."""
     views: Views
-    targets: PendingLabels | None
-    """Planes that threads are making; None where a GPU makes them, or nobody."""
+    targets: PendingTargets | None
+    """Targets that threads are making; None where a GPU makes them, or none are wanted."""
 
     def error(self) -> ShardError | None:
-        """What went wrong with the planes, if threads make them; waits for these."""
+        """The error of a target block, if threads make the targets; waits for these."""
         return None if self.targets is None else self.targets.error()
 
 
@@ -41,15 +41,15 @@ class Decoded:
     image: Tensor
     """(N, S, S, 3), as the network takes it, or uint8 where `Pixels.decoded` leaves the rest to compiled code."""
     blocks: Tensor | None = None
-    """(N, bytes) uint8 inflated blocks, where a GPU makes the planes."""
+    """(N, bytes) uint8 inflated blocks, where a GPU makes the targets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Made:
-    """A batch of which everything is made."""
+    """A batch with its targets."""
 
     fed: Fed
     image: Tensor
     """(N, S, S, 3), as the network takes it."""
-    targets: LabelFields
-    """Of all planes; empty where none is wanted."""
+    targets: TargetFields
+    """The targets of all planes; empty where none is wanted."""

@@ -20,17 +20,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("labels", [True, False])
-def test_batches_are_the_same_whenever_they_are_dropped(coded_synthetic: Path, labels: bool, kept: int) -> None:
+@pytest.mark.parametrize("targets", [True, False])
+def test_batches_are_the_same_whenever_they_are_dropped(coded_synthetic: Path, targets: bool, kept: int) -> None:
     options = LoaderOptions(device=CPU, threads=2)
-    expected = calm(begin(coded_synthetic, options, labels=labels), CPU)
+    expected = calm(begin(coded_synthetic, options, targets=targets), CPU)
     assert len({tuple(digest.tolist()) for digest in expected}) == STEPS
-    assert torch.equal(late(begin(coded_synthetic, options, labels=labels), CPU, kept), expected)
+    assert torch.equal(late(begin(coded_synthetic, options, targets=targets), CPU, kept), expected)
 
 
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("targets", [True, False])
 def test_the_memory_of_images_goes_with_their_batch(
-    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, labels: bool
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, targets: bool
 ) -> None:
     """And not when the next one is asked for."""
     lent = list[weakref.ref[Any]]()
@@ -41,7 +41,7 @@ def test_the_memory_of_images_goes_with_their_batch(
         return torch.from_numpy(memory)
 
     monkeypatch.setattr(pipeline, "from_dlpack", watched)
-    batches = begin(coded_synthetic, LoaderOptions(device=CPU, threads=2), labels=labels)
+    batches = begin(coded_synthetic, LoaderOptions(device=CPU, threads=2), targets=targets)
     for number in range(3):
         batch = next(batches)
         assert lent[number]() is not None
@@ -63,7 +63,7 @@ def test_the_memory_of_images_that_are_only_cut_goes_with_their_batch(
 
     monkeypatch.setattr(images, "Memory", Watched)
     options = LoaderOptions(device=CPU, threads=2)
-    batches = begin(coded_synthetic, options, labels=False, window=(115 / SIDE, 115 / SIDE))
+    batches = begin(coded_synthetic, options, targets=False, window=(115 / SIDE, 115 / SIDE))
     for number in range(3):
         batch = next(batches)
         assert lent[number]() is not None
