@@ -25,8 +25,8 @@ from fastssl.sources.images import read_image, read_plane
 
 JPEG_QUALITY = 95
 CLUTTER = 300
-"""Small things in a room. With these the label PNGs are about as large, pixel for pixel, as those of the rendered
-rooms among the sample shards: 11 against 12 KB of normals, 14 against 16 KB of depth at 192 x 192."""
+"""Small things in a room. With these the PNGs of its planes are about as large, pixel for pixel, as those of rendered
+rooms in the sample shards: 11 against 12 KB of normals, 14 against 16 KB of depth at 192 x 192."""
 PLANES = ("rgb.jpg", "depth.png", "normal.png", "instance.png")
 
 Array = NDArray[Any]

@@ -2,7 +2,7 @@
 
     python benchmarks/limits.py [--preset tiny] [--set section.key=value ...]
 
-Pairs of one synthetic and one real image per second, median of five measurements after a warm-up, into
+Pairs of one rendered image and one photo per second, median of five measurements after a warm-up, into
 `results/limits.json`. The end-to-end rate cannot be above the lower of the other two; on a CPU, where loader and step
 share the cores, it is well below both.
 """

@@ -25,7 +25,7 @@ from PIL import Image
 
 from fastssl.batch import IMAGE_MEAN
 from fastssl.bench.rates import num_cores
-from fastssl.geometry import contours
+from fastssl.geometry import edge_of
 from fastssl.shards import JPEG, ShardSet, pack
 
 SOURCE = (240, 320)
@@ -131,7 +131,7 @@ def _write_resized(source: Files, shards: Path, out: Path) -> None:
         paths = Files(out, source.samples, resized=True).paths(sample)
         paths[0].write_bytes(packed.member(sample, JPEG).tobytes())
         depth, normal, instance = (_nearest(np.array(Image.open(path))) for path in source.paths(sample)[1:])
-        for path, plane in zip(paths[1:], (depth, normal, contours(instance).astype(np.uint8)), strict=True):
+        for path, plane in zip(paths[1:], (depth, normal, edge_of(instance).astype(np.uint8)), strict=True):
             Image.fromarray(plane).save(path)
 
 
@@ -160,7 +160,7 @@ def reference(files: Files, view: View, *, whole: bool = False) -> tuple[Array, 
     image, depth, codes, last = (np.array(Image.open(path)) for path in files.paths(view.sample))
     if not files.resized:
         image, depth, codes = _bilinear(image), _nearest(depth), _nearest(codes)
-    edge = last if files.resized else contours(_nearest(last))
+    edge = last if files.resized else edge_of(_nearest(last))
     normal = codes / np.float32(127.5) - np.float32(1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     known = codes.any(-1)

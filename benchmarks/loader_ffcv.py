@@ -1,4 +1,4 @@
-"""FFCV's part of `loaders.py`: JPEG mode for the image, raw label planes, neither crop nor flip.
+"""FFCV's part of `loaders.py`: JPEG mode for the image, raw targets, neither crop nor flip.
 
     FFCV_PYTHON benchmarks/loader_ffcv.py BETON RESIZED SAMPLES {stored,floats}
 

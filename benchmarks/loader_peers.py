@@ -59,7 +59,7 @@ class Decoder:
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
             depth, codes, last = (cv2.resize(plane, size, interpolation=exact) for plane in (depth, codes, last))
         rows, columns = slice(view.top, view.top + CROP), slice(view.left, view.left + CROP)
-        edge = last[rows, columns] if self.resized else _window_contours(last, view)
+        edge = last[rows, columns] if self.resized else _window_edge(last, view)
         image, depth, codes = image[rows, columns], depth[rows, columns], codes[rows, columns]
         if view.flip:
             image, depth, codes, edge = (cv2.flip(plane, 1) for plane in (image, depth, codes, edge))
@@ -90,7 +90,7 @@ class Decoder:
         return [plane for plane in decoded if plane is not None]
 
 
-def _window_contours(instance: Array, view: View) -> Array:
+def _window_edge(instance: Array, view: View) -> Array:
     """Contours in the window, (227, 227) uint8; what lies beside the window still counts as a neighbour."""
     bottom, right = min(view.top + CROP + 1, STRETCHED), min(view.left + CROP + 1, STRETCHED)
     seen = instance[view.top : bottom, view.left : right]
@@ -223,11 +223,11 @@ def dali_batches(files: Files, views: Views, batch: int, workers: int) -> Iterat
     pipeline = file_graph(files, views, batch, workers)
     while True:
         image, depth, codes, last, flip = (from_dlpack(output.as_tensor()) for output in pipeline.run())
-        edge = last if files.resized else batch_contours(last[..., 0], flip)
+        edge = last if files.resized else batch_edge(last[..., 0], flip)
         yield [image.permute(0, 3, 1, 2), *planes_of_batch(depth, codes, edge, flip)]
 
 
-def batch_contours(instance: Tensor, flip: Tensor) -> Tensor:
+def batch_edge(instance: Tensor, flip: Tensor) -> Tensor:
     """Contours (N, 227, 227) bool, flipped, of instances (N, 228, 228) uint16, not flipped."""
     names = instance.view(torch.int16)
     here = names[:, :CROP, :CROP]

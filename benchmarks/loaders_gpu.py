@@ -38,7 +38,7 @@ import torch
 from conditions import write_result
 from loader_dali import file_graph
 from loader_data import CROP, STRETCHED, Files, View, Views, prepare, reference, resized_files, source_files
-from loader_peers import Batch, batch_contours, planes_of_batch
+from loader_peers import Batch, batch_edge, planes_of_batch
 from loaders import allow, compare
 from torch.utils.dlpack import from_dlpack
 
@@ -122,12 +122,12 @@ def dali_batches(files: Files, device: torch.device, views: Views, batch: int, p
     while True:
         outputs = pipeline.run(torch.cuda.current_stream(device)) if on_gpu else pipeline.run()
         image, depth, codes, last, flip = (from_dlpack(output.as_tensor()) for output in outputs)
-        edge = last if files.resized else batch_contours(last[..., 0], flip)
+        edge = last if files.resized else batch_edge(last[..., 0], flip)
         yield [image.permute(0, 3, 1, 2), *planes_of_batch(depth, codes, edge, flip)]
 
 
 def step_batches(config: Config, shards: Mixture, options: LoaderOptions) -> Iterator[dict[str, StepBatch]]:
-    """Both domains, as a training loads them; the photos are the rendered images without their labels."""
+    """Both domains, as a training loads them; the photos are the rendered images without their targets."""
     targets: dict[DomainName, tuple[Target, ...]] = {"synthetic": PLANES, "real": ()}
     endless = {
         name: Domain(name=name, samples=shards, targets=frozenset(wanted), config=config).training_batches(options)

@@ -4,7 +4,7 @@
 
 All do the same to the same files (`four_planes.py`) with as many processes: decode the JPEG and the PNGs of depth,
 normals and instances (320 x 240), stretch them to 256 x 256 (Lanczos, nearest pixel), take contours from the instances,
-and write a JPEG of quality 95 and the label planes into shards. The peers store these as PNG, which is what their users
+and write a JPEG of quality 95 and the targets into shards. The peers store these as PNG, which is what their users
 do. Each run is a command of its own and counts from its start to its end, so what a tool loads is part of its time; its
 CPU time is that of all its processes, its memory the largest sum of their resident sizes.
 
@@ -43,7 +43,7 @@ from fastssl.shards import JPEG, read_manifest
 
 HERE = Path(__file__).parent
 SIZE = 256
-FFCV_LABEL_BYTES = SIZE * SIZE * (2 + 3 + 1)
+FFCV_TARGET_BYTES = SIZE * SIZE * (2 + 3 + 1)
 """Depth in 16 bits, three normal coordinates and the contours in 8 bits each, as raw planes."""
 PEERS = {
     "ShardWriter": ("webdataset", "opencv"),
@@ -185,7 +185,7 @@ def memory_growth(scratch: Path, numbers: list[int], workers: int) -> dict[int, 
 
 
 def report(given: argparse.Namespace, runs: dict[str, Runs], jpeg_bytes: float, memory: dict[int, int]) -> None:
-    ffcv = jpeg_bytes + FFCV_LABEL_BYTES
+    ffcv = jpeg_bytes + FFCV_TARGET_BYTES
     rates = {title: [given.samples / seconds for seconds in run.seconds] for title, run in runs.items()}
     ours = statistics.median(rates[OURS])
     print("| | samples/s | fastssl's ratio | CPU ms per sample | bytes per sample | peak memory |")

@@ -53,7 +53,7 @@ def by_opencv(data: Path, number: int) -> Members:
         "jpg": cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes(),
         "depth.png": cv2.imencode(".png", depth)[1].tobytes(),
         "normal.png": cv2.imencode(".png", normal)[1].tobytes(),
-        "edge.png": cv2.imencode(".png", contours(instance))[1].tobytes(),
+        "edge.png": cv2.imencode(".png", edge_of(instance))[1].tobytes(),
     }
 
 
@@ -67,11 +67,11 @@ def by_pillow(data: Path, number: int) -> Members:
         "jpg": _saved(image, "JPEG", quality=QUALITY),
         "depth.png": _saved(depth, "PNG"),
         "normal.png": _saved(normal, "PNG"),
-        "edge.png": _saved(Image.fromarray(contours(np.asarray(instance))), "PNG"),
+        "edge.png": _saved(Image.fromarray(edge_of(np.asarray(instance))), "PNG"),
     }
 
 
-def contours(instance: NDArray[Any]) -> NDArray[np.uint8]:
+def edge_of(instance: NDArray[Any]) -> NDArray[np.uint8]:
     edge = np.zeros(instance.shape, np.uint8)
     edge[:, :-1] = instance[:, :-1] != instance[:, 1:]
     edge[:-1] |= instance[:-1] != instance[1:]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Task = Literal["depth", "normal", "edge"]
-"""Planes of a labelled image, which a network may learn."""
+"""Planes that a network may learn."""
 Target = Literal["depth", "normal", "edge", "class_index"]
 """Things that come with an image where they are asked for."""
 PLANES: tuple[Task, ...] = ("depth", "normal", "edge")
@@ -71,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One image as a shard gives it back. A real sample has neither depth, normal, edge nor valid."""
+    """One image as a shard gives it back; without targets, depth, normal, edge and valid are None."""
 
     key: str
     image: NDArray[np.uint8]

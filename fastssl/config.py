@@ -61,7 +61,7 @@ def _datasets(given: Any, info: ValidationInfo) -> dict[str, float]:
 Datasets = Annotated[dict[str, float], PlainValidator(_datasets)]
 
 
-def _share_or_auto(given: Any) -> Any:
+def _fraction_or_auto(given: Any) -> Any:
     # A union of types would tell of each of them what is wrong with it.
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if not (0 <= given <= 1 if is_number else given == "auto"):
@@ -69,7 +69,7 @@ def _share_or_auto(given: Any) -> Any:
     return given
 
 
-DecoderLoad = Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)]
+DecoderLoad = Annotated[float | Literal["auto"], BeforeValidator(_fraction_or_auto)]
 
 
 class Section(BaseModel):
@@ -108,9 +108,9 @@ class DataConfig(Section):
     gray: Literal["per_sample", "per_batch", "off"] = "per_sample"
     """One random colour channel, repeated three times, so that colour statistics cannot tell the domains apart."""
     batch_synthetic: Annotated[int, Field(ge=1)] = 224
-    """Synthetic images per step and rank."""
+    """Rendered images per step and rank."""
     batch_real: Annotated[int, Field(ge=1)] = 224
-    """Real images per step and rank."""
+    """Photos per step and rank."""
     shuffle_buffer: Annotated[int, Field(ge=0)] = 0
     """Samples that are shuffled together, of as many shards as hold them; 0 = all. Remote shards need a bound."""
     max_bad: Annotated[int, Field(ge=0)] = 100

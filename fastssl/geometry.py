@@ -57,7 +57,7 @@ def _ray_slopes(camera: Intrinsics, height: int, width: int) -> tuple[NDArray[np
     return (columns + 0.5 - camera.cx) / camera.fx, (rows + 0.5 - camera.cy) / camera.fy
 
 
-def contours(instance: NDArray[np.integer]) -> NDArray[np.bool_]:
+def edge_of(instance: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Contours of objects: (H, W), true where the identity differs from the right or lower neighbour's.
 
     Identities that differ by one are as different as any others, which an edge detector run on the raw

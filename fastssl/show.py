@@ -233,7 +233,7 @@ def _likeness(one: str, other: str) -> tuple[int, int]:
 
 def sample_facts(shards: ShardSet, index: int, sample: Sample) -> Facts:
     """Numbers of a sample."""
-    names = [JPEG, shards.label_member] if shards.has_labels else [JPEG]
+    names = [JPEG, shards.target_member] if shards.has_targets else [JPEG]
     sizes = {name: shards.member(index, name).size for name in names}
     depth_m = valid = contours = None
     if sample.depth is not None and sample.valid is not None and sample.edge is not None:

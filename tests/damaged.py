@@ -40,10 +40,10 @@ def batches(
     device: torch.device = CPU,
 ) -> Made:
     """The first batches of a plan, and what was found damaged meanwhile."""
-    fraction = RankSlice(order=shards.order(seed=4, stream=0), batch_size=BATCH)
+    rank_slice = RankSlice(order=shards.order(seed=4, stream=0), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=shards.image_size)
     options = LoaderOptions(device=device, threads=2, max_bad=max_bad, paranoid=paranoid)
-    made = load_batches(shards, endless_plan(settings, fraction), options)
+    made = load_batches(shards, endless_plan(settings, rank_slice), options)
     got = list(islice(made, steps))
     return got, made.damaged()
 

@@ -45,7 +45,7 @@ def decoded(device: torch.device, fraction: float) -> NDArray[np.int16]:
 def photos(device: torch.device, fraction: float) -> Iterator[Tensor]:
     """Endless batches of images of the sample shards, this fraction of them by the JPEG engine."""
     options = LoaderOptions(device=device, half=device.type == "cuda", hw_decoder_load=fraction)
-    return map(attrgetter("image"), begin(SAMPLE, options, labels=False, batch_size=64))
+    return map(attrgetter("image"), begin(SAMPLE, options, targets=False, batch_size=64))
 
 
 def assert_near_libjpeg(device: torch.device, fraction: float) -> None:
@@ -67,10 +67,10 @@ def changed_beside_steps(path: Path, device: torch.device, fraction: float) -> i
         return batch.image
 
     # `map` keeps nothing of a batch that it gave away.
-    return changed_images(lambda: map(stepped, begin(path, options, labels=False)), device)
+    return changed_images(lambda: map(stepped, begin(path, options, targets=False)), device)
 
 
 def changed_at_leisure(path: Path, device: torch.device, fraction: float) -> int:
     """Images that the calibration finds changed."""
     options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=fraction)
-    return changed_images(lambda: map(attrgetter("image"), begin(path, options, labels=False)), device)
+    return changed_images(lambda: map(attrgetter("image"), begin(path, options, targets=False)), device)

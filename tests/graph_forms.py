@@ -36,7 +36,7 @@ class Form:
     evaluates: bool = False
     """Each sample once, through its centre window."""
     whole_photos: bool = False
-    """Images without their labels, whole instead of through a window."""
+    """Images without their targets, whole instead of through a window."""
     contrast: float = 1.0
     """By how much differences between images grow."""
 
@@ -79,7 +79,7 @@ def batches_of(form: Form, path: Path, device: torch.device, *, half: bool) -> l
 
 
 def assert_form_beside_the_cpu(form: Form, path: Path, device: torch.device, *, half: bool) -> None:
-    """Batches on this device against the CPU's of full precision: labels exactly, images within a tolerance."""
+    """Batches on this device against the CPU's of full precision: targets exactly, images within a tolerance."""
     expected = batches_of(form, path, torch.device("cpu"), half=False)
     got = batches_of(form, path, device, half=half)
     sizes = [len(batch.keys) for batch in got]
@@ -94,10 +94,10 @@ def assert_form_beside_the_cpu(form: Form, path: Path, device: torch.device, *, 
         assert error.mean() < form.contrast * MEAN
         assert torch.equal(ours.class_index.cpu(), theirs.class_index)
         if not form.whole_photos:
-            assert_labels_equal(ours, theirs)
+            assert_targets_equal(ours, theirs)
 
 
-def assert_labels_equal(got: Batch, expected: Batch) -> None:
+def assert_targets_equal(got: Batch, expected: Batch) -> None:
     for plane in ("depth", "edge", "valid"):
         assert torch.equal(getattr(got, plane).cpu(), getattr(expected, plane)), plane
     torch.testing.assert_close(got.normal.cpu(), expected.normal, rtol=0, atol=1e-6)

@@ -29,13 +29,13 @@ KEPT = (0, 1, 2)
 STEPS = 24
 
 
-def begin(path: Path, options: LoaderOptions, *, labels: bool, batch_size: int = 8, **data: object) -> Iterator[Batch]:
+def begin(path: Path, options: LoaderOptions, *, targets: bool, batch_size: int = 8, **data: object) -> Iterator[Batch]:
     """The same random batches each time."""
     samples = open_mixture(path)
     seen = DataConfig.model_validate({"size": 115, "window": (0.6, 1.0), **data})
-    fraction = RankSlice(order=samples.order(seed=5, stream=0), batch_size=batch_size)
-    plan = endless_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), fraction)
-    return load_batches(samples, plan, options, None if labels else ())
+    rank_slice = RankSlice(order=samples.order(seed=5, stream=0), batch_size=batch_size)
+    plan = endless_plan(ViewSettings(data=seen, augment=AugmentConfig(), stored=samples.image_size), rank_slice)
+    return load_batches(samples, plan, options, None if targets else ())
 
 
 def calm(batches: Iterator[Batch], device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ def assert_training_takes_no_more(synthetic: Path, real: Path, device: torch.dev
     settings = small_config("data.size=115", f"train.amp={str(half).lower()}", "optim.pool_size=16")
     options = LoaderOptions(device=device, threads=2, half=half)
     step = method(settings, device)
-    batches = {"synthetic": begin(synthetic, options, labels=True), "real": begin(real, options, labels=False)}
+    batches = {"synthetic": begin(synthetic, options, targets=True), "real": begin(real, options, targets=False)}
     for number in count(1):
         step({name: next(endless) for name, endless in batches.items()})
         if number == first:
@@ -50,7 +50,7 @@ def assert_iterators_can_be_dropped(path: Path, device: torch.device, times: int
     slow = slow_kernels(device)
     digests = []
     for number in range(times):
-        batches = begin(path, options, labels=True)
+        batches = begin(path, options, targets=True)
         batch = next(batches)
         slow()
         digests.append(digest(batch))
@@ -59,6 +59,6 @@ def assert_iterators_can_be_dropped(path: Path, device: torch.device, times: int
             before = memory_in_use(device)
     assert memory_in_use(device) < before + ROOM
     assert torch.equal(torch.stack(digests), digests[0].expand(times, -1))
-    calm = next(begin(path, options, labels=True))
+    calm = next(begin(path, options, targets=True))
     wait(device)
     assert torch.equal(digest(calm), digests[0])

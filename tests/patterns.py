@@ -49,7 +49,7 @@ def coded_record(number: int, side: int = SIDE) -> Record:
 
 @dataclass(frozen=True)
 class CodedSource:
-    """`count` patterns, as a `Source`; the photos are the synthetic images without their labels."""
+    """`count` patterns, as a `Source`; the photos are the synthetic images without their targets."""
 
     count: int
     domain: Literal["synthetic", "real"]

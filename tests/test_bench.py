@@ -31,7 +31,7 @@ from fastssl.bench.rates import Rate, measure, num_cores
 from fastssl.bench.verdict import judge, loading_table
 from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
-from fastssl.loader import LoaderOptions, Mixture, iterator, labels, open_mixture
+from fastssl.loader import LoaderOptions, Mixture, iterator, open_mixture, targets
 from fastssl.methods import load_config
 from fastssl.shards import ShardSet, encode, read_samples
 from fastssl.shards import pack as pack_dataset
@@ -64,7 +64,7 @@ def report(coded_synthetic: Path, coded_real: Path, config: Config) -> LoadRepor
 
 def test_every_part_is_measured(report: LoadReport) -> None:
     real = {"reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"}
-    planes = {"label_inflation", "label_depth_normals", "label_contours", "labels", "loader_in_memory"}
+    planes = {"target_inflation", "target_depth_normals", "target_edges", "targets", "loader_in_memory"}
     expected = (
         {("both", "loader")} | {("real", part) for part in real} | {("synthetic", part) for part in real | planes}
     )
@@ -137,22 +137,22 @@ def slow_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def slow_planes(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Any], int]) -> None:
     """Slow where more than one pixel is made of the planes that are wanted."""
-    fill = labels.fill_labels
+    fill = targets.fill_targets
 
-    def fill_labels(first: int, step: int, block: Any, members: Any, seen: Any, *others: Any) -> Any:
+    def fill_targets(first: int, step: int, block: Any, members: Any, seen: Any, *others: Any) -> Any:
         if wanted(seen) > 1:
             time.sleep(SLOW * len(members.size))  # by all threads at once
         return fill(first, step, block, members, seen, *others)
 
-    for module in (labels, parts):
-        monkeypatch.setattr(module, "fill_labels", fill_labels)
+    for module in (targets, parts):
+        monkeypatch.setattr(module, "fill_targets", fill_targets)
 
 
 def slow_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     slow_planes(monkeypatch, lambda seen: seen.rows.shape[1])
 
 
-def slow_contours(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     slow_planes(monkeypatch, lambda seen: seen.cell_rows.shape[1])
 
 
@@ -172,7 +172,7 @@ def slow_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
         (slow_reading, "reading"),
         (slow_decoding, "jpeg_decoding"),
         (slow_surfaces, "depth_and_normals"),
-        (slow_contours, "contours"),
+        (slow_edges, "edges"),
         (slow_hand_over, "hand_over"),
     ],
 )
@@ -222,10 +222,10 @@ PARTS_MS = {
     "jpeg_simplejpeg": 0.4,
     "jpeg_dali": 0.5,
     "images": 0.8,
-    "label_inflation": 0.05,
-    "label_depth_normals": 0.25,
-    "label_contours": 0.15,
-    "labels": 0.4,
+    "target_inflation": 0.05,
+    "target_depth_normals": 0.25,
+    "target_edges": 0.15,
+    "targets": 0.4,
     "loader_in_memory": 1.5,
     "loader": 2.0,
 }
@@ -262,16 +262,16 @@ def words(report: LoadReport) -> str:
     return "\n".join(judge(report).sentences)
 
 
-def test_the_shares_are_those_of_the_parts_by_themselves() -> None:
+def test_the_fractions_are_those_of_the_parts_by_themselves() -> None:
     verdict = judge(made_up())
     ms = {
         "reading": 0.1,
         "jpeg_decoding": 0.5,
         "image_operations": 0.3,
-        "label_inflation": 0.05,
+        "target_inflation": 0.05,
         "depth_and_normals": 0.2,
-        "contours": 0.1,
-        "labels": 0.0,
+        "edges": 0.1,
+        "targets": 0.0,
         "hand_over": 0.35,
         "waiting": 0.4,
     }
@@ -297,7 +297,7 @@ def test_two_domains_count_by_their_images_per_step() -> None:
     verdict = judge(report)
     total = (30 * 2.0 + 10 * 1.8) / 40
     assert verdict.fractions["reading"] == pytest.approx((30 * 0.1 + 10 * 1.0) / 40 / total)
-    assert verdict.fractions["label_inflation"] == pytest.approx(30 * 0.05 / 40 / total)
+    assert verdict.fractions["target_inflation"] == pytest.approx(30 * 0.05 / 40 / total)
     assert (verdict.limited_by, verdict.images_per_s) == ("jpeg_decoding", 250)
     assert verdict.floor_images_per_s == pytest.approx(1000 * 40 / (30 * 0.4 + 10 * 0.8))
 
@@ -309,7 +309,7 @@ def test_two_domains_count_by_their_images_per_step() -> None:
         ({"loader": 20.0}, "storage"),
         ({"loader_in_memory": 9.0, "loader": 9.0}, "larger batches"),
         ({"images": 3.0, "loader_in_memory": 4.0}, "data.window=[0.875000,0.875000]"),
-        ({"label_contours": 4.0, "loader_in_memory": 6.0}, "All cores are at work"),
+        ({"target_edges": 4.0, "loader_in_memory": 6.0}, "All cores are at work"),
     ],
 )
 def test_the_advice_follows_from_the_limit(changes: dict[str, float], expected: str) -> None:
@@ -341,16 +341,16 @@ def test_other_settings_are_named_where_they_are_surely_better() -> None:
     assert "times as fast" not in words(made_up(sweep=(point(2, 4, 1.5, 1.6, 2.1),)))
 
 
-def test_a_gpu_makes_the_labels_and_tells_its_power() -> None:
+def test_a_gpu_makes_the_targets_and_tells_its_power() -> None:
     use = GpuUse(power_w=300.0, utilisation_percent=40.0, jpeg_engine_percent=71.0, images_per_joule=50.0)
     report = made_up()
-    labels_alone = [stage for stage in report.stages if not stage.part.startswith("label")]
+    targets_alone = [stage for stage in report.stages if not stage.part.startswith("target")]
     machine = replace(report.machine, gpu="a GPU")
-    verdict = judge(replace(report, machine=machine, stages=tuple(labels_alone), gpu=use))
-    assert verdict.fractions["labels"] == pytest.approx(0.7 / 2.0)
-    assert (verdict.limited_by, verdict.fractions["hand_over"]) == ("labels", 0)
+    verdict = judge(replace(report, machine=machine, stages=tuple(targets_alone), gpu=use))
+    assert verdict.fractions["targets"] == pytest.approx(0.7 / 2.0)
+    assert (verdict.limited_by, verdict.fractions["hand_over"]) == ("targets", 0)
     assert "300 W, 50.0 images per joule; it is busy 40 % of the time, its JPEG engine 71 %" in verdict.sentences[3]
-    decoding = [replace(stage, rate=steady(3.0)) if stage.part == "jpeg_dali" else stage for stage in labels_alone]
+    decoding = [replace(stage, rate=steady(3.0)) if stage.part == "jpeg_dali" else stage for stage in targets_alone]
     assert "train.hw_decoder_load" in words(replace(report, machine=machine, stages=tuple(decoding), gpu=use))
 
 
@@ -427,7 +427,7 @@ def test_no_engine_is_told_where_the_driver_does_not_tell_it() -> None:
 def test_what_cannot_be_loaded_is_refused(coded_synthetic: Path, coded_real: Path, config: Config) -> None:
     with pytest.raises(UsageError, match="nothing to load"):
         measure_loading(None, None, config)
-    with pytest.raises(DataError, match="no label planes"):
+    with pytest.raises(DataError, match="no target planes"):
         measure_loading(open_mixture(coded_real), None, config)
     with pytest.raises(ConfigError, match=r"at least data\.size = 131"):
         measure_loading(open_mixture(coded_synthetic), None, load_config("tiny"))
@@ -470,7 +470,7 @@ def test_the_steps_of_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found.samples_per_s > 0
     assert found.megabytes_per_s * 1e6 / found.samples_per_s == pytest.approx(found.bytes_per_sample, rel=0.1)
     real = packed(CodedSource(9, "real"), tmp_path, monkeypatch)
-    assert real.step_ms["labels"] == 0
+    assert real.step_ms["targets"] == 0
     whole = pack_dataset(CodedSource(9, "real"), tmp_path / "out", size=64, samples_per_shard=2)
     assert real.bytes_per_sample == sum(shard.bytes for shard in whole.shards) / 9
     assert max(map(len, packing_table(found).splitlines())) <= 100
@@ -493,9 +493,9 @@ def slowed(monkeypatch: pytest.MonkeyPatch, places: list[Any], name: str) -> Non
     [
         ([], "", "reading"),
         ([simplejpeg], "encode_jpeg", "image"),
-        ([encode, pack], "deflated", "labels"),
+        ([encode, pack], "compressed", "targets"),
         ([simplejpeg], "decode_jpeg", "proof"),
-        ([encode], "nearest_contours", "rest"),
+        ([encode], "nearest_edge", "rest"),
         ([ShardFile], "add", "writing"),
     ],
 )

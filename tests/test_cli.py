@@ -112,7 +112,7 @@ def cut_jpeg(data: Path) -> None:
 
 
 def no_plane(data: Path) -> None:
-    """One sample's labels are not in the index, as in a shard that somebody else packed."""
+    """One sample's targets are not in the index, as in a shard that somebody else packed."""
     index = data / "000001.idx"
     lines = index.read_text().splitlines(keepends=True)
     words = lines[2].split()

@@ -88,7 +88,7 @@ def test_targets_are_those_that_are_asked_for(coded_synthetic: Path, coded_real:
     assert set(first(coded_synthetic, 1, targets=("edge",))[0].targets) == {"edge", "stored_edge_fraction"}
     assert set(first(coded_synthetic, 1, targets=())[0].targets) == set()
     assert set(first(coded_real, 1)[0].targets) == {"class_index"}
-    with pytest.raises(DataError, match="no label planes"):
+    with pytest.raises(DataError, match="no target planes"):
         first(coded_real, 1, targets=("depth",))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sources.planes import angles, scene
 
 from fastssl.batch import Intrinsics
-from fastssl.geometry import contours, depth_from_ray_length, normals_from_depth, pixel_rays, resized_camera
+from fastssl.geometry import depth_from_ray_length, edge_of, normals_from_depth, pixel_rays, resized_camera
 
 SCENENET = Intrinsics(fx=277.128, fy=289.706, cx=160.0, cy=120.0)
 TINY = Intrinsics(fx=55.0, fy=57.0, cx=31.0, cy=25.0)
@@ -52,7 +52,7 @@ def test_a_stretched_image_has_the_rays_of_the_pixels_it_was_stretched_from() ->
 @given(st.integers(0, 10_000))
 def test_contours_are_exactly_the_changes(seed: int) -> None:
     ids = np.random.default_rng(seed).integers(254, 258, (9, 7))
-    edge = contours(ids)
+    edge = edge_of(ids)
     for y in range(9):
         for x in range(7):
             right = x + 1 < 7 and ids[y, x] != ids[y, x + 1]

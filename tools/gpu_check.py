@@ -420,7 +420,7 @@ def _trained(config: Any) -> dict[str, Any]:
 
 
 def loading(bench: Bench, facts: Facts) -> None:
-    """Images per second by threads and fraction of the engine, beside a plain DALI graph with PNG labels."""
+    """Images per second by threads and fraction of the engine, beside a plain DALI graph with targets in PNG."""
     folder, count = _data(bench)
     loaders_gpu, loader_data = (importlib.import_module(name) for name in ("loaders_gpu", "loader_data"))
     from fastssl.loader import open_mixture

@@ -38,11 +38,11 @@ SIZE = 256
 """Height and width of a crop, in pixels."""
 SMALLEST_SIDE = 224
 """Least side of a region, in pixels of the photograph, so that no crop is enlarged by more than a seventh."""
-LARGEST_SHARE = 0.7
+LARGEST_FRACTION = 0.7
 """Largest side of a region, as a fraction of the photograph's short side."""
 MAX_IOU = 0.5
 """Two regions of one photograph and set overlap by less than this."""
-TILE, TILE_CONTRAST, TEXTURED_SHARE = 16, 1.5, 0.5
+TILE, TILE_CONTRAST, TEXTURED_FRACTION = 16, 1.5, 0.5
 """A crop needs this fraction of textured tiles; a tile of TILE x TILE pixels is textured if the luma, of 0..255, of
 neighbouring pixels in it differs by TILE_CONTRAST or more on average. Clear sky and blurred backgrounds are mostly
 below 1, a lawn is near 8."""
@@ -193,16 +193,16 @@ def draw_regions(
 ) -> list[Box]:
     """Random square regions inside a photograph of `width` x `height` pixels.
 
-    Their sides are uniform between `smallest_fraction` (but at least SMALLEST_SIDE pixels) and LARGEST_SHARE of
+    Their sides are uniform between `smallest_fraction` (but at least SMALLEST_SIDE pixels) and LARGEST_FRACTION of
     the short side; any two overlap by an IoU below MAX_IOU, and `accept` is true of each.
 
     Raises:
         DataError: the photograph is too small, or TRIES draws did not suffice.
     """
     short = min(width, height)
-    low, high = max(SMALLEST_SIDE, round(smallest_fraction * short)), round(LARGEST_SHARE * short)
+    low, high = max(SMALLEST_SIDE, round(smallest_fraction * short)), round(LARGEST_FRACTION * short)
     if low > high:
-        least = f"a short side of {low / LARGEST_SHARE:.0f} pixels or more"
+        least = f"a short side of {low / LARGEST_FRACTION:.0f} pixels or more"
         raise DataError("a photograph is too small", seen=f"{width} x {height}", expected=least)
     boxes: list[Box] = []
     for _ in range(TRIES):
@@ -228,7 +228,7 @@ def is_textured(image: Image.Image) -> bool:
     luma = np.asarray(image.convert("L"), dtype=np.float64)
     tiles = luma.reshape(SIZE // TILE, TILE, SIZE // TILE, TILE)
     down, right = (np.abs(np.diff(tiles, axis=axis)).mean(axis=(1, 3)) for axis in (1, 3))
-    return bool(((down + right) / 2 >= TILE_CONTRAST).mean() >= TEXTURED_SHARE)
+    return bool(((down + right) / 2 >= TILE_CONTRAST).mean() >= TEXTURED_FRACTION)
 
 
 def write_crops(photo: Photo, content: bytes, out: Path) -> None:

@@ -119,7 +119,7 @@ def measure_loading(
 
     Raises:
         UsageError: no dataset is given.
-        DataError: the synthetic dataset has no labels, or a dataset is damaged.
+        DataError: the synthetic dataset has no targets, or a dataset is damaged.
         ConfigError: the packed images are smaller than the network's input.
     """
     given: tuple[tuple[DomainName, Mixture | None], ...] = (("synthetic", synthetic), ("real", real))

@@ -22,21 +22,21 @@ from fastssl.errors import DataError
 from fastssl.files import complete_or_absent
 from fastssl.shards import Source, pack
 from fastssl.shards.archive import ShardFile
-from fastssl.shards.codec import LabelLayout, deflated, inflate, label_block, unpack_labels
+from fastssl.shards.codec import TargetLayout, compressed, inflate, target_block, unpack_targets
 from fastssl.shards.encode import Encoder, Members
-from fastssl.shards.manifest import LABEL_MEMBERS, Settings
+from fastssl.shards.manifest import TARGET_MEMBERS, Settings
 from fastssl.shards.resample import stretched
 from fastssl.shards.settings import PackChoices, packing_settings
 from fastssl.shards.writer import Progress
 from fastssl.telemetry import Advance
 
-Step = Literal["reading", "image", "labels", "proof", "rest", "writing"]
+Step = Literal["reading", "image", "targets", "proof", "rest", "writing"]
 _WORDS: dict[Step, str] = {
     "reading": "reading the source",
     "image": "resizing and encoding the image",
-    "labels": "compressing the label planes",
+    "targets": "compressing the target planes",
     "proof": "decoding both again, for proof",
-    "rest": "resizing the label planes, contours and statistics",
+    "rest": "resizing the target planes, contours and statistics",
     "writing": "writing the shard",
 }
 _TRIED = 16
@@ -151,17 +151,17 @@ def _steps(source: Source, settings: Settings, references: Sequence[str], folder
 
 
 def _encoding(record: Record, members: dict[str, bytes], settings: Settings) -> dict[Step, float]:
-    """Seconds for a sample's image, its label block, and the decoding of both."""
-    size, codec = settings.size, settings.label_codec
+    """Seconds for a sample's image, its target block, and the decoding of both."""
+    size, codec = settings.size, settings.target_codec
     image, jpeg = _timed(_jpeg, record.image, settings)
     proof, _ = _timed(simplejpeg.decode_jpeg, jpeg, "RGB", strict=True)
-    if LABEL_MEMBERS[codec] not in members:
-        return {"image": image, "labels": 0.0, "proof": proof}
-    member = members[LABEL_MEMBERS[codec]]
-    laying, block = _timed(label_block, unpack_labels(member, size, size, codec), codec)
-    deflating, _ = _timed(deflated, block, codec, settings.lz4_level)
-    inflating, _ = _timed(inflate, member, LabelLayout(size, size), block, codec)
-    return {"image": image, "labels": laying + deflating, "proof": proof + inflating}
+    if TARGET_MEMBERS[codec] not in members:
+        return {"image": image, "targets": 0.0, "proof": proof}
+    member = members[TARGET_MEMBERS[codec]]
+    laying, block = _timed(target_block, unpack_targets(member, size, size, codec), codec)
+    compressing, _ = _timed(compressed, block, codec, settings.lz4_level)
+    inflating, _ = _timed(inflate, member, TargetLayout(size, size), block, codec)
+    return {"image": image, "targets": laying + compressing, "proof": proof + inflating}
 
 
 def _jpeg(image: NDArray[np.uint8], settings: Settings) -> bytes:

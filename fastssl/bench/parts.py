@@ -25,20 +25,20 @@ from fastssl.loader import Batches, Domain, LoaderOptions, Mixture, Plan, Step, 
 from fastssl.loader.damage import Damage
 from fastssl.loader.domain import check_input_size
 from fastssl.loader.graph import build_decoder, built, device_number
-from fastssl.loader.iterator import checked_members, label_filters
-from fastssl.loader.label_kernel import Between, Block, Filters, Labels, Members, Seen, fill_labels
-from fastssl.loader.labels import ThreadedLabels
-from fastssl.shards import JPEG, Allocate, DomainName, LabelLayout, StoredSample
+from fastssl.loader.iterator import checked_members, target_filters
+from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
+from fastssl.loader.targets import ThreadedTargets
+from fastssl.shards import JPEG, Allocate, DomainName, StoredSample, TargetLayout
 
 Part = Literal[
     "reading",
     "jpeg_simplejpeg",
     "jpeg_dali",
     "images",
-    "label_inflation",
-    "label_depth_normals",
-    "label_contours",
-    "labels",
+    "target_inflation",
+    "target_depth_normals",
+    "target_edges",
+    "targets",
     "loader_in_memory",
     "loader",
 ]
@@ -92,19 +92,19 @@ class MeasuredDomain:
     """A domain as a training with these settings loads it, and some of its samples in memory.
 
     Raises:
-        DataError: rendered images are wanted, and there are no labels; or too many samples are damaged.
+        DataError: rendered images are wanted, and there are no targets; or too many samples are damaged.
         ConfigError: the packed images are smaller than the network's input.
     """
 
     def __init__(self, name: DomainName, samples: Mixture, config: Config) -> None:
-        if name == "synthetic" and not samples.has_labels:
-            raise DataError("the synthetic dataset has no label planes", where=samples.path)
+        if name == "synthetic" and not samples.has_targets:
+            raise DataError("the synthetic dataset has no target planes", where=samples.path)
         targets = frozenset[Target](PLANES if name == "synthetic" else ())
         self.domain = Domain(name=name, samples=samples, targets=targets, config=config)
         check_input_size(self.domain, ConfigError, "lower it with --preset or --set")
         self.name, self.samples, self.size = name, samples, config.data.size
         self.batch_size = self.domain.batch_size
-        self.members = (JPEG, samples.label_member) if targets else (JPEG,)
+        self.members = (JPEG, samples.target_member) if targets else (JPEG,)
         damage = Damage(samples, self.members, max_bad=config.data.max_bad)
         wanted, _ = next(self.domain.plan(batch_size=min(_IN_MEMORY, len(samples))).steps)
         self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
@@ -182,17 +182,17 @@ def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     yield work
 
 
-def _planes(*, surface: bool, contours: bool) -> Measured:
-    """Inflated label blocks, and what is wanted of their planes; of the others one pixel, which costs nothing."""
+def _planes(*, surface: bool, edges: bool) -> Measured:
+    """Inflated target blocks, and what is wanted of their planes; of the others one pixel, which costs nothing."""
 
     @contextmanager
     def planes(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         plan = domain.plan_in_memory(options)
         samples, views = next(plan.steps)
-        num, size, threads, wanted = len(samples), domain.size, options.num_threads, label_filters(plan)
-        filters = Filters(linear_normals=surface and wanted.linear_normals, edge_area=contours and wanted.edge_area)
+        num, size, threads, wanted = len(samples), domain.size, options.num_threads, target_filters(plan)
+        filters = Filters(linear_normals=surface and wanted.linear_normals, edge_area=edges and wanted.edge_area)
         between = Between(*views.neighbours(size if filters.linear_normals else 0))
-        blocks = [domain.in_memory.member(index, domain.samples.label_member) for index in samples.tolist()]
+        blocks = [domain.in_memory.member(index, domain.samples.target_member) for index in samples.tolist()]
         members = Members(
             address=np.array([block.ctypes.data for block in blocks], np.uintp),
             size=np.array([len(block) for block in blocks], np.int32),
@@ -200,31 +200,31 @@ def _planes(*, surface: bool, contours: bool) -> Measured:
         pixel = (np.zeros((num, 1), np.int64),) * 2
         seen = Seen(
             *(views.sources(size) if surface else pixel),
-            *(views.cells(size) if contours else pixel),
-            views.ends() if contours else np.ones((num, 2), np.int64),
+            *(views.cells(size) if edges else pixel),
+            views.ends() if edges else np.ones((num, 2), np.int64),
             views.flip,
         )
-        wide, cells = (size if whole else 1 for whole in (surface, contours))
-        labels = Labels(
+        wide, cells = (size if whole else 1 for whole in (surface, edges))
+        targets = Targets(
             depth=np.empty((num, 1, wide, wide), np.float32),
             normal=np.empty((num, 3, wide, wide), np.float32),
             edge=np.empty((num, 1, cells, cells), np.float32),
             valid=np.empty((num, 1, wide, wide), np.bool_),
             stored_edge_fraction=np.empty(num, np.float32),
         )
-        layout = LabelLayout(*domain.samples.image_size)
+        layout = TargetLayout(*domain.samples.image_size)
         block = Block(
             height=layout.height,
             width=layout.width,
             normal=layout.normal.start,
             edge=layout.edge.start,
             num_bytes=layout.num_bytes,
-            compressed=domain.samples.label_codec == "lz4",
+            compressed=domain.samples.target_codec == "lz4",
         )
 
         def fill(firsts: Sequence[int]) -> None:
             for first in firsts:
-                fill_labels(first, threads, block, members, seen, between, filters, labels)
+                fill_targets(first, threads, block, members, seen, between, filters, targets)
 
         with _side_by_side(fill, range(threads), threads) as work:
             yield lambda: work() * num // threads
@@ -233,20 +233,20 @@ def _planes(*, surface: bool, contours: bool) -> Measured:
 
 
 @contextmanager
-def _labels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
-    plan, codec = domain.plan_in_memory(options), domain.samples.label_codec
-    layout, member = LabelLayout(*domain.samples.image_size), domain.samples.label_member
-    labels = ThreadedLabels(layout, domain.size, options.num_threads, codec, label_filters(plan))
+def _targets(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    plan, codec = domain.plan_in_memory(options), domain.samples.target_codec
+    layout, member = TargetLayout(*domain.samples.image_size), domain.samples.target_member
+    targets = ThreadedTargets(layout, domain.size, options.num_threads, codec, target_filters(plan))
 
     def work() -> int:
         samples, views = next(plan.steps)
-        labels.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
+        targets.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
         return len(samples)
 
     try:
         yield work
     finally:
-        labels.close()
+        targets.close()
 
 
 @contextmanager
@@ -257,8 +257,8 @@ def _images(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
 
 @contextmanager
 def _loader_in_memory(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
-    with domain.batches_in_memory(options, domain.domain.targets) as labelled:
-        yield _batch_by_batch(labelled)
+    with domain.batches_in_memory(options, domain.domain.targets) as batches:
+        yield _batch_by_batch(batches)
 
 
 @contextmanager
@@ -273,20 +273,20 @@ PARTS: dict[Part, Measured] = {
     "jpeg_simplejpeg": _simplejpeg,
     "jpeg_dali": _dali,
     "images": _images,
-    "label_inflation": _planes(surface=False, contours=False),
-    "label_depth_normals": _planes(surface=True, contours=False),
-    "label_contours": _planes(surface=False, contours=True),
-    "labels": _labels,
+    "target_inflation": _planes(surface=False, edges=False),
+    "target_depth_normals": _planes(surface=True, edges=False),
+    "target_edges": _planes(surface=False, edges=True),
+    "targets": _targets,
     "loader_in_memory": _loader_in_memory,
     "loader": loader,
 }
 
 
 def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
-    """What a domain's loading has; a GPU does the labels in its graph, where they cannot be told apart."""
+    """What a domain's loading has; a GPU makes the targets in its graph, where they cannot be told apart."""
     if domain == "real":
         return ["reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"]
-    return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("label")]
+    return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("target")]
 
 
 def _batch_by_batch(endless: Batches) -> Work:
@@ -295,11 +295,11 @@ def _batch_by_batch(endless: Batches) -> Work:
 
 @contextmanager
 def _side_by_side(do: Callable[[Sequence[_T]], None], items: Sequence[_T], threads: int) -> Iterator[Work]:
-    """All items by threads, each of which does its fraction of them."""
-    fractions = [items[first::threads] for first in range(threads)]
+    """All items by threads, each of which does its part of them."""
+    parts = [items[first::threads] for first in range(threads)]
 
     def work() -> int:
-        for _ in pool.map(do, fractions):
+        for _ in pool.map(do, parts):
             pass
         return len(items)
 

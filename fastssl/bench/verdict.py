@@ -20,10 +20,10 @@ Activity = Literal[
     "reading",
     "jpeg_decoding",
     "image_operations",
-    "label_inflation",
+    "target_inflation",
     "depth_and_normals",
-    "contours",
-    "labels",
+    "edges",
+    "targets",
     "hand_over",
     "waiting",
 ]
@@ -31,10 +31,10 @@ _WORDS: dict[Activity, str] = {
     "reading": "reading the shards",
     "jpeg_decoding": "decoding JPEGs",
     "image_operations": "what is done to decoded images (window, colours, normalisation)",
-    "label_inflation": "inflating label blocks",
-    "depth_and_normals": "making depth and normals of the label blocks",
-    "contours": "making contours of the label blocks",
-    "labels": "making labels on the GPU",
+    "target_inflation": "inflating target blocks",
+    "depth_and_normals": "making depth and normals of the target blocks",
+    "edges": "making contours of the target blocks",
+    "targets": "making targets on the GPU",
     "hand_over": "putting batches together and handing them over",
     "waiting": "waiting, for the storage or for other programs",
 }
@@ -43,10 +43,10 @@ _PARTS: dict[Part, str] = {
     "jpeg_simplejpeg": "JPEG decoding alone, simplejpeg",
     "jpeg_dali": "JPEG decoding alone, DALI",
     "images": "images: decoded, window, normalised",
-    "label_inflation": "labels: inflation alone",
-    "label_depth_normals": "labels: inflation, depth and normals",
-    "label_contours": "labels: inflation and contours",
-    "labels": "labels: all planes",
+    "target_inflation": "targets: inflation alone",
+    "target_depth_normals": "targets: inflation, depth and normals",
+    "target_edges": "targets: inflation and contours",
+    "targets": "targets: all planes",
     "loader_in_memory": "loader, without the reading",
     "loader": "loader",
 }
@@ -116,19 +116,19 @@ def _domain_times(report: LoadReport, domain: DomainName) -> dict[Activity, floa
     seconds = _seconds(report, domain)
     reading, decoding, images = seconds["reading"], seconds["jpeg_dali"], seconds["images"]
     in_memory = seconds.get("loader_in_memory", images)
-    inflation = seconds.get("label_inflation", 0.0)
-    depth_normals = max(seconds.get("label_depth_normals", 0.0) - inflation, 0)
-    contours = max(seconds.get("label_contours", 0.0) - inflation, 0)
-    rest = max(in_memory - images - inflation - depth_normals - contours, 0)
+    inflation = seconds.get("target_inflation", 0.0)
+    depth_normals = max(seconds.get("target_depth_normals", 0.0) - inflation, 0)
+    edges = max(seconds.get("target_edges", 0.0) - inflation, 0)
+    rest = max(in_memory - images - inflation - depth_normals - edges, 0)
     on_gpu = report.machine.gpu is not None
     return {
         "reading": reading,
         "jpeg_decoding": decoding,
         "image_operations": max(images - decoding, 0),
-        "label_inflation": inflation,
+        "target_inflation": inflation,
         "depth_and_normals": depth_normals,
-        "contours": contours,
-        "labels": rest if on_gpu else 0.0,
+        "edges": edges,
+        "targets": rest if on_gpu else 0.0,
         "hand_over": 0.0 if on_gpu else rest,
         "waiting": max(seconds["loader"] - in_memory - reading, 0),
     }

@@ -32,7 +32,7 @@ def shard(
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does the work instead.")] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 95,
-    label_codec: Annotated[Literal["lz4", "raw"], typer.Option(help="raw: nothing to decode, more bytes.")] = "lz4",
+    target_codec: Annotated[Literal["lz4", "raw"], typer.Option(help="raw: nothing to decode, more bytes.")] = "lz4",
     lz4_level: Annotated[int, typer.Option(help="0 packs fastest; from 1 to 12 fewer bytes.", min=0, max=12)] = 0,
     licence: Annotated[str | None, typer.Option(help="For the manifest; the layout's own if not given.")] = None,
     max_bad: Annotated[int, typer.Option(help="Unusable samples to leave out and list before giving up.", min=0)] = 100,
@@ -53,7 +53,7 @@ def shard(
         "size": size,
         "samples_per_shard": samples_per_shard,
         "jpeg_quality": jpeg_quality,
-        "label_codec": label_codec,
+        "target_codec": target_codec,
         "lz4_level": lz4_level,
         "limit": limit,
     }

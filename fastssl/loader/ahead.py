@@ -1,16 +1,16 @@
-"""The labels of the next batch, made on a CUDA stream of their own while the network works on the present one.
+"""The targets of the next batch, made on a CUDA stream of their own while the network works on the present one.
 
 What makes it safe, for a batch k, in the order in which the host enqueues it:
 
 1. DALI's part of k is ordered on the consumer's stream, behind the steps before k - 1.
-2. The side stream waits for the consumer's, then makes the labels of k. The step k - 1 is enqueued after that, so both
+2. The side stream waits for the consumer's, then makes the targets of k. The step k - 1 is enqueued after that, so both
    run side by side.
 3. The consumer's stream waits for the side stream, and only then is k handed out.
 
 A tensor's memory may be given away as soon as the last reference to it goes, though kernels that use it are still to
 run. Two owners give it away, and each is told:
 
-- torch owns the labels. It gives their memory to later work of the side stream, and `record_stream` makes it wait for
+- torch owns the targets. It gives their memory to later work of the side stream, and `record_stream` makes it wait for
   the consumer's stream too. What was enqueued there until the reference goes is what is waited for, so a batch may be
   dropped at any time after the last use of it is enqueued.
 - DALI owns the images and the inflated blocks, and `record_stream` does not reach its memory. DALI 2.4 takes back what
@@ -23,33 +23,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from fastssl.errors import UsageError
-from fastssl.loader.labels import LabelFields
+from fastssl.loader.targets import TargetFields
+from fastssl.loader.underway import Decoded, Made
 
-Pending = TypeVar("Pending")
 
-
-def labels_ahead(
-    batches: Iterator[tuple[Pending, Tensor, Tensor]],
-    labels: Callable[[Pending, Tensor], LabelFields],
+def targets_ahead(
+    batches: Iterator[Decoded],
+    make: Callable[[Decoded], TargetFields],
     device: torch.device,
-) -> Generator[tuple[Pending, Tensor, LabelFields], None, None]:
-    """Take each batch one call before it is handed out, and make its labels meanwhile.
+) -> Generator[Made, None, None]:
+    """Take each batch one call before it is handed out, and make its targets meanwhile.
 
     Args:
-        batches: what is known of each batch, its images and its inflated label blocks, both ordered on the stream that
-            is current when they are taken.
-        labels: makes the labels on the stream that is current when it is called.
+        batches: images and inflated target blocks, both ordered on the stream that is current when they are taken.
+        make: makes a batch's targets on the stream that is current when it is called.
         device: a GPU.
 
     Returns:
-        What is known of each batch, its images and its labels, ordered on the stream that was current when the first
-        one was asked for, and to be used on that stream. One batch more than the consumer holds is in memory.
+        Images and targets, ordered on the stream that was current when the first batch was asked for, and to be used on
+        that stream. One batch more than the consumer holds is in memory.
 
     Raises:
         UsageError: another stream is current than before.
@@ -57,20 +53,20 @@ def labels_ahead(
     Sync: none.
     """
     consumer, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    made = deque[tuple[Pending, Tensor, LabelFields]]()
-    read: Tensor | None = None
+    made = deque[Made]()
+    read: Decoded | None = None
     try:
-        for pending, image, blocks in batches:
+        for batch in batches:
             _check_stream(consumer, device)
             # 3. of the batch before this one, whose blocks `read` holds until here; then 2. of this one.
             consumer.wait_stream(side)
             side.wait_stream(consumer)
-            read = blocks
+            read = batch
             with torch.cuda.stream(side):
-                fields = labels(pending, read)
-            for field in fields.values():
+                targets = make(read)
+            for field in targets.values():
                 field.record_stream(consumer)
-            made.append((pending, image, fields))
+            made.append(Made(fed=batch.fed, image=batch.image, targets=targets))
             if len(made) > 1:
                 # Nothing of it stays behind: the consumer alone decides when it goes.
                 yield made.popleft()
@@ -78,7 +74,7 @@ def labels_ahead(
         while made:
             yield made.popleft()
     finally:
-        # Where the batches end early, or making labels fails, the blocks go with this frame.
+        # Where the batches end early, or making targets fails, the blocks go with this frame.
         consumer.wait_stream(side)
 
 

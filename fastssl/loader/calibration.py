@@ -1,4 +1,4 @@
-"""How many of the images a GPU's JPEG engine is to decode: the fastest fraction, and none where the engine is not safe.
+"""The fraction of the images that a GPU's JPEG engine decodes: the fastest one, and none where the engine is not safe.
 
 The engine saves the cores most of the decoding, but all of the images are too many for it where many cores help, so the
 best fraction depends on the machine. It is found by reading a few batches with each fraction, as training reads.
@@ -39,7 +39,7 @@ _STRETCHES, _STRETCH = 3, 4
 """Stretches of which a time is the median, and the batches of each."""
 
 Images = Callable[[], Iterator[Tensor]]
-"""Begins the same endless batches of images anew, (N, 3, S, S) of any dtype of 2 or 4 bytes."""
+"""A function that begins the same endless batches of images anew, (N, 3, S, S) of any dtype of 2 or 4 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Calibration:
 
     load: float
     is_safe: bool
-    """Whether late reading found the images as they were decoded."""
+    """Late reading found the images as they were decoded."""
     reason: str
     seconds: Mapping[float, float]
     """Per batch, by fraction; empty where none was measured."""
@@ -58,7 +58,7 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
     """Find the best fraction of the JPEG engine for a loader; takes some seconds on a GPU, and nothing on the CPU.
 
     Args:
-        samples: whose images are read, labels aside.
+        samples: whose images are read, targets aside.
         plan: makes the same endless random plan each time.
         options: of the loader; its fraction is not looked at.
 
@@ -110,7 +110,7 @@ def fastest(seconds: Mapping[float, float]) -> float:
 
 
 def changed_images(images: Images, device: torch.device) -> int:
-    """How many images of some batches are not the same when they are read late as when they are read at leisure."""
+    """The number of images that differ between late and calm reading of some batches."""
     calm, late = _calm_sums(images(), device), _late_sums(images(), device)
     return int((calm != late).any(dim=-1).sum())
 
@@ -167,6 +167,6 @@ def seconds_per_batch(
 
 
 def _wait(device: torch.device) -> None:
-    """For the batches that were taken, and not for those that DALI makes ahead."""
+    """A wait for the batches that were taken, and not for those that DALI makes ahead."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

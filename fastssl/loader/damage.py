@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import deflate
 import numpy as np
@@ -17,17 +18,24 @@ from numpy.typing import NDArray
 from fastssl.errors import DataError, ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, Allocate, LabelLayout, StoredSample, inflate
+from fastssl.shards import JPEG, Allocate, StoredSample, TargetLayout, inflate
 
 log = logging.getLogger(__name__)
 
 
+class SoundSample(NamedTuple):
+    """A sample that looks sound."""
+
+    number: int
+    stored: StoredSample
+
+
 class Damage:
-    """What is known of the damage in a domain's samples.
+    """The damage that is known in a domain's samples.
 
     Args:
         samples: of the domain.
-        members: those that are read: `jpg`, `labels.lz4` where labels are wanted, `cls` where classes are.
+        members: those that are read: `jpg`, `labels.lz4` where planes are wanted, `cls` where classes are.
         max_bad: samples that may be damaged before reading gives up.
         checked: members that are compared with their checksums, which also finds damage that decodes.
     """
@@ -41,15 +49,15 @@ class Damage:
         """Number and reason of each damaged sample."""
 
     @property
-    def label_member(self) -> str:
-        """Name of the member with the label planes."""
-        return self._samples.label_member
+    def target_member(self) -> str:
+        """Name of the member with the planes."""
+        return self._samples.target_member
 
     def places(self) -> list[str]:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""
         return [f"{self._samples.place(index)}: {reason}" for index, reason in self.found.items()]
 
-    def read(self, indices: Sequence[int]) -> list[tuple[int, StoredSample]]:
+    def read(self, indices: Sequence[int]) -> list[SoundSample]:
         """Samples with their numbers; in place of a damaged one the next that is sound, as far as a glance can tell.
 
         They lie in one piece of memory, which is used again when the last of their members is gone.
@@ -60,7 +68,7 @@ class Damage:
         allocate = _allocator(self._memory.lend(len(indices) * self._samples.most_bytes(self._names)))
         return [self._sound(index, allocate) for index in indices]
 
-    def _sound(self, index: int, allocate: Allocate) -> tuple[int, StoredSample]:
+    def _sound(self, index: int, allocate: Allocate) -> SoundSample:
         while True:
             first = index
             while index in self.found:
@@ -73,23 +81,25 @@ class Damage:
                         hint="look at the dataset with fastssl verify",
                     )
             try:
-                return index, self._glance(index, allocate)
+                return SoundSample(index, self._glance(index, allocate))
             except ShardError as error:
                 self._record(index, error)
 
     def examine(self, indices: Sequence[int]) -> bool:
-        """Decode samples of a batch that failed; whether any of them was found to be damaged.
+        """Decode samples of a batch that failed; whether any of them is damaged.
+
+        One may be known already, by another batch that was read before it was found out.
 
         Raises:
             ShardError: too many samples are damaged.
         """
-        before = len(self.found)
         for index in dict.fromkeys(indices):
             try:
-                self._decode(self._glance(index, _new_memory))
+                if index not in self.found:
+                    self._decode(self._glance(index, _new_memory))
             except ShardError as error:
                 self._record(index, error)
-        return len(self.found) > before
+        return not self.found.keys().isdisjoint(indices)
 
     def _glance(self, index: int, allocate: Allocate) -> StoredSample:
         sample = self._samples.read(index, self._names, allocate)
@@ -118,10 +128,10 @@ class Damage:
         except ValueError as error:
             raise ShardError("an image cannot be decoded", seen=str(error)) from error
         self._check_size((height, width))
-        if self.label_member in sample.members:
-            layout = LabelLayout(*self._samples.image_size)
+        if self.target_member in sample.members:
+            layout = TargetLayout(*self._samples.image_size)
             out = np.empty(layout.num_bytes, np.uint8)
-            inflate(sample.members[self.label_member], layout, out, self._samples.label_codec)
+            inflate(sample.members[self.target_member], layout, out, self._samples.target_codec)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if size != self._samples.image_size:

@@ -1,4 +1,4 @@
-"""A domain: a named stream of samples, and all that is to be known of it, in one place.
+"""A domain: a named stream of samples, and all that there is to know of it, in one place.
 
 Training, evaluations and benchmarks read their batches from it, so that none of them measures another loader than the
 one that trains.
@@ -27,7 +27,7 @@ class DomainRequest:
 
     name: DomainName
     targets: tuple[Target, ...] = ()
-    """What is to come with the images."""
+    """Targets that come with the images."""
     hint: str = ""
     """Advice for those who have no such dataset, besides giving one."""
 

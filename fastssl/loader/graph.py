@@ -1,4 +1,4 @@
-"""The DALI graph of a domain: encoded bytes in, normalised images (and inflated label blocks) out.
+"""The DALI graph of a domain: encoded bytes in, normalised images (and inflated target blocks) out.
 
 One function builds it for the CPU and for a GPU. Every random choice is an input, made in
 `fastssl.loader.plan`, so the graph itself has no state.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
@@ -21,17 +22,29 @@ from fastssl.batch import IMAGE_MEAN
 from fastssl.errors import DeviceError
 from fastssl.faults import machine_error, machine_fault
 from fastssl.loader.plan import Views
-from fastssl.shards.codec import LabelCodec
+from fastssl.shards.codec import TargetCodec
 
-Feed = Callable[[], tuple[Any, ...]]
+Input = list[NDArray[np.uint8]] | NDArray[Any]
+"""One input of the graph for a batch: encoded bytes of each sample, or numbers with a row per sample."""
+Inputs = Callable[[], tuple[Input, ...]]
+"""A function that gives the inputs of the next batch; raises StopIteration at the end."""
 
 FAULTS = (RuntimeError, MemoryError)
-"""What DALI raises where it fails; the second where a GPU's memory or the machine's is short."""
+"""Errors that DALI raises; the second where a GPU's memory or the machine's is short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """Target blocks that a GPU inflates."""
+
+    num_bytes: int
+    """Size of each, inflated."""
+    codec: TargetCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """What the graph does to decoded images; a step that is not asked for costs nothing."""
+    """The work of a graph on decoded images; a step that is not asked for costs nothing."""
 
     size: int
     """Side of the output in pixels."""
@@ -48,9 +61,9 @@ class Pixels:
     decoded: bool = False
     """Nothing but cutting: compiled code goes on from the decoded windows (`fastssl.loader.images`)."""
 
-    def inputs(self, views: Views) -> list[Any]:
+    def inputs(self, views: Views) -> list[NDArray[Any]]:
         """The graph's inputs besides the encoded images, in their order."""
-        arrays: list[Any] = list(views.roi())
+        arrays: list[NDArray[Any]] = list(views.roi())
         if self.cuts:
             arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
         if self.decoded:
@@ -66,7 +79,7 @@ class Pixels:
 
     @property
     def num_inputs(self) -> int:
-        """Of `inputs`."""
+        """Number of `inputs`."""
         return 1 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
 
 
@@ -74,7 +87,7 @@ _NO_BLUR = np.float32(0.01)
 
 
 def build_graph(
-    feed: Feed,
+    feed: Inputs,
     pixels: Pixels,
     *,
     batch_size: int,
@@ -82,38 +95,36 @@ def build_graph(
     device_id: int | None = None,
     hw_decoder_load: float = 0.0,
     prefetch: int = 2,
-    blocks: tuple[int, LabelCodec] | None = None,
+    blocks: Blocks | None = None,
 ) -> Pipeline:
     """Build the pipeline of one domain.
 
     Args:
         feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), then
-            `Pixels.inputs`, and with `blocks` on a GPU the label blocks, a list of uint8 arrays. Raises StopIteration
-            at the end.
+            `Pixels.inputs`, and with `blocks` the target blocks, a list of uint8 arrays.
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
         hw_decoder_load: fraction of the images that a GPU's JPEG engine decodes.
         prefetch: batches that are made ahead of need.
-        blocks: size of an inflated label block, and how it was packed; None where there are none or the CPU does it.
+        blocks: the target blocks that a GPU inflates; None where there are none, or the CPU does it.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and on a
-        GPU with labels the inflated blocks, (N, bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and with
+        `blocks` the inflated ones, (N, bytes) uint8.
     """
     on_gpu = device_id is not None
-    sent = blocks if on_gpu else None
     num_inputs = 1 + pixels.num_inputs
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
-        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (sent is not None), batch=True)
+        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (blocks is not None), batch=True)
         if pixels.cuts:
             image = _decoded_window(jpeg, views[0], pixels.size, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         else:
             image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         outputs = [image if pixels.decoded else _image(image, pixels, views)]
-        if sent is not None:
-            outputs.append(_inflated(views[-1].gpu(), *sent))
+        if blocks is not None:
+            outputs.append(_inflated(views[-1].gpu(), blocks))
         pipeline.set_outputs(*outputs)
     return pipeline
 
@@ -150,8 +161,10 @@ def device_number(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _inflated(block: DataNode, num_bytes: int, codec: LabelCodec) -> DataNode:
-    return fn.decoders.inflate(block, shape=[num_bytes], dtype=types.UINT8) if codec == "lz4" else block
+def _inflated(block: DataNode, blocks: Blocks) -> DataNode:
+    if blocks.codec != "lz4":
+        return block
+    return fn.decoders.inflate(block, shape=[blocks.num_bytes], dtype=types.UINT8)
 
 
 def build_decoder(

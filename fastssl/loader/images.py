@@ -7,7 +7,10 @@ graph's work.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from fastssl.batch import IMAGE_MEAN
 from fastssl.compiled import compiled
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
+from fastssl.loader.underway import Decoded, Fed
 
 _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
@@ -38,7 +42,7 @@ class PendingImages:
 
 
 class ThreadedImages:
-    """Makes the network's input out of decoded images."""
+    """Threads that make the network's input out of decoded images."""
 
     def __init__(self, size: int, threads: int) -> None:
         self._size, self._threads = size, threads
@@ -63,6 +67,29 @@ class ThreadedImages:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Begun:
+    """A batch whose images threads are filling."""
+
+    fed: Fed
+    images: PendingImages
+
+    def finished(self) -> Decoded:
+        return Decoded(fed=self.fed, image=self.images.result())
+
+
+def images_ahead(batches: Iterator[Decoded], threads: ThreadedImages) -> Iterator[Decoded]:
+    """Batches with their images as the network takes them, which threads make while the batch before is in use."""
+    begun = deque[_Begun]()
+    for batch in batches:
+        begun.append(_Begun(fed=batch.fed, images=threads.submit(batch.image, batch.fed.views)))
+        if len(begun) > 1:
+            # Nothing of it stays behind: the consumer alone decides when it goes.
+            yield begun.popleft().finished()
+    while begun:
+        yield begun.popleft().finished()
 
 
 @compiled

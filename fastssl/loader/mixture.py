@@ -16,7 +16,7 @@ from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, RankSlice, Step, ViewSettings, endless_plan
 from fastssl.shards import Allocate, DomainName, ShardSet, StoredSample
-from fastssl.shards.codec import LabelCodec
+from fastssl.shards.codec import TargetCodec
 
 _BATCHES_AHEAD = 8
 
@@ -25,7 +25,7 @@ class Mixture:
     """The datasets of a domain, read like a single `ShardSet`.
 
     Raises:
-        DataError: the datasets differ in the size of their images, or only some have labels.
+        DataError: the datasets differ in the size of their images, or only some have targets.
     """
 
     def __init__(self, datasets: Sequence[ShardSet], weights: Sequence[float] | None = None) -> None:
@@ -37,7 +37,7 @@ class Mixture:
             for name, seen, expected in (
                 ("image sizes", other.image_size, first.image_size),
                 ("members", _kind(other), _kind(first)),
-                ("codecs of labels", other.label_codec, first.label_codec),
+                ("codecs of targets", other.target_codec, first.target_codec),
             ):
                 if seen != expected:
                     raise DataError(
@@ -57,28 +57,28 @@ class Mixture:
         return self.datasets[0].image_size
 
     @property
-    def has_labels(self) -> bool:
+    def has_targets(self) -> bool:
         """Samples have depth, normal and edge."""
-        return self.datasets[0].has_labels
+        return self.datasets[0].has_targets
 
     @property
-    def label_codec(self) -> LabelCodec:
-        """How label planes are packed, if samples have any."""
-        return self.datasets[0].label_codec
+    def target_codec(self) -> TargetCodec:
+        """Codec of the target blocks, if samples have any."""
+        return self.datasets[0].target_codec
 
     @property
-    def label_member(self) -> str:
-        """Name of the member with the label planes, if samples have any."""
-        return self.datasets[0].label_member
+    def target_member(self) -> str:
+        """Name of the member with the targets, if samples have any."""
+        return self.datasets[0].target_member
 
     @property
     def path(self) -> str:
-        """Of all datasets, for messages."""
+        """Paths of all datasets, for messages."""
         return ", ".join(str(dataset.path) for dataset in self.datasets)
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is in the shards: the same data, the same fingerprint."""
+        """A hash of all that is in the shards: the same data, the same fingerprint."""
         digest = hashlib.sha256()
         for dataset in self.datasets:
             digest.update("".join([*(shard.sha256 for shard in dataset.manifest.shards), "\n"]).encode())
@@ -124,7 +124,7 @@ class Mixture:
         return dataset.read(local, names, allocate)
 
     def most_bytes(self, names: Sequence[str]) -> int:
-        """That `read` needs memory for."""
+        """Size of the memory that `read` needs for a sample."""
         return max(dataset.most_bytes(names) for dataset in self.datasets)
 
     def place(self, index: int) -> str:
@@ -166,7 +166,7 @@ def _check_room(dataset: ShardSet, shuffled: int) -> None:
 
 
 def _kind(dataset: ShardSet) -> str:
-    return "images with depth, normals and contours" if dataset.has_labels else "images alone"
+    return "images with depth, normals and contours" if dataset.has_targets else "images alone"
 
 
 def open_mixture(weights: Mapping[str, float] | str | PathLike[str]) -> Mixture:
@@ -207,7 +207,7 @@ def _check_different(paths: Iterable[str]) -> None:
             seen[folder] = path
 
 
-_DOMAINS: dict[DomainName, str] = {"synthetic": "rendered images with labels (synthetic)", "real": "photos (real)"}
+_DOMAINS: dict[DomainName, str] = {"synthetic": "rendered images with targets (synthetic)", "real": "photos (real)"}
 
 
 def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: DomainName) -> Mixture:

@@ -1,4 +1,4 @@
-"""In which order samples are seen: pure functions of the seed and the position, over one dataset or several.
+"""The order in which samples are seen: pure functions of the seed and the position, over one dataset or several.
 
 The positions 0, 1, 2 ... of a domain are endless. Nothing here has a state, so whoever knows a position knows what
 follows, whatever went before and however many ranks share it.
@@ -31,7 +31,7 @@ class DatasetOrder:
     shard_sizes: tuple[int, ...]
     """Samples in each shard."""
     seed: tuple[int, ...]
-    """Of this dataset in this domain."""
+    """The seed of this dataset in this domain."""
     buffer: int
     """Samples; 0 = all."""
 
@@ -109,9 +109,9 @@ class MixedOrder:
 
     datasets: tuple[DatasetOrder, ...]
     fractions: tuple[float, ...]
-    """Of each dataset, above 0; their sum is 1."""
+    """The fraction of each dataset, above 0; their sum is 1."""
     seed: int
-    """Of the run."""
+    """The seed of the run."""
     stream: int
     """Number of the domain, so that the domains' random choices are independent."""
     _offsets: tuple[int, ...] = field(init=False)
@@ -134,7 +134,7 @@ class MixedOrder:
         return found
 
     def turns(self, first: int, count: int) -> tuple[Positions, Positions]:
-        """Whose turn it is at `count` positions from `first` on: number of the dataset, and position inside it."""
+        """Turns of the datasets at `count` positions from `first` on: number of the dataset, and position inside it."""
         if len(self.datasets) == 1:
             return np.zeros(count, np.int64), np.arange(first, first + count)
         # By time t, about t samples were due; the few that rounding moves are made sure of by a margin.

@@ -1,9 +1,18 @@
 """Packed datasets: WebDataset shards with DALI indexes and a manifest (shards/README.md describes the format)."""
 
-from fastssl.shards.codec import LabelLayout, Plane, decode_labels, encode_labels, inflate, undo_differences
+from fastssl.shards.codec import Plane, TargetLayout, decode_targets, encode_targets, inflate, undo_differences
 from fastssl.shards.decode import decode_sample, read_samples
 from fastssl.shards.estimate import Estimate, estimate
-from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABELS, MANIFEST, QUARANTINE, DomainName, Manifest, read_manifest
+from fastssl.shards.manifest import (
+    CLASS_INDEX,
+    JPEG,
+    MANIFEST,
+    QUARANTINE,
+    TARGETS,
+    DomainName,
+    Manifest,
+    read_manifest,
+)
 from fastssl.shards.passed import PassedOver, Tally
 from fastssl.shards.reader import Allocate, ShardSet, StoredSample
 from fastssl.shards.resume import STATE
@@ -17,14 +26,13 @@ __all__ = [
     "CLASS_INDEX",
     "JPEG",
     "KEY_BYTES",
-    "LABELS",
     "MANIFEST",
     "QUARANTINE",
     "STATE",
+    "TARGETS",
     "Allocate",
     "DomainName",
     "Estimate",
-    "LabelLayout",
     "Manifest",
     "PackChoices",
     "PassedOver",
@@ -33,9 +41,10 @@ __all__ = [
     "Source",
     "StoredSample",
     "Tally",
-    "decode_labels",
+    "TargetLayout",
     "decode_sample",
-    "encode_labels",
+    "decode_targets",
+    "encode_targets",
     "estimate",
     "inflate",
     "key_place",

@@ -12,7 +12,7 @@ from fastssl.shards.tar import BLOCK, END, KEY, KEY_BYTES, member_header
 
 
 class ShardFile:
-    """Appends samples to an open archive and keeps what its index and the manifest need."""
+    """A writer of samples into an open archive, which keeps what its index and the manifest need."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -55,7 +55,7 @@ class ShardFile:
         self._write(END)
 
     def companions(self) -> dict[str, bytes]:
-        """The files beside the archive, by what their names end in."""
+        """The files beside the archive, by their suffixes."""
         return {
             INDEX: file_of_lines(INDEX, self._index),
             CHECKSUMS: file_of_lines(CHECKSUMS, self._checksums),

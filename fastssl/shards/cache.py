@@ -205,7 +205,7 @@ class Cache:
             path.unlink(missing_ok=True)
 
     def _least_needed(self, copies: list[tuple[int, int, Path]], excess: int, *, considerate: bool) -> list[Path]:
-        """Those whose removal frees `excess` bytes, the least recently used first; what is to be kept comes last."""
+        """The copies whose removal frees `excess` bytes, the least recently used first; those to be kept come last."""
         chosen = list[Path]()
         if excess <= 0:
             return chosen
@@ -225,7 +225,7 @@ class NoRoomError(Exception):
 
 
 def default_cache() -> Cache:
-    """In the folder that ``FASTSSL_CACHE`` names, or in the user's; ``FASTSSL_CACHE_BYTES`` bounds it (50 GB).
+    """The cache in the folder of ``FASTSSL_CACHE``, or in the user's; ``FASTSSL_CACHE_BYTES`` bounds it (50 GB).
 
     Raises:
         UsageError: a variable holds what cannot be used.

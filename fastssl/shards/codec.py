@@ -1,4 +1,4 @@
-"""The label block: depth, normals and contours of one sample, one member of a shard.
+"""The target block: depth, normals and contours of one sample, one member of a shard.
 
 Three planes of bytes, one behind the other; the number of bytes follows from the image's size alone:
 
@@ -32,17 +32,17 @@ from numpy.typing import NDArray
 from fastssl.compiled import compiled
 from fastssl.errors import ShardError
 
-LabelCodec = Literal["lz4", "raw"]
+TargetCodec = Literal["lz4", "raw"]
 
 LZ4_LEVEL = 0
-"""LZ4's fast mode: a fifth more label bytes than at level 3, which takes as long as the rest of encoding a sample."""
+"""LZ4's fast mode: targets take a fifth more bytes than at level 3, and level 3 as long as the rest of the encoding."""
 
 _ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where one plane lies in a block of uint8."""
+    """The place of one plane in a block of uint8."""
 
     name: str
     start: int
@@ -58,8 +58,8 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class LabelLayout:
-    """The label block of an image of this size, inflated."""
+class TargetLayout:
+    """The layout of the target block of an image of this size, inflated."""
 
     height: int
     width: int
@@ -82,8 +82,8 @@ class LabelLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoredLabels:
-    """The label planes of one sample in the whole numbers that a shard holds."""
+class StoredTargets:
+    """The planes of one sample in the whole numbers that a shard holds."""
 
     millimetres: NDArray[np.uint16]
     """(H, W), 0 = not known."""
@@ -99,25 +99,25 @@ class StoredLabels:
         return known
 
 
-def quantised(depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_]) -> StoredLabels:
-    """Label planes as a shard holds them.
+def quantised(depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_]) -> StoredTargets:
+    """Planes as a shard holds them.
 
     Args:
         depth: (H, W) metres, 0 = not known.
         normal: (H, W, 3) unit vectors, zero vector = not known.
         edge: (H, W) contours.
     """
-    return StoredLabels(millimetres=_millimetres(depth), normal=_normal_codes(normal), edge=edge)
+    return StoredTargets(millimetres=_millimetres(depth), normal=_normal_codes(normal), edge=edge)
 
 
-def pack_labels(planes: StoredLabels, codec: LabelCodec = "lz4", level: int = LZ4_LEVEL) -> bytes:
-    """The label block of one sample; the arguments are those of `label_block` and `deflated`."""
-    return deflated(label_block(planes, codec), codec, level)
+def pack_targets(planes: StoredTargets, codec: TargetCodec = "lz4", level: int = LZ4_LEVEL) -> bytes:
+    """The target block of one sample, compressed; the arguments are those of `target_block` and `compressed`."""
+    return compressed(target_block(planes, codec), codec, level)
 
 
-def label_block(planes: StoredLabels, codec: LabelCodec = "lz4") -> NDArray[np.uint8]:
-    """The bytes of a label block before they are compressed, (num_bytes,)."""
-    layout = LabelLayout(*planes.millimetres.shape)
+def target_block(planes: StoredTargets, codec: TargetCodec = "lz4") -> NDArray[np.uint8]:
+    """The bytes of a target block before they are compressed, (num_bytes,)."""
+    layout = TargetLayout(*planes.millimetres.shape)
     block = np.empty(layout.num_bytes, np.uint8)
     low, high = layout.depth.view(block)
     codes, stored = planes.normal.reshape(layout.height, -1), layout.normal.view(block).reshape(layout.height, -1)
@@ -127,7 +127,7 @@ def label_block(planes: StoredLabels, codec: LabelCodec = "lz4") -> NDArray[np.u
 
 
 def _fill_rows(millimetres: Any, codes: Any, differ: bool, low: Any, high: Any, stored: Any) -> None:
-    """Bytes of depth and normals, from the second row on without those of the row above where they are to differ."""
+    """Bytes of depth and normals; from the second row on, where they are to differ, minus those of the row above."""
     for i in range(np.uint64(millimetres.shape[0])):
         above = i - np.uint64(1) if i > 0 else i
         part = np.uint16(0xFF) if differ and i > 0 else np.uint16(0)
@@ -139,8 +139,8 @@ def _fill_rows(millimetres: Any, codes: Any, differ: bool, low: Any, high: Any, 
             stored[i, j] = codes[i, j] - (codes[above, j] & part)
 
 
-def deflated(block: NDArray[np.uint8], codec: LabelCodec = "lz4", level: int = LZ4_LEVEL) -> bytes:
-    """A label block as a shard holds it; `inflate` is the inverse.
+def compressed(block: NDArray[np.uint8], codec: TargetCodec = "lz4", level: int = LZ4_LEVEL) -> bytes:
+    """A target block as a shard holds it; `inflate` is the inverse.
 
     Args:
         block: (num_bytes,).
@@ -149,19 +149,19 @@ def deflated(block: NDArray[np.uint8], codec: LabelCodec = "lz4", level: int = L
     if codec == "raw":
         return block.tobytes()
     mode: dict[str, Any] = {"mode": "high_compression", "compression": level} if level else {"mode": "default"}
-    compressed: bytes = lz4.block.compress(block, store_size=False, **mode)
-    return compressed
+    member: bytes = lz4.block.compress(block, store_size=False, **mode)
+    return member
 
 
-def unpack_labels(
-    member: bytes | NDArray[np.uint8], height: int, width: int, codec: LabelCodec = "lz4"
-) -> StoredLabels:
-    """The planes that `pack_labels` was given.
+def unpack_targets(
+    member: bytes | NDArray[np.uint8], height: int, width: int, codec: TargetCodec = "lz4"
+) -> StoredTargets:
+    """The planes that `pack_targets` was given.
 
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    layout = LabelLayout(height, width)
+    layout = TargetLayout(height, width)
     block = np.empty(layout.num_bytes, np.uint8)
     inflate(member, layout, block, codec)
     if codec == "lz4":
@@ -171,24 +171,24 @@ def unpack_labels(
     bits = layout.edge.view(block)
     if (bits[:, -1] & (1 << -width % 8) - 1).any():
         raise ShardError("contours are marked outside of the image")
-    return StoredLabels(
+    return StoredTargets(
         millimetres=low + np.uint16(256) * high,
         normal=layout.normal.view(block),
         edge=np.unpackbits(bits, axis=1, count=width).view(np.bool_),
     )
 
 
-def encode_labels(
-    depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_], codec: LabelCodec = "lz4"
+def encode_targets(
+    depth: NDArray[np.floating], normal: NDArray[np.floating], edge: NDArray[np.bool_], codec: TargetCodec = "lz4"
 ) -> bytes:
-    """The label block of planes in metres and unit vectors; the arguments are those of `quantised`."""
-    return pack_labels(quantised(depth, normal, edge), codec)
+    """The target block of planes in metres and unit vectors; the arguments are those of `quantised`."""
+    return pack_targets(quantised(depth, normal, edge), codec)
 
 
-def decode_labels(
-    member: bytes | NDArray[np.uint8], height: int, width: int, codec: LabelCodec = "lz4"
+def decode_targets(
+    member: bytes | NDArray[np.uint8], height: int, width: int, codec: TargetCodec = "lz4"
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The label planes of one sample in metres and unit vectors.
+    """The planes of one sample in metres and unit vectors.
 
     Returns:
         depth (H, W) in metres, 0 = not known; normal (H, W, 3) of unit length, zero vector = not known;
@@ -197,7 +197,7 @@ def decode_labels(
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    planes = unpack_labels(member, height, width, codec)
+    planes = unpack_targets(member, height, width, codec)
     known = planes.known
     # 255 n: odd whole numbers, so the sum of squares is exact and every decoder gets the same bits.
     normal = 2 * planes.normal.transpose(2, 0, 1).astype(np.float32) - 255
@@ -208,9 +208,9 @@ def decode_labels(
 
 
 def inflate(
-    member: bytes | NDArray[np.uint8], layout: LabelLayout, out: NDArray[np.uint8], codec: LabelCodec = "lz4"
+    member: bytes | NDArray[np.uint8], layout: TargetLayout, out: NDArray[np.uint8], codec: TargetCodec = "lz4"
 ) -> None:
-    """The bytes of a label block into `out`, (num_bytes,); with codec `lz4` their rows are still differences.
+    """The bytes of a target block into `out`, (num_bytes,); with codec `lz4` their rows are still differences.
 
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
@@ -218,28 +218,28 @@ def inflate(
     out[:] = inflated(member, layout, codec)
 
 
-def inflated(member: bytes | NDArray[np.uint8], layout: LabelLayout, codec: LabelCodec = "lz4") -> NDArray[np.uint8]:
-    """As `inflate`, in memory of its own (or the member's), which cannot be written."""
+def inflated(member: bytes | NDArray[np.uint8], layout: TargetLayout, codec: TargetCodec = "lz4") -> NDArray[np.uint8]:
+    """The bytes of a target block as `inflate` gives them, in memory (of the member, or new) that cannot be written."""
     content = member
     if codec == "lz4":
         try:
             content = lz4.block.decompress(member, uncompressed_size=layout.num_bytes)
         except lz4.block.LZ4BlockError as error:
-            raise damaged_labels(layout, str(error)) from error
+            raise damaged_block(layout, str(error)) from error
     if len(content) != layout.num_bytes:
-        raise misfitting_labels(layout, len(content))
+        raise misfitting_block(layout, len(content))
     return np.frombuffer(content, np.uint8)
 
 
-def damaged_labels(layout: LabelLayout, seen: str) -> ShardError:
-    """The error for a label block that LZ4 cannot inflate."""
-    return ShardError("a label block is damaged", seen=seen, expected=f"{layout.num_bytes} bytes when inflated")
+def damaged_block(layout: TargetLayout, seen: str) -> ShardError:
+    """The error for a target block that LZ4 cannot inflate."""
+    return ShardError("a target block is damaged", seen=seen, expected=f"{layout.num_bytes} bytes when inflated")
 
 
-def misfitting_labels(layout: LabelLayout, num_bytes: int) -> ShardError:
-    """The error for a label block of an image of another size."""
+def misfitting_block(layout: TargetLayout, num_bytes: int) -> ShardError:
+    """The error for a target block of an image of another size."""
     return ShardError(
-        f"a label block does not fit an image of {layout.height} x {layout.width} pixels",
+        f"a target block does not fit an image of {layout.height} x {layout.width} pixels",
         seen=f"{num_bytes} bytes when inflated",
         expected=f"{layout.num_bytes}",
     )
@@ -262,7 +262,7 @@ def undo_differences(plane: NDArray[np.uint8]) -> None:
         np.add(plane[..., row, :], plane[..., row - 1, :], out=plane[..., row, :])
 
 
-def _differing(block: NDArray[np.uint8], layout: LabelLayout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _differing(block: NDArray[np.uint8], layout: TargetLayout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Views of the planes whose rows are stored as differences, (..., rows, bytes of a row)."""
     return layout.depth.view(block), layout.normal.view(block).reshape(layout.height, -1)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastssl.batch import Sample
 from fastssl.errors import ShardError
-from fastssl.shards.codec import decode_labels
+from fastssl.shards.codec import decode_targets
 from fastssl.shards.manifest import JPEG
 from fastssl.shards.reader import ShardSet
 
@@ -51,10 +51,10 @@ def decode_sample(shards: ShardSet, index: int) -> Sample:
         "image": image,
         "class_index": None if class_index < 0 else class_index,
     }
-    if shards.has_labels:
+    if shards.has_targets:
         try:
-            block = shards.member(index, shards.label_member)
-            planes = decode_labels(block, *shards.image_size, shards.label_codec)
+            block = shards.member(index, shards.target_member)
+            planes = decode_targets(block, *shards.image_size, shards.target_codec)
         except ShardError as error:
             where = error.where or shards.place(index)
             raise ShardError(error.what, where=where, seen=error.seen, expected=error.expected) from error

@@ -20,24 +20,24 @@ from numpy.typing import NDArray
 from fastssl.errors import FastsslError, ShardError
 from fastssl.faults import machine_error, machine_fault
 
-_OPEN, _OPEN_SHARE = 256, 4
-_KEPT, _KEPT_SHARE = 128, 8
-"""Shards of remote datasets that are held open only to be kept in the cache."""
+_MOST_OPEN, _OPEN_FRACTION = 256, 1 / 4
+_MOST_KEPT, _KEPT_FRACTION = 128, 1 / 8
+"""The bound for shards of remote datasets that are held open only to be kept in the cache."""
 
 
 def most_open() -> int:
     """Shards that the process may hold open to read from: a quarter of its descriptors, 256 at most."""
-    return _fraction(_OPEN, _OPEN_SHARE)
+    return _bound(_MOST_OPEN, _OPEN_FRACTION)
 
 
 def most_kept() -> int:
     """Descriptors that the process may spend on keeping shards in the cache: an eighth of them, 128 at most."""
-    return _fraction(_KEPT, _KEPT_SHARE)
+    return _bound(_MOST_KEPT, _KEPT_FRACTION)
 
 
-def _fraction(most: int, part: int) -> int:
+def _bound(most: int, fraction: float) -> int:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # asked each time: it can be changed while we run
-    return most if allowed == resource.RLIM_INFINITY else max(1, min(most, allowed // part))
+    return most if allowed == resource.RLIM_INFINITY else max(1, min(most, int(fraction * allowed)))
 
 
 def unreadable(error: OSError, place: str | Path) -> FastsslError:
@@ -118,7 +118,7 @@ class OpenShards:
         self._lock = threading.Lock()
 
     def go_on_in_fork(self) -> None:
-        """To be called in a forked process before it reads."""
+        """A new start for a forked process, before it reads."""
         self._lock = threading.Lock()  # a thread that held it does not live on in a fork
 
     def __len__(self) -> int:

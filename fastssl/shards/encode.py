@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
 from fastssl.geometry import resized_camera
-from fastssl.shards.codec import LabelLayout, StoredLabels, deflated, inflated, label_block
-from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABEL_MEMBERS, Settings
-from fastssl.shards.resample import nearest_contours, nearest_labels, stretched
+from fastssl.shards.codec import StoredTargets, TargetLayout, compressed, inflated, target_block
+from fastssl.shards.manifest import CLASS_INDEX, JPEG, TARGET_MEMBERS, Settings
+from fastssl.shards.resample import nearest_edge, nearest_targets, stretched
 from fastssl.shards.statistics import (
     Camera,
     CameraRange,
@@ -35,9 +35,9 @@ Members = list[tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Makes squares of one size out of records of any size.
+    """An encoder of records of any size as squares of one size.
 
-    The whole image is stretched to the square (Lanczos; label planes by the nearest pixel, contours are taken from
+    The whole image is stretched to the square (Lanczos; targets by the nearest pixel, contours are taken from
     the stretched instance map), and the camera with it. Normals stay as they are: they belong to the camera's frame,
     which a stretched image shares.
     """
@@ -58,8 +58,8 @@ class Encoder:
         content: Members = [(JPEG, jpeg)]
         planes, camera = {"image": image_values(image)}, None
         if self.labelled:
-            block, values = _proven_labels(record, self.settings, reference)
-            content.append((LABEL_MEMBERS[self.settings.label_codec], block))
+            block, values = _proven_targets(record, self.settings, reference)
+            content.append((TARGET_MEMBERS[self.settings.target_codec], block))
             planes |= values
             camera = _camera(record, size)
         if record.class_index is not None:
@@ -82,8 +82,8 @@ def _check(record: Record, reference: str, *, labelled: bool) -> None:
     if not labelled:
         return
     area = image.shape[:2]
-    contour = "instance" if record.edge is None else "edge"
-    for name, expected in {"depth": area, "normal": (*area, 3), contour: area}.items():
+    marks = "instance" if record.edge is None else "edge"
+    for name, expected in {"depth": area, "normal": (*area, 3), marks: area}.items():
         plane: NDArray[Any] | None = getattr(record, name)
         if plane is None or plane.shape != expected:
             seen = "none" if plane is None else f"shape {plane.shape}"
@@ -103,24 +103,24 @@ def _proven_jpeg(image: NDArray[np.uint8], settings: Settings, reference: str) -
     return jpeg, pixels
 
 
-def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
-    """The label member, and the values of its planes."""
+def _proven_targets(record: Record, settings: Settings, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:
+    """The member with the targets, and the values of its planes."""
     assert record.depth is not None
     assert record.normal is not None
     size = settings.size
     if record.instance is not None:
-        edge = nearest_contours(record.instance, size)
+        edge = nearest_edge(record.instance, size)
     else:
         assert record.edge is not None
         edge = _any_in_cells(record.edge, size)
     try:
-        millimetres, normal = nearest_labels(record.depth, record.normal, size)
+        millimetres, normal = nearest_targets(record.depth, record.normal, size)
     except ValueError as error:
         raise DataError("a labelled sample has no usable normal", where=reference, seen=str(error)) from error
-    planes = StoredLabels(millimetres=millimetres, normal=normal, edge=edge)
-    block = label_block(planes, settings.label_codec)
-    member = deflated(block, settings.label_codec, settings.lz4_level)
-    _prove_labels(member, block, settings, reference)
+    planes = StoredTargets(millimetres=millimetres, normal=normal, edge=edge)
+    block = target_block(planes, settings.target_codec)
+    member = compressed(block, settings.target_codec, settings.lz4_level)
+    _prove_targets(member, block, settings, reference)
     return member, {
         "depth": depth_values(planes.millimetres),
         "normal": mask_values(normal[..., 0] > 0),  # the codes of a known one are 1 or more
@@ -128,13 +128,13 @@ def _proven_labels(record: Record, settings: Settings, reference: str) -> tuple[
     }
 
 
-def _prove_labels(member: bytes, block: NDArray[np.uint8], settings: Settings, reference: str) -> None:
+def _prove_targets(member: bytes, block: NDArray[np.uint8], settings: Settings, reference: str) -> None:
     try:
-        content = inflated(member, LabelLayout(settings.size, settings.size), settings.label_codec)
+        content = inflated(member, TargetLayout(settings.size, settings.size), settings.target_codec)
     except ShardError as error:
-        raise DataError("labels were packed but cannot be decoded", where=reference, seen=error.seen) from error
+        raise DataError("targets were packed but cannot be decoded", where=reference, seen=error.seen) from error
     if not np.array_equal(content, block):
-        raise DataError("labels were packed but come out changed", where=reference)
+        raise DataError("targets were packed but come out changed", where=reference)
 
 
 def _any_in_cells(edge: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ _TRIED = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Numbers that rest on the few samples that were tried say so in their name."""
+    """The outcome of a dry run; numbers that rest on the few samples that were tried say so in their name."""
 
     layout: str
     domain: str
@@ -37,9 +37,9 @@ class Estimate:
     """Time that one worker takes."""
     tried: int
     unusable: list[tuple[str, str]]
-    """Reference and reason, of those that were tried."""
+    """Reference and reason of each sample that was tried in vain."""
     keys: list[str]
-    """Some of them."""
+    """Keys of the samples that were tried."""
     passed_over: dict[str, PassedOver]
     """Entries of the source that are no sample, by reason."""
 
@@ -91,7 +91,7 @@ def _tried(source: Source, encoder: Encoder, reference: str) -> tuple[Members, S
 
 
 def _count_and_choose(references: Iterable[str]) -> tuple[int, list[str]]:
-    """Their number, and a few of them that are spread over all (a reservoir), in their order."""
+    """The number of references, and a few of them that are spread over all (a reservoir), in their order."""
     rng = random.Random(0)
     chosen: list[tuple[int, str]] = []
     count = 0

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _TRIES = 5
 _FIRST_PAUSE_S = 0.2
-"""After a try that failed; each pause is twice the one before."""
+"""Pause after a try that failed; each is twice the one before."""
 _PATIENCE_S = 60.0
 _LEAST_BYTES = 600_000
 """A try has failed when no answer, or less of a shard than this, came within `_PATIENCE_S`."""
@@ -82,7 +82,7 @@ class RemoteFiles:
             ) from error
 
     def read(self, name: str) -> bytes:
-        """All of a small file.
+        """The content of a small file.
 
         Raises:
             FileNotFoundError: there is none.

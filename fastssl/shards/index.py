@@ -49,7 +49,7 @@ def checksum_line(contents: Iterable[bytes]) -> str:
 
 
 def file_of_lines(suffix: str, lines: list[str]) -> bytes:
-    """All of an index or a file of checksums."""
+    """The content of an index or a file of checksums."""
     return "\n".join([f"{_HEADS[suffix]} {len(lines)}", *lines, ""]).encode("ascii")
 
 

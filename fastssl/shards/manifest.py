@@ -1,4 +1,4 @@
-"""`manifest.json`: what a packed dataset holds, so that a stranger can read it and a reader can check it.
+"""`manifest.json`: the description of a packed dataset, by which a stranger can read it and a reader can check it.
 
 It is written last: a folder with a manifest is complete. It holds no times and no absolute paths, so the same input and
 settings give the same bytes.
@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from fastssl.errors import DataError
 from fastssl.files import read_regular
-from fastssl.shards.codec import LabelCodec, LabelLayout
+from fastssl.shards.codec import TargetCodec, TargetLayout
 from fastssl.shards.passed import PassedOver
 from fastssl.shards.statistics import Count, Part, Statistics
 
@@ -24,12 +24,12 @@ FORMAT: Literal["fastssl-shards"] = "fastssl-shards"
 VERSION: Literal[2] = 2
 
 JPEG = "jpg"
-LABELS = "labels.lz4"
-LABELS_RAW = "labels.raw"
+TARGETS = "labels.lz4"
+TARGETS_RAW = "labels.raw"
 CLASS_INDEX = "cls"
 
-LABEL_MEMBERS: dict[LabelCodec, str] = {"lz4": LABELS, "raw": LABELS_RAW}
-"""Name of the member with the label planes, by their codec."""
+TARGET_MEMBERS: dict[TargetCodec, str] = {"lz4": TARGETS, "raw": TARGETS_RAW}
+"""Name of the member with the targets, by their codec; shards say labels, as they always did."""
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,14 +37,14 @@ DomainName = Literal["synthetic", "real"]
 
 
 class PlaneFormat(Part):
-    """One array inside an inflated label block."""
+    """One array inside an inflated target block."""
 
     name: str
     offset: Count
     """First byte in the inflated block."""
     dtype: Literal["uint8", "bits"]
     shape: list[Positive]
-    """In elements of dtype; for bits in pixels, each row starting a new byte with its highest bit, the rest 0."""
+    """Numbers of elements; for bits of pixels, each row starting a new byte with its highest bit, the rest 0."""
     differences: Literal["rows", "none"]
     """rows: every row of the image but the first holds the difference to the row above, modulo 256."""
     meaning: str
@@ -60,7 +60,7 @@ class MemberFormat(Part):
 
 
 class Selection(Part):
-    """Which samples of the source were packed."""
+    """The samples of the source that were packed."""
 
     subset: str | None = None
     """A split that the source itself has."""
@@ -73,17 +73,19 @@ class Selection(Part):
 class Settings(Part):
     """The settings of a packing, as far as the bytes depend on them."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     size: Annotated[int, Field(ge=1, le=65500)]  # JPEG's largest side
     """Height and width of every packed image."""
     fit: Literal["squash"] = "squash"
     """The whole image is stretched to the packed size; the aspect ratio is not kept."""
     filter: Literal["lanczos"] = "lanczos"
-    """For the image; label planes take the nearest pixel."""
+    """Filter of the image; targets take the nearest pixel."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
-    label_codec: LabelCodec = "lz4"
+    target_codec: Annotated[TargetCodec, Field(alias="label_codec")] = "lz4"
     lz4_level: Annotated[int, Field(ge=0, le=12)]
-    """0 = the fast mode, 1 to 12 = high compression."""
+    """Level of LZ4: 0 = the fast mode, 1 to 12 = high compression."""
     samples_per_shard: Positive
     selection: Selection = Selection()
 
@@ -132,27 +134,31 @@ class Manifest(Part):
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
-        codec = self.settings.label_codec
-        has_labels = LABEL_MEMBERS[codec] in self.members
+        codec = self.settings.target_codec
+        has_targets = TARGET_MEMBERS[codec] in self.members
         known = members(
-            self.height, self.width, has_labels=has_labels, has_classes=CLASS_INDEX in self.members, label_codec=codec
+            self.height,
+            self.width,
+            has_targets=has_targets,
+            has_classes=CLASS_INDEX in self.members,
+            target_codec=codec,
         )
         if _without_words(self.members) != _without_words(known):
             raise ValueError("members are not those of this version of the format")
-        if (self.statistics.camera is not None) != has_labels:
-            raise ValueError("a camera belongs to a dataset with label planes, and to no other")
+        if (self.statistics.camera is not None) != has_targets:
+            raise ValueError("a camera belongs to a dataset with targets, and to no other")
         return self
 
 
 def members(
-    height: int, width: int, *, has_labels: bool, has_classes: bool, label_codec: LabelCodec = "lz4"
+    height: int, width: int, *, has_targets: bool, has_classes: bool, target_codec: TargetCodec = "lz4"
 ) -> dict[str, MemberFormat]:
     """The members of a sample, in their order in the shard."""
     formats = {JPEG: MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")}
-    if has_labels:
-        layout = LabelLayout(height, width)
-        compressed = label_codec == "lz4"
-        formats[LABEL_MEMBERS[label_codec]] = MemberFormat(
+    if has_targets:
+        layout = TargetLayout(height, width)
+        compressed = target_codec == "lz4"
+        formats[TARGET_MEMBERS[target_codec]] = MemberFormat(
             codec="lz4-block" if compressed else "none",
             meaning=f"label planes, {'one raw LZ4 block without frame or size' if compressed else 'as they are'}",
             inflated_bytes=layout.num_bytes,
@@ -168,7 +174,7 @@ def _without_words(formats: dict[str, MemberFormat]) -> list[tuple[str, dict[str
     return [(name, member.model_dump(exclude=words)) for name, member in formats.items()]
 
 
-def _planes(layout: LabelLayout, differences: Literal["rows", "none"]) -> list[PlaneFormat]:
+def _planes(layout: TargetLayout, differences: Literal["rows", "none"]) -> list[PlaneFormat]:
     return [
         PlaneFormat(
             name="depth",
@@ -199,7 +205,7 @@ def _planes(layout: LabelLayout, differences: Literal["rows", "none"]) -> list[P
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The file's content: UTF-8 JSON, fields in the order of the classes above."""
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2, ensure_ascii=False)
     return (text + "\n").encode("utf-8")
 
 

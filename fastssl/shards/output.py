@@ -1,4 +1,4 @@
-"""Where packed files go: a local folder, or a folder of any store that fsspec knows."""
+"""The place that packed files go to: a local folder, or a folder of any store that fsspec knows."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Output:
             yield
 
     def read(self, name: str) -> bytes | None:
-        """All of a file; None if there is none."""
+        """The content of a file; None if there is none."""
         try:
             if self._local is not None:
                 return read_regular(self._local / name)

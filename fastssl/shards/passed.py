@@ -22,7 +22,7 @@ class PassedOver(Part):
 
 
 class Tally:
-    """Counts what is passed over, by reason; the result does not depend on the order in which it was added."""
+    """A count of what is passed over, by reason; the result does not depend on the order in which it was added."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -41,7 +41,7 @@ class Tally:
             self._names[reason] = heapq.nsmallest(_NAMED, [*names, name])
 
     def result(self) -> dict[str, PassedOver]:
-        """All reasons, sorted."""
+        """The entries that were passed over, by reason, sorted."""
         return {
             reason: PassedOver(count=count, first=[escaped(name) for name in self._names[reason]])
             for reason, count in sorted(self._counts.items())

@@ -28,7 +28,7 @@ class Identity(Part):
 
 
 class Plan(Part):
-    """All that the bytes depend on, except the source's files."""
+    """The plan of a packing: all that the bytes depend on, except the source's files."""
 
     format: Literal["fastssl-packing-1"] = "fastssl-packing-1"
     source: Identity

@@ -46,7 +46,7 @@ class RemoteFolder(RemoteFiles):
         self._failed: set[str] = set()
         self._looked_at = 0.0
         self._opened: set[str] = set()
-        """Since they were announced."""
+        """Shards that were opened since they were announced."""
         self._warned = False
 
     def __del__(self) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
 from fastssl.faults import machine_faults_named
-from fastssl.shards.codec import LabelCodec, unpack_labels
+from fastssl.shards.codec import TargetCodec, unpack_targets
 from fastssl.shards.index import (
     CHECKSUMS,
     INDEX,
@@ -34,7 +34,7 @@ from fastssl.shards.index import (
     salvaged_checksums,
     salvaged_index,
 )
-from fastssl.shards.manifest import CLASS_INDEX, JPEG, LABEL_MEMBERS, Settings, ShardEntry
+from fastssl.shards.manifest import CLASS_INDEX, JPEG, TARGET_MEMBERS, Settings, ShardEntry
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.store import StoredFiles
@@ -127,7 +127,7 @@ Content = bytes | FileNotFoundError | ShardError
 
 
 def content_of(files: StoredFiles, name: str) -> Content:
-    """All of a small file, or why it cannot be read."""
+    """The content of a small file, or why it cannot be read."""
     try:
         return files.read(name)
     except (FileNotFoundError, ShardError) as error:
@@ -288,7 +288,7 @@ class _Archive:
         return self._sha256.hexdigest()
 
     def members(self) -> Iterator[_Member]:
-        """In their order. Goes on behind a damaged header by what the index says, or else by looking for the next."""
+        """Members in their order; behind a damaged header the index tells where the next one is, or a search."""
         lost: int | None = None
         while True:
             start = self._position
@@ -381,7 +381,7 @@ def _difference(seen: bytes, expected: bytes, start: int) -> tuple[int, int]:
 
 
 class _Samples:
-    """Takes samples in their order, proves each, and gathers what the files beside the archive should say."""
+    """A proof of samples in their order, which gathers what the files beside the archive should say."""
 
     def __init__(
         self, common: ShardProof, entry: ShardEntry, companions: Mapping[str, Content], faults: Faults
@@ -390,10 +390,10 @@ class _Samples:
         self.listed = salvaged_index(held(companions[INDEX]))
         self._packed_checksums = salvaged_checksums(held(companions[CHECKSUMS]))
         self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
-        codec = common.settings.label_codec
+        codec = common.settings.target_codec
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {
             JPEG: _ImageProof(common.height, common.width, common.settings.jpeg_quality),
-            LABEL_MEMBERS[codec]: _LabelProof(common.height, common.width, codec),
+            TARGET_MEMBERS[codec]: _TargetProof(common.height, common.width, codec),
             CLASS_INDEX: _prove_class,
         }
         self.keys: list[str] = []
@@ -448,7 +448,7 @@ class _Samples:
 
 
 class _ImageProof:
-    """Decodes JPEGs that should have this size and quality."""
+    """A proof of JPEGs: they decode, and have this size and quality."""
 
     def __init__(self, height: int, width: int, quality: int) -> None:
         self._size, self._quality = (height, width), quality
@@ -484,14 +484,14 @@ def _jpeg_tables(jpeg: bytes) -> list[bytes]:
     return tables
 
 
-class _LabelProof:
-    """Unpacks label blocks of images of this size, and looks whether their planes can be true."""
+class _TargetProof:
+    """A proof of target blocks of images of this size: they unpack, and their planes can be true."""
 
-    def __init__(self, height: int, width: int, codec: LabelCodec) -> None:
+    def __init__(self, height: int, width: int, codec: TargetCodec) -> None:
         self._height, self._width, self._codec = height, width, codec
 
     def __call__(self, block: bytes) -> Statistics:
-        planes = unpack_labels(block, self._height, self._width, self._codec)
+        planes = unpack_targets(block, self._height, self._width, self._codec)
         known = planes.known
         _check_normals(np.ascontiguousarray(planes.normal.transpose(2, 0, 1)), known)  # three times as fast
         return Statistics(

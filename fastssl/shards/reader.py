@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from fastssl.addresses import is_remote, local_path, masked
 from fastssl.errors import DataError, ShardError
 from fastssl.shards.cache import Cache, default_cache
-from fastssl.shards.codec import LabelCodec
+from fastssl.shards.codec import TargetCodec
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
-from fastssl.shards.manifest import CLASS_INDEX, LABEL_MEMBERS, Manifest, ShardEntry
+from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Manifest, ShardEntry
 from fastssl.shards.prefetch import RemoteFolder
 from fastssl.shards.store import Store
 from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
@@ -30,7 +30,7 @@ _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
 
 Allocate = Callable[[int], NDArray[np.uint8]]
-"""Gives memory for so many bytes."""
+"""A function that gives memory for so many bytes."""
 
 
 class StoredSample(NamedTuple):
@@ -66,7 +66,7 @@ class ShardSet:
         self.is_remote = is_remote(path)
         """Its shards are fetched into a cache."""
         self.path: str | Path = masked(fspath(path)) if self.is_remote else local_path(path)
-        """For messages."""
+        """Path or address, for messages."""
         self._store: Store = (
             RemoteFolder(fspath(path), cache or default_cache()) if self.is_remote else LocalFolder(local_path(path))
         )
@@ -102,19 +102,19 @@ class ShardSet:
         return self.manifest.height, self.manifest.width
 
     @property
-    def has_labels(self) -> bool:
+    def has_targets(self) -> bool:
         """Samples have depth, normal and edge."""
-        return self.label_member in self._columns
+        return self.target_member in self._columns
 
     @property
-    def label_codec(self) -> LabelCodec:
-        """How label planes are packed, if samples have any."""
-        return self.manifest.settings.label_codec
+    def target_codec(self) -> TargetCodec:
+        """Codec of the target blocks, if samples have any."""
+        return self.manifest.settings.target_codec
 
     @property
-    def label_member(self) -> str:
-        """Name of the member with the label planes, if samples have any."""
-        return LABEL_MEMBERS[self.label_codec]
+    def target_member(self) -> str:
+        """Name of the member with the targets, if samples have any."""
+        return TARGET_MEMBERS[self.target_codec]
 
     @property
     def cache_bytes(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Images and label planes stretched to squares, compiled, on one core.
+"""Images and planes stretched to squares, compiled, on one core.
 
 Images by a Lanczos filter in whole numbers. It is Pillow's (three lobes, as wide as the coarser of the two grids), at
 five times the speed: output rows are weighted sums of whole input rows, written as columns, so that a second pass makes
@@ -8,7 +8,7 @@ black and white, so the result is within one level of the exact filter, and whol
 Numbers to index with have no sign, because one that may be negative is tested for counting from the end, which takes as
 long again.
 
-Label planes by the nearest pixel. Depth and normals become in the same pass what a shard holds; only pixels that are
+Planes by the nearest pixel. Depth and normals become in the same pass what a shard holds; only pixels that are
 kept are converted, which is four times as fast as doing one after the other in NumPy.
 """
 
@@ -24,7 +24,7 @@ from fastssl.compiled import compiled
 
 _LOBES = 3
 _WEIGHT_BITS, _VALUE_BITS = 15, 6
-"""Behind the point, of weights and of values between the passes. Their sums stay below 2^31, because the absolute
+"""Bits behind the point, of weights and of values between the passes. Their sums stay below 2^31, because the absolute
 weights of a pixel add up to less than 1.6."""
 
 
@@ -40,15 +40,15 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return out
 
 
-def nearest_contours(instance: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
-    """`fastssl.geometry.contours` of an (H, W) plane that was stretched to (size, size)."""
+def nearest_edge(instance: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
+    """`fastssl.geometry.edge_of` of an (H, W) plane that was stretched to (size, size)."""
     rows, columns = (_nearest_pixels(side, size) for side in instance.shape)
     edge = np.empty((size, size), np.bool_)
-    compiled(_mark_contours)(instance, rows, columns, edge)
+    compiled(_mark_edge)(instance, rows, columns, edge)
     return edge
 
 
-def nearest_labels(
+def nearest_targets(
     depth: NDArray[np.floating] | NDArray[np.uint16], normal: NDArray[np.floating] | NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """Depth and normals of one view, (H, W) and (H, W, 3), as `fastssl.shards.codec.quantised` makes them.
@@ -79,14 +79,14 @@ def _nearest_pixels(side: int, size: int) -> NDArray[np.uint64]:
 
 
 class _Weights(NamedTuple):
-    """How each of N output rows is made of input rows."""
+    """The input rows that each of N output rows is made of, and their weights."""
 
     first: NDArray[np.int64]
     """(N,) first input row of each."""
     number: NDArray[np.int64]
-    """(N,) how many."""
+    """(N,) number of input rows of each."""
     values: NDArray[np.int32]
-    """(N, most of all) in multiples of 2^-15."""
+    """(N, most of all) weights in multiples of 2^-15."""
 
 
 @lru_cache(maxsize=64)
@@ -133,7 +133,7 @@ def _take_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
 
 
 def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
-    """Returns whether any is 0 in some coordinates and not in others."""
+    """Codes of normals that are stored as codes; whether any is 0 in some coordinates and not in others."""
     x, y, z = np.uint64(0), np.uint64(1), np.uint64(2)
     size, wrong = np.uint64(len(columns)), np.uint8(0)
     flat = codes.reshape(len(codes), -1)
@@ -152,7 +152,7 @@ def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
 
 
 def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
-    """Row by row: first the pixels that are kept, then a short loop over them, which vectorises."""
+    """Millimetres of depth, by rows: first the pixels that are kept, then a short loop over them, which vectorises."""
     size = np.uint64(len(columns))
     metres = np.empty(size, depth.dtype)
     for i in range(np.uint64(len(rows))):
@@ -165,7 +165,7 @@ def _quantise_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> No
 
 
 def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
-    """As depth, one coordinate after the other."""
+    """Codes of normals, made as depth is, one coordinate after the other."""
     size = np.uint64(len(columns))
     vector, square = np.empty((3, size), normal.dtype), np.empty(size, normal.dtype)
     code, known = np.empty((3, size), np.uint8), np.empty(size, np.uint8)
@@ -188,7 +188,7 @@ def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
                 codes[i, j, axis] = code[axis, j]
 
 
-def _mark_contours(instance: Any, rows: Any, columns: Any, edge: Any) -> None:
+def _mark_edge(instance: Any, rows: Any, columns: Any, edge: Any) -> None:
     size = np.uint64(len(columns))
     here, below = np.empty(size, instance.dtype), np.empty(size, instance.dtype)
     for i in range(np.uint64(len(rows))):

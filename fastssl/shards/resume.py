@@ -189,7 +189,7 @@ def begin(output: Output, plan: Plan, *, resume: bool) -> None:
         raise UsageError("another packing began to write into the output folder", where=str(output))
     if not resume or output.read(_PLAN) is None:
         with output.write(_PLAN) as file:
-            file.write(plan.model_dump_json().encode() + b"\n")
+            file.write(plan.model_dump_json(by_alias=True).encode() + b"\n")
 
 
 def _read_plan(output: Output) -> Plan | None:

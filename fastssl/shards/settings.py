@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 from pydantic import ValidationError
 
 from fastssl.errors import UsageError
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec
+from fastssl.shards.codec import LZ4_LEVEL, TargetCodec
 from fastssl.shards.manifest import Settings
 from fastssl.shards.source import Source
 
@@ -19,10 +19,10 @@ class PackChoices(TypedDict, total=False):
     """Side of the packed squares in pixels."""
     samples_per_shard: int
     jpeg_quality: int
-    label_codec: LabelCodec
-    """`lz4`, or `raw` for label planes that need no decoding and take six times the bytes."""
+    target_codec: TargetCodec
+    """`lz4`, or `raw` for targets that need no decoding and take six times the bytes."""
     lz4_level: int
-    """0 packs fastest; from 1 to 12 label planes take fewer bytes and longer to pack (at 3 an eighth fewer in all, for
+    """0 packs fastest; from 1 to 12 targets take fewer bytes and longer to pack (at 3 an eighth fewer in all, for
     a third more time), and inflate no slower."""
     part: tuple[float, float]
     """Only samples whose `fastssl.shards.key_place` is from the first number to below the second."""
@@ -34,7 +34,7 @@ DEFAULTS: PackChoices = {
     "size": 256,
     "samples_per_shard": 1000,
     "jpeg_quality": 95,
-    "label_codec": "lz4",
+    "target_codec": "lz4",
     "lz4_level": LZ4_LEVEL,
     "part": (0.0, 1.0),
     "limit": None,

@@ -75,9 +75,9 @@ class PlaneValues(Part):
     """Values of one plane over the pixels that have one."""
 
     unit: Literal["gray level", "mm", "pixel"]
-    """Colours 0 to 255; depth; for normals and contours each pixel that has one counts 1."""
+    """Unit of the values: colours 0 to 255; depth; of normals and contours each pixel that has one counts 1."""
     pixels: Count
-    """All, known or not."""
+    """Number of pixels, known or not."""
     known: Count
     total: list[int]
     """Sum of the values, per channel."""
@@ -112,7 +112,7 @@ class Statistics(Part):
     """Largest class number plus one; 0 = no sample has a class."""
 
     def merged(self, *others: Statistics) -> Statistics:
-        """With all of these, which is faster at once than one after the other."""
+        """The sum with all of these, which is faster at once than one after the other."""
         parts = (self, *others)
         cameras = [part.camera for part in parts if part.camera is not None]
         return Statistics(
@@ -179,7 +179,7 @@ def depth_values(millimetres: NDArray[np.uint16]) -> PlaneValues:
 
 
 def _depth_sums(millimetres: Any) -> Any:
-    """How many are known, their sum, the sum of their squares, the smallest less one, and the largest."""
+    """The number of known pixels, their sum, the sum of their squares, the smallest less one, and the largest."""
     known, total, squares = np.uint64(0), np.uint64(0), np.uint64(0)
     low, high = np.uint16(65535), np.uint16(0)
     for i in range(np.uint64(millimetres.shape[0])):

@@ -32,7 +32,7 @@ class StoredFiles(Protocol):
         """Names of all that is in the folder; None where the store does not list them."""
 
     def read(self, name: str) -> bytes:
-        """All of a small file.
+        """The content of a small file.
 
         Raises:
             FileNotFoundError: there is none.
@@ -55,7 +55,7 @@ class Store(StoredFiles, Protocol):
         """Size of the cache that shards pass through; None if they are read where they lie."""
 
     def max_open(self, shards: list[ShardEntry]) -> int:
-        """How many shards may be open at once."""
+        """Number of shards that may be open at once."""
 
     def check(self, shard: ShardEntry) -> None:
         """Look whether a shard is there and has its size.

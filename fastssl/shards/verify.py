@@ -52,17 +52,17 @@ class Report:
     """Result of checking a packed dataset."""
 
     samples: int
-    """Found in the archives."""
+    """Samples that were found in the archives."""
     shards: int
     """Archives that were there to be read."""
     num_bytes: int
     """Size of these archives."""
     faults: list[Fault]
-    """Those of the whole dataset, then in the order of the shards; of each at most `fastssl.shards.proof.LISTED`."""
+    """Faults of the whole dataset, then in the order of the shards; of each at most `fastssl.shards.proof.LISTED`."""
     unlisted: dict[str, int]
-    """How many more there are, by shard; those of the dataset as a whole count for the manifest."""
+    """Number of further faults, by shard; those of the dataset as a whole count for the manifest."""
     names_checked: bool
-    """It was looked for files that nothing promises; False for a store that does not list its files."""
+    """Files that nothing promises were looked for; False for a store that does not list its files."""
 
     @property
     def num_faults(self) -> int:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _NO_GUARD = 78
 """Exit code of a worker that would have run its script's calls again."""
 _ANSWER_S = 10
-"""For a Ray cluster's port to be reached."""
+"""Patience until a Ray cluster's port is reached."""
 
 
 def in_order(

@@ -52,18 +52,18 @@ log = logging.getLogger(__name__)
 _MERGED_AT_ONCE = 256
 """Statistics of samples that are kept apart before they are merged into one."""
 _PAUSE_S = 0.1
-"""Before a listed file that is not there is looked for once more."""
+"""Pause before a listed file that is not there is looked for once more."""
 _CONTINUE = "then continue with --resume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a packing is."""
+    """The progress of a packing."""
 
     references: int
-    """Done, packed or left out, counting those of an earlier, interrupted packing."""
+    """References that are done, packed or left out, counting those of an earlier, interrupted packing."""
     total: int | None
-    """None while they are still being counted."""
+    """Number of all references; None while they are still being counted."""
     samples: int
     num_bytes: int
     quarantined: int
@@ -272,7 +272,7 @@ def _pack_all(
 
 
 class _Total:
-    """Counts the references in a thread, while the first of them are packed already."""
+    """A count of the references by a thread, while the first of them are packed already."""
 
     def __init__(self, references: Callable[[], Iterator[str]]) -> None:
         self.count: int | None = None
@@ -381,9 +381,9 @@ def _manifest(
     formats = members(
         size,
         size,
-        has_labels=plan.labelled,
+        has_targets=plan.labelled,
         has_classes=CLASS_INDEX in statistics.member_bytes,
-        label_codec=plan.settings.label_codec,
+        target_codec=plan.settings.target_codec,
     )
     in_order_of_members = {name: statistics.member_bytes[name] for name in formats}
     return Manifest(

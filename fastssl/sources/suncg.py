@@ -154,7 +154,7 @@ class SuncgSource:
             image=image,
             depth=metres,
             normal=facing_normals(turned, pixel_rays(camera, height, width)),
-            edge=_contours(edge, (width, height)),
+            edge=_edge(edge, (width, height)),
             camera=camera,
         )
 
@@ -227,7 +227,7 @@ class PbrsSource:
         if self._has_nodes:
             instance = read_plane(self._file("node", reference, "node"), "I;16", SIZE).astype(np.int32)
         else:
-            edge = _contours(self._file("boundary", reference, "instance_boundary"), SIZE)
+            edge = _edge(self._file("boundary", reference, "instance_boundary"), SIZE)
         return Record(
             key=self.key(reference),
             image=image,
@@ -330,7 +330,7 @@ def _metres(path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
     return read_plane(path, "I;16", size).astype(np.float32) / np.float32(1000)
 
 
-def _contours(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _edge(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     return read_plane(path, ("L", "1"), size) > 0
 
 

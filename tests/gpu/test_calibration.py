@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 SHARDS = ROOT / "shards" / "sample"
 
 
-def test_a_share_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> None:
+def test_a_fraction_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> None:
     samples = open_mixture(str(SHARDS / "render_train"))
     data = DataConfig(size=131, window=(0.8, 1.0))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
-    fraction = RankSlice(order=samples.order(seed=0, stream=0), batch_size=64)
-    found = calibrated(samples, lambda: endless_plan(settings, fraction), LoaderOptions(device=gpu))
+    rank_slice = RankSlice(order=samples.order(seed=0, stream=0), batch_size=64)
+    found = calibrated(samples, lambda: endless_plan(settings, rank_slice), LoaderOptions(device=gpu))
     assert found.load in LOADS
     assert set(found.seconds) == (set(LOADS) if found.is_safe else set())
     assert found.is_safe or found.load == 0
@@ -59,8 +59,8 @@ def test_a_damaged_sample_is_told_once_for_all_pipelines(
     overwritten(tmp_path / "damaged", 6, "jpg", lambda stream: b"")
     samples = open_mixture(tmp_path / "damaged")
     settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
-    fraction = RankSlice(order=samples.order(seed=0, stream=0), batch_size=8)
-    calibrated(samples, lambda: endless_plan(settings, fraction), LoaderOptions(device=gpu, threads=4, max_bad=1))
+    rank_slice = RankSlice(order=samples.order(seed=0, stream=0), batch_size=8)
+    calibrated(samples, lambda: endless_plan(settings, rank_slice), LoaderOptions(device=gpu, threads=4, max_bad=1))
     assert sum("coded_006" in record.getMessage() for record in caplog.records) == 1
 
 

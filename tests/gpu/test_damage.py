@@ -19,7 +19,7 @@ def test_a_damaged_image_costs_that_sample(
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (member, _, _) in KINDS.items() if member != "jpg"])
-def test_checksums_find_damaged_labels(coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
+def test_checksums_find_damaged_targets(coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
     """A GPU inflates blocks without a word about damage, so their checksums are compared, asked for or not."""
     assert_costs_those_samples(coded_synthetic, tmp_path, kind, [6], paranoid=False, device=gpu)
 

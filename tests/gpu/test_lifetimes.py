@@ -15,32 +15,32 @@ from fastssl.loader import LoaderOptions
 
 
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("targets", [True, False])
 @pytest.mark.parametrize("half", [True, False])
 def test_late_batches_equal_calm_ones(
-    coded_synthetic: Path, gpu: torch.device, kept: int, labels: bool, half: bool
+    coded_synthetic: Path, gpu: torch.device, kept: int, targets: bool, half: bool
 ) -> None:
     options = LoaderOptions(device=gpu, threads=4, half=half)
-    expected = calm(begin(coded_synthetic, options, labels=labels), gpu)
+    expected = calm(begin(coded_synthetic, options, targets=targets), gpu)
     assert len({tuple(digest.tolist()) for digest in expected}) == STEPS
     for _ in range(3):
-        assert torch.equal(late(begin(coded_synthetic, options, labels=labels), gpu, kept), expected)
+        assert torch.equal(late(begin(coded_synthetic, options, targets=targets), gpu, kept), expected)
 
 
 def test_late_batches_equal_calm_ones_on_a_stream_of_the_consumers_own(
     coded_synthetic: Path, gpu: torch.device
 ) -> None:
     options = LoaderOptions(device=gpu, threads=4)
-    expected = calm(begin(coded_synthetic, options, labels=True), gpu)
+    expected = calm(begin(coded_synthetic, options, targets=True), gpu)
     own = torch.cuda.Stream(gpu)
     with torch.cuda.stream(own):
-        found = late(begin(coded_synthetic, options, labels=True), gpu, kept=0)
+        found = late(begin(coded_synthetic, options, targets=True), gpu, kept=0)
     own.synchronize()
     assert torch.equal(found, expected)
 
 
 def test_another_stream_is_refused(coded_synthetic: Path, gpu: torch.device) -> None:
-    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), labels=True)
+    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), targets=True)
     next(batches)
     with torch.cuda.stream(torch.cuda.Stream(gpu)), pytest.raises(UsageError, match="another CUDA stream"):
         next(batches)
@@ -48,7 +48,7 @@ def test_another_stream_is_refused(coded_synthetic: Path, gpu: torch.device) -> 
 
 def test_asking_for_a_batch_does_not_wait_for_the_network(coded_synthetic: Path, gpu: torch.device) -> None:
     """While the steps before are still to run, the host already has the next batch."""
-    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), labels=True)
+    batches = begin(coded_synthetic, LoaderOptions(device=gpu, threads=4), targets=True)
     slow = slow_kernels(gpu)
     for _ in range(4):
         next(batches)
@@ -67,14 +67,14 @@ def test_a_wait_would_be_noticed(gpu: torch.device) -> None:
         number.item()
 
 
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("targets", [True, False])
 @pytest.mark.parametrize("normal_filter", ["nearest", "linear"])
 def test_the_host_does_not_wait_for_a_batch(
-    coded_synthetic: Path, gpu: torch.device, labels: bool, normal_filter: str
+    coded_synthetic: Path, gpu: torch.device, targets: bool, normal_filter: str
 ) -> None:
-    """As far as torch can tell: labels are made, classes copied and batches handed over without a wait of its."""
+    """As far as torch can tell: targets are made, classes copied and batches handed over without a wait of its."""
     options = LoaderOptions(device=gpu, threads=4)
-    batches = begin(coded_synthetic, options, labels=labels, normal_filter=normal_filter)
+    batches = begin(coded_synthetic, options, targets=targets, normal_filter=normal_filter)
     for _ in range(3):
         next(batches)
     with nobody_waits(gpu):

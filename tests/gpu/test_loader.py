@@ -1,4 +1,4 @@
-"""The GPU graph's batches against the CPU graph's: labels exactly, images within the tolerance of two JPEG decoders."""
+"""The GPU graph's batches against the CPU graph's: targets exactly, images as far as two JPEG decoders agree."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def test_batches_equal_those_of_the_cpu(
     assert_form_beside_the_cpu(FORMS[form], path, gpu, half=half)
 
 
-def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
+def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
     """Blocks that were not compressed are not inflated."""
     packing: dict[str, object] = {"size": SIDE, "samples_per_shard": 4, "jpeg_quality": 98}
-    pack(CodedSource(11, "synthetic"), tmp_path / "raw", label_codec="raw", **packing)
+    pack(CodedSource(11, "synthetic"), tmp_path / "raw", target_codec="raw", **packing)
     made = []
     for path in (coded_synthetic, tmp_path / "raw"):
         shards = open_mixture(path)
-        fraction = RankSlice(order=shards.order(seed=5, stream=0), batch_size=4)
+        rank_slice = RankSlice(order=shards.order(seed=5, stream=0), batch_size=4)
         settings = ViewSettings(data=DataConfig(size=SIZE), augment=AugmentConfig(), stored=shards.image_size)
         options = LoaderOptions(device=gpu, threads=2)
-        made.append(list(islice(load_batches(shards, endless_plan(settings, fraction), options), 6)))
+        made.append(list(islice(load_batches(shards, endless_plan(settings, rank_slice), options), 6)))
     for lz4, raw in zip(*made, strict=True):
         assert lz4.keys == raw.keys
         for plane in ("image", "depth", "normal", "edge", "valid", "stored_edge_fraction"):

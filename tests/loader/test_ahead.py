@@ -15,7 +15,8 @@ import torch
 
 from fastssl.errors import UsageError
 from fastssl.loader import ahead
-from fastssl.loader.ahead import labels_ahead
+from fastssl.loader.ahead import targets_ahead
+from fastssl.loader.underway import Decoded
 
 GPU = torch.device("cuda", 0)
 STEPS = 6
@@ -62,7 +63,7 @@ class Model:
         self.consumer = self.current = Stream(GPU)
         self.events: list[str] = []
         self.dropped_early: list[int] = []
-        self.last_labels: tuple[Stream, int] | None = None
+        self.last_targets: tuple[Stream, int] | None = None
         self.fails_at = -1
 
     @contextmanager
@@ -71,39 +72,41 @@ class Model:
         yield
         self.current = before
 
-    def batches(self) -> Iterator[tuple[int, str, Blocks]]:
+    def batches(self) -> Iterator[Decoded]:
         for number in range(STEPS):
             blocks = Blocks()
             blocks.last_read = self.current.work()  # DALI's part, which the consumer's stream waits for
             weakref.finalize(blocks, self.drop, number, blocks.__dict__)
-            yield number, f"image {number}", blocks
+            batch = [Decoded(fed=number, image=f"image {number}", blocks=blocks)]
             del blocks
+            yield batch.pop()
 
     def drop(self, number: int, state: dict[str, tuple[Stream, int]]) -> None:
         if not self.consumer.comes_after(state["last_read"]):
             self.dropped_early.append(number)
 
-    def labels(self, number: int, blocks: Blocks) -> dict[str, Field]:
+    def targets(self, batch: Decoded) -> dict[str, Field]:
+        number, blocks = batch.fed, batch.blocks
         assert self.current is not self.consumer
-        assert self.current.comes_after(blocks.last_read), "labels before the blocks are there"
-        self.events.append(f"labels {number}")
-        blocks.last_read = self.last_labels = self.current.work()
+        assert self.current.comes_after(blocks.last_read), "targets before the blocks are there"
+        self.events.append(f"targets {number}")
+        blocks.last_read = self.last_targets = self.current.work()
         if number == self.fails_at:
             raise RuntimeError("out of memory")
         return {"depth": Field(blocks.last_read)}
 
     def step(self, number: int, fields: dict[str, Field]) -> None:
-        assert self.consumer.comes_after(fields["depth"].made), "a step before its labels are there"
+        assert self.consumer.comes_after(fields["depth"].made), "a step before its targets are there"
         assert fields["depth"].recorded == [self.consumer]
-        if number < STEPS - 1 and self.last_labels is not None:
-            assert not self.consumer.comes_after(self.last_labels), "a step waits for the labels of the next"
+        if number < STEPS - 1 and self.last_targets is not None:
+            assert not self.consumer.comes_after(self.last_targets), "a step waits for the targets of the next"
         self.events.append(f"step {number}")
         self.consumer.work()
 
     def run(self) -> None:
-        for number, image, fields in labels_ahead(self.batches(), self.labels, GPU):
-            assert image == f"image {number}"
-            self.step(number, fields)
+        for batch in targets_ahead(self.batches(), self.targets, GPU):
+            assert batch.image == f"image {batch.fed}"
+            self.step(batch.fed, batch.targets)
 
 
 @pytest.fixture
@@ -115,25 +118,25 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     return made
 
 
-def test_labels_are_made_a_step_ahead_and_no_memory_is_given_away_early(model: Model) -> None:
+def test_targets_are_made_a_step_ahead_and_no_memory_is_given_away_early(model: Model) -> None:
     model.run()
-    between = [event for number in range(1, STEPS) for event in (f"labels {number}", f"step {number - 1}")]
-    assert model.events == ["labels 0", *between, f"step {STEPS - 1}"]
+    between = [event for number in range(1, STEPS) for event in (f"targets {number}", f"step {number - 1}")]
+    assert model.events == ["targets 0", *between, f"step {STEPS - 1}"]
     assert model.dropped_early == []
 
 
 @pytest.mark.parametrize("taken", range(1, STEPS))
 def test_batches_that_are_not_wanted_any_more_give_nothing_away_early(model: Model, taken: int) -> None:
-    batches = labels_ahead(model.batches(), model.labels, GPU)
+    batches = targets_ahead(model.batches(), model.targets, GPU)
     for _ in range(taken):
-        number, _, fields = next(batches)
-        model.step(number, fields)
+        batch = next(batches)
+        model.step(batch.fed, batch.targets)
     batches.close()
     assert model.dropped_early == []
 
 
 @pytest.mark.parametrize("fails_at", range(STEPS))
-def test_labels_that_cannot_be_made_give_nothing_away_early(model: Model, fails_at: int) -> None:
+def test_targets_that_cannot_be_made_give_nothing_away_early(model: Model, fails_at: int) -> None:
     model.fails_at = fails_at
     with pytest.raises(RuntimeError, match="out of memory"):
         model.run()
@@ -142,7 +145,7 @@ def test_labels_that_cannot_be_made_give_nothing_away_early(model: Model, fails_
 
 @pytest.mark.parametrize("asked", [1, 3])
 def test_another_stream_is_refused(model: Model, asked: int) -> None:
-    batches = labels_ahead(model.batches(), model.labels, GPU)
+    batches = targets_ahead(model.batches(), model.targets, GPU)
     for _ in range(asked):
         next(batches)
     with model.stream(Stream(GPU)), pytest.raises(UsageError, match="another CUDA stream"):
@@ -151,10 +154,10 @@ def test_another_stream_is_refused(model: Model, asked: int) -> None:
 
 def test_what_was_handed_out_is_the_consumers_alone(model: Model) -> None:
     """So that dropping it frees it, while the next batches are made."""
-    batches = labels_ahead(model.batches(), model.labels, GPU)
+    batches = targets_ahead(model.batches(), model.targets, GPU)
     for _ in range(STEPS - 2):
-        fields = next(batches)[2]
-        gone = weakref.ref(fields["depth"])
+        batch = next(batches)
+        gone = weakref.ref(batch.targets["depth"])
         assert gone() is not None
-        del fields
+        del batch
         assert gone() is None

@@ -56,7 +56,7 @@ BATCH, SIZE = 4, 67
         ((2.0, 1.04, 1.01, 1.0, 1.2), 0.65),
     ],
 )
-def test_the_fastest_share_is_taken_and_of_equals_the_smallest(times: tuple[float, ...], load: float) -> None:
+def test_the_fastest_fraction_is_taken_and_of_equals_the_smallest(times: tuple[float, ...], load: float) -> None:
     assert fastest(dict(zip(LOADS, times, strict=True))) == load
 
 
@@ -92,8 +92,8 @@ def test_the_time_of_a_batch_is_the_median_stretch_after_the_warm_up() -> None:
 
 def plan(samples: Mixture) -> Plan:
     data = DataConfig(size=SIZE, window=(0.6, 1.0))
-    fraction = RankSlice(order=samples.order(seed=5, stream=0), batch_size=BATCH)
-    return endless_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), fraction)
+    rank_slice = RankSlice(order=samples.order(seed=5, stream=0), batch_size=BATCH)
+    return endless_plan(ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size), rank_slice)
 
 
 def test_a_damaged_sample_is_told_and_counted_once(
@@ -164,7 +164,7 @@ def domain(path: Path, config: Config) -> Domain:
 
 
 @pytest.mark.parametrize(("given", "load"), [("auto", 0.0), ("0", 0.0), ("0.9", 0.9)])
-def test_the_share_may_be_given_instead(coded_synthetic: Path, given: str, load: float) -> None:
+def test_the_fraction_may_be_given_instead(coded_synthetic: Path, given: str, load: float) -> None:
     config = load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])
     options = calibrated_options(domain(coded_synthetic, config), CPU)
     assert options.hw_decoder_load == load
@@ -175,7 +175,7 @@ def test_the_share_may_be_given_instead(coded_synthetic: Path, given: str, load:
     ("settings", "load"),
     [(["auto"], 0.65), (["0.9"], 0.9), (["0"], 0.0), (["auto", "train.deterministic=true"], 0.0)],
 )
-def test_only_a_share_that_is_left_open_is_found_out(
+def test_only_a_fraction_that_is_left_open_is_found_out(
     coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], load: float
 ) -> None:
     planned = []
@@ -193,6 +193,6 @@ def test_only_a_share_that_is_left_open_is_found_out(
 
 
 @pytest.mark.parametrize("given", ["1.5", "often", "[0.5]"])
-def test_a_share_that_is_none_is_refused(given: str) -> None:
+def test_a_fraction_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"hw_decoder_load is .*; expected a fraction from 0 to 1, or auto"):
         load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])

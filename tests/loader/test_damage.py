@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from fastssl.config import AugmentConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
-from fastssl.loader.plan import endless_plan
-from fastssl.shards import JPEG, LABELS, ShardSet
+from fastssl.loader.plan import centre_views, endless_plan, evaluation_plan
+from fastssl.shards import JPEG, TARGETS, ShardSet
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -52,6 +53,24 @@ def test_a_batch_that_fails_is_made_again(
     coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int]
 ) -> None:
     assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, CPU)
+
+
+@pytest.mark.parametrize("kind", ["no tables", "a damaged block"])
+def test_a_damaged_sample_of_two_batches_that_are_under_way_is_replaced_in_both(
+    coded_synthetic: Path, tmp_path: Path, kind: str
+) -> None:
+    """The second was read before the first found it damaged."""
+    shutil.copytree(coded_synthetic, tmp_path / "damaged")
+    member, change, _ = KINDS[kind]
+    overwritten(tmp_path / "damaged", 6, member, change)
+    damaged = open_mixture(tmp_path / "damaged")
+    settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
+    plan = evaluation_plan(settings, len(damaged), 2)
+    steps = iter([(np.array(samples), centre_views(settings, 2)) for samples in ([5, 6], [6, 9], [6, 7])])
+    options = LoaderOptions(device=CPU, threads=2, max_bad=1)
+    made = load_batches(damaged, replace(plan, steps=steps), options)
+    assert [batch.keys for batch in made] == [(f"coded_{a:03d}", f"coded_{b:03d}") for a, b in ((5, 7), (7, 9), (7, 7))]
+    assert len(made.damaged()) == 1
 
 
 def test_a_replacement_is_seen_through_the_view_of_the_one_it_replaces(coded_synthetic: Path, tmp_path: Path) -> None:
@@ -139,10 +158,10 @@ def test_a_damaged_class_costs_its_photo(coded_real: Path, tmp_path: Path) -> No
     packed[packed.index(b"coded_006.cls") + 512] = ord("x")
     archive.write_bytes(bytes(packed))
     damaged = open_mixture(tmp_path / "damaged")
-    fraction = RankSlice(order=damaged.order(seed=4, stream=1), batch_size=BATCH)
+    rank_slice = RankSlice(order=damaged.order(seed=4, stream=1), batch_size=BATCH)
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
     options = LoaderOptions(device=torch.device("cpu"), threads=2, max_bad=1)
-    made = load_batches(damaged, endless_plan(settings, fraction), options, ("class_index",))
+    made = load_batches(damaged, endless_plan(settings, rank_slice), options, ("class_index",))
     keys = {key for batch in islice(made, 9) for key in batch.keys}
     assert len(keys) == 8
     assert "coded_006" not in keys
@@ -154,24 +173,24 @@ def test_only_the_members_that_are_to_be_checked_are_compared(coded_synthetic: P
     """Damage in another member that decodes goes unnoticed."""
     shutil.copytree(coded_synthetic, tmp_path / "damaged")
     overwritten(tmp_path / "damaged", 2, "jpg", garbled)
-    overwritten(tmp_path / "damaged", 6, LABELS, lambda block: block[:-1] + bytes([block[-1] ^ 1]))
-    for checked, damaged in ((), []), ((LABELS,), [6]), ((JPEG,), [2]), ((JPEG, LABELS), [2, 6]):
-        damage = Damage(open_mixture(tmp_path / "damaged"), (JPEG, LABELS), max_bad=9, checked=checked)
+    overwritten(tmp_path / "damaged", 6, TARGETS, lambda block: block[:-1] + bytes([block[-1] ^ 1]))
+    for checked, damaged in ((), []), ((TARGETS,), [6]), ((JPEG,), [2]), ((JPEG, TARGETS), [2, 6]):
+        damage = Damage(open_mixture(tmp_path / "damaged"), (JPEG, TARGETS), max_bad=9, checked=checked)
         read = damage.read(range(11))
         assert list(damage.found) == damaged
         assert [index for index, _ in read] == [index + (index in damaged) for index in range(11)]
 
 
 def test_memory_is_lent_again_only_when_no_member_is_left(coded_synthetic: Path) -> None:
-    damage = Damage(open_mixture(coded_synthetic), (JPEG, LABELS), max_bad=0)
+    damage = Damage(open_mixture(coded_synthetic), (JPEG, TARGETS), max_bad=0)
     shards = ShardSet(coded_synthetic)
-    member = damage.read([3, 4])[0][1].members[LABELS]
+    member = damage.read([3, 4])[0][1].members[TARGETS]
     place = member.ctypes.data
-    seen = [stored.members[LABELS].ctypes.data for _ in range(5) for _, stored in damage.read([5, 6])]
+    seen = [stored.members[TARGETS].ctypes.data for _ in range(5) for _, stored in damage.read([5, 6])]
     assert place not in seen
-    assert member.tobytes() == shards.member(3, LABELS).tobytes()
+    assert member.tobytes() == shards.member(3, TARGETS).tobytes()
     del member
-    assert any(stored.members[LABELS].ctypes.data == place for _ in range(3) for _, stored in damage.read([3]))
+    assert any(stored.members[TARGETS].ctypes.data == place for _ in range(3) for _, stored in damage.read([3]))
 
 
 def test_a_batch_that_fails_without_damage_is_nobody_s_sample(

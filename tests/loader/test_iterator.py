@@ -207,7 +207,7 @@ def damage(source: Path, target: Path, sample: int, member: str, content: bytes)
     [
         ("jpg", b"not an image", "cut short or not a JPEG"),
         ("jpg", b"\xff\xd8\xff\xdb" + b"\0" * 400, "cannot be decoded"),
-        ("labels.lz4", b"\xf0" * 64, "label block"),
+        ("labels.lz4", b"\xf0" * 64, "target block"),
     ],
 )
 def test_a_damaged_member_is_named(
@@ -221,17 +221,17 @@ def test_a_damaged_member_is_named(
     assert "coded_006" in str(raised.value)
 
 
-def test_photos_have_no_labels_to_train_on(coded_real: Path) -> None:
+def test_photos_have_no_targets_to_train_on(coded_real: Path) -> None:
     shards = open_mixture(coded_real)
     plan = evaluation_plan(views(shards, DataConfig(size=SIZE)), len(shards), 4)
-    with pytest.raises(DataError, match="no label planes"):
+    with pytest.raises(DataError, match="no target planes"):
         next(load_batches(shards, plan, OPTIONS, PLANES))
 
 
-def test_raw_label_planes_give_the_same_batches(coded_synthetic: Path, tmp_path: Path) -> None:
+def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path) -> None:
     """Packed without compression, read by both readers, and larger."""
     packing: dict[str, object] = {"size": SIDE, "samples_per_shard": 4, "jpeg_quality": 98}
-    manifest = pack(CodedSource(11, "synthetic"), tmp_path / "raw", label_codec="raw", **packing)
+    manifest = pack(CodedSource(11, "synthetic"), tmp_path / "raw", target_codec="raw", **packing)
     assert manifest.statistics.member_bytes["labels.raw"].min == 5 * SIDE * SIDE + SIDE * SIDE // 8
     data = DataConfig(size=SIZE, window=(0.6, 1.0))
     made = []

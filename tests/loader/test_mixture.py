@@ -27,7 +27,7 @@ from fastssl.shards.cache import Cache
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three patterns with labels."""
+    """Three patterns with targets."""
     out = tmp_path_factory.mktemp("few") / "few"
     pack(CodedSource(3, "synthetic"), out, size=SIDE, samples_per_shard=2)
     return out
@@ -41,7 +41,7 @@ def views(shards: Mixture) -> ViewSettings:
 def test_samples_are_numbered_dataset_after_dataset(coded_synthetic: Path, few: Path) -> None:
     first, second = ShardSet(coded_synthetic), ShardSet(few)
     both = Mixture([first, second])
-    assert (len(both), both.image_size, both.has_labels) == (14, (SIDE, SIDE), True)
+    assert (len(both), both.image_size, both.has_targets) == (14, (SIDE, SIDE), True)
     expected = [(dataset, i) for dataset in (first, second) for i in range(len(dataset))]
     for number, (dataset, i) in enumerate(expected):
         assert both.place(number) == dataset.place(i)

@@ -35,7 +35,7 @@ WEIGHTS = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5)
 
 @settings(max_examples=100, deadline=None)
 @given(WEIGHTS, st.integers(0, 10**7), st.integers(1, 500))
-def test_each_dataset_keeps_its_share_in_any_stretch(weights: list[float], first: int, count: int) -> None:
+def test_each_dataset_keeps_its_fraction_in_any_stretch(weights: list[float], first: int, count: int) -> None:
     order = mixed_order([[3]] * len(weights), weights, seed=0, stream=0)
     dataset, _ = order.turns(first, count)
     counts = np.bincount(dataset, minlength=len(weights))

@@ -56,12 +56,12 @@ def resident_bytes() -> int:
 def test_memory_stays_flat_over_fifty_epochs(record_property: Callable[[str, object], None]) -> None:
     """Less than 2 % from the tenth epoch to the fiftieth."""
     shards = open_mixture(Path(__file__).parents[2] / "shards" / "sample" / "render_train")
-    fraction = RankSlice(order=shards.order(seed=0, stream=0), batch_size=16)
+    rank_slice = RankSlice(order=shards.order(seed=0, stream=0), batch_size=16)
     settings = ViewSettings(
         data=DataConfig(size=131, window=(0.7, 1.0)), augment=AugmentConfig(), stored=shards.image_size
     )
     options = LoaderOptions(device=torch.device("cpu"), threads=2)
-    batches = load_batches(shards, shards.training_plan(settings, fraction), options)
+    batches = load_batches(shards, shards.training_plan(settings, rank_slice), options)
     resident = []
     for _ in range(50):
         for _ in islice(batches, len(shards) // 16):

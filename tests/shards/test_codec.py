@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
 from fastssl.shards.codec import (
-    LabelCodec,
-    LabelLayout,
-    decode_labels,
-    encode_labels,
+    TargetCodec,
+    TargetLayout,
+    decode_targets,
+    encode_targets,
     inflate,
-    pack_labels,
+    pack_targets,
     quantised,
     undo_differences,
-    unpack_labels,
+    unpack_targets,
 )
 
 MAX_ANGLE = 0.39
 DEPTH_ERROR = 0.0005
-CODECS: list[LabelCodec] = ["lz4", "raw"]
+CODECS: list[TargetCodec] = ["lz4", "raw"]
 
 
 def planes_of(
-    block: bytes, height: int, width: int, codec: LabelCodec
+    block: bytes, height: int, width: int, codec: TargetCodec
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.bool_]]:
     """A decoder of its own, written from shards/README.md: millimetres, codes and contours."""
     area = height * width
@@ -57,7 +57,7 @@ SIDES = st.integers(1, 37)
 @settings(max_examples=40, deadline=None)
 @given(st.data(), SIDES, SIDES, st.sampled_from(CODECS))
 def test_planes_come_back_within_the_error_budget(
-    data: st.DataObject, height: int, width: int, codec: LabelCodec
+    data: st.DataObject, height: int, width: int, codec: TargetCodec
 ) -> None:
     depth = data.draw(arrays.arrays(np.float32, (height, width), elements=st.floats(0, 80, width=32)))
     edge = data.draw(arrays.arrays(np.bool_, (height, width)))
@@ -65,9 +65,9 @@ def test_planes_come_back_within_the_error_budget(
     unknown = data.draw(arrays.arrays(np.bool_, (height, width)))
     normal[unknown] = 0
 
-    block = encode_labels(depth, normal, edge, codec)
+    block = encode_targets(depth, normal, edge, codec)
     millimetres, codes, edge_bits = planes_of(block, height, width, codec)
-    depth_back, normal_back, edge_back, valid = decode_labels(block, height, width, codec)
+    depth_back, normal_back, edge_back, valid = decode_targets(block, height, width, codec)
 
     fits = (depth >= 0.0005) & (depth <= 65.535)
     assert (np.abs(millimetres / 1000 - depth)[fits] <= DEPTH_ERROR + 1e-12).all()
@@ -86,7 +86,7 @@ def test_planes_come_back_within_the_error_budget(
 
 def test_the_largest_error_of_normals() -> None:
     normal = unit_vectors(0, 400, 500)
-    _, back, _, _ = decode_labels(encode_labels(np.ones((400, 500)), normal, np.zeros((400, 500), bool)), 400, 500)
+    _, back, _, _ = decode_targets(encode_targets(np.ones((400, 500)), normal, np.zeros((400, 500), bool)), 400, 500)
     error = angles(normal, back)
     assert error.max() <= MAX_ANGLE
     assert error.mean() <= 0.171
@@ -97,8 +97,8 @@ def test_the_largest_error_of_normals() -> None:
 def test_normals_along_an_axis_are_known(axis: int, sign: int) -> None:
     normal = np.zeros((1, 1, 3), np.float32)
     normal[..., axis] = sign
-    block = encode_labels(np.ones((1, 1)), normal, np.zeros((1, 1), bool))
-    _, back, _, valid = decode_labels(block, 1, 1)
+    block = encode_targets(np.ones((1, 1)), normal, np.zeros((1, 1), bool))
+    _, back, _, valid = decode_targets(block, 1, 1)
     assert valid.all()
     assert planes_of(block, 1, 1, "lz4")[1].min() >= 1
     assert angles(normal, back).item() <= MAX_ANGLE
@@ -106,7 +106,7 @@ def test_normals_along_an_axis_are_known(axis: int, sign: int) -> None:
 
 def test_what_millimetres_cannot_hold_is_not_known() -> None:
     metres = np.array([[np.nan, np.inf, -np.inf, -1, 0, 0.0004, 0.0006, 65.535, 65.5356, 1e9]])
-    depth, _, _, _ = decode_labels(encode_labels(metres, unit_vectors(0, 1, 10), np.zeros((1, 10), bool)), 1, 10)
+    depth, _, _, _ = decode_targets(encode_targets(metres, unit_vectors(0, 1, 10), np.zeros((1, 10), bool)), 1, 10)
     np.testing.assert_allclose(depth, [[0, 0, 0, 0, 0, 0, 0.001, 65.535, 0, 0]], rtol=1e-6)
 
 
@@ -114,16 +114,16 @@ def test_what_millimetres_cannot_hold_is_not_known() -> None:
 def test_a_normal_that_is_not_finite_is_not_known(wrong: float) -> None:
     normal = unit_vectors(0, 1, 2)
     normal[0, 0, 1] = wrong
-    _, back, _, valid = decode_labels(encode_labels(np.ones((1, 2)), normal, np.zeros((1, 2), bool)), 1, 2)
+    _, back, _, valid = decode_targets(encode_targets(np.ones((1, 2)), normal, np.zeros((1, 2), bool)), 1, 2)
     np.testing.assert_array_equal(valid, [[False, True]])
     np.testing.assert_array_equal(back[0, 0], 0)
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_whole_numbers_come_back_as_they_were(codec: LabelCodec) -> None:
+def test_whole_numbers_come_back_as_they_were(codec: TargetCodec) -> None:
     rng = np.random.default_rng(3)
     planes = quantised(rng.uniform(0, 70, (19, 29)), unit_vectors(3, 19, 29), rng.random((19, 29)) < 0.2)
-    back = unpack_labels(pack_labels(planes, codec), 19, 29, codec)
+    back = unpack_targets(pack_targets(planes, codec), 19, 29, codec)
     for name in ("millimetres", "normal", "edge"):
         np.testing.assert_array_equal(getattr(back, name), getattr(planes, name))
         assert getattr(back, name).dtype == getattr(planes, name).dtype
@@ -142,7 +142,7 @@ def test_undoing_differences_is_a_running_sum_down_the_rows(plane: NDArray[np.ui
 
 
 def test_a_batch_of_inflated_blocks_is_viewed_without_a_copy() -> None:
-    layout = LabelLayout(6, 10)
+    layout = TargetLayout(6, 10)
     batch = np.zeros((2, layout.num_bytes), np.uint8)
     layout.depth.view(batch)[1, :, 5, 9] = 2, 1
     layout.normal.view(batch)[0, 5, 9, 2] = 7
@@ -154,22 +154,22 @@ def test_a_batch_of_inflated_blocks_is_viewed_without_a_copy() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_damaged_block_is_refused(codec: LabelCodec) -> None:
-    layout = LabelLayout(20, 30)
+def test_a_damaged_block_is_refused(codec: TargetCodec) -> None:
+    layout = TargetLayout(20, 30)
     depth = np.random.default_rng(0).uniform(1, 9, (20, 30))
-    block = encode_labels(depth, unit_vectors(0, 20, 30), np.zeros((20, 30), bool), codec)
+    block = encode_targets(depth, unit_vectors(0, 20, 30), np.zeros((20, 30), bool), codec)
     out = np.empty(layout.num_bytes, np.uint8)
     for damaged in (block[:-20], b"", b"\xff" * 50):
-        with pytest.raises(ShardError, match="label block"):
+        with pytest.raises(ShardError, match="target block"):
             inflate(damaged, layout, out, codec)
-    for other in (LabelLayout(20, 29), LabelLayout(21, 30)):
-        with pytest.raises(ShardError, match="label block"):
+    for other in (TargetLayout(20, 29), TargetLayout(21, 30)):
+        with pytest.raises(ShardError, match="target block"):
             inflate(block, other, np.empty(other.num_bytes, np.uint8), codec)
 
 
 def test_contours_outside_of_the_image_are_refused() -> None:
-    block = bytearray(encode_labels(np.ones((2, 9)), unit_vectors(0, 2, 9), np.ones((2, 9), bool), "raw"))
-    unpack_labels(bytes(block), 2, 9, "raw")
+    block = bytearray(encode_targets(np.ones((2, 9)), unit_vectors(0, 2, 9), np.ones((2, 9), bool), "raw"))
+    unpack_targets(bytes(block), 2, 9, "raw")
     block[-1] |= 0b01000000
     with pytest.raises(ShardError, match="outside of the image"):
-        unpack_labels(bytes(block), 2, 9, "raw")
+        unpack_targets(bytes(block), 2, 9, "raw")

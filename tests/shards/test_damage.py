@@ -96,10 +96,10 @@ def test_what_cannot_be_used_is_listed_and_nothing_else_and_training_loses_no_st
     assert read_manifest(tmp_path / "packed").samples == count - len(unusable)
 
     samples = open_mixture(tmp_path / "packed")
-    fraction = RankSlice(order=samples.order(seed=0, stream=1), batch_size=50)
+    rank_slice = RankSlice(order=samples.order(seed=0, stream=1), batch_size=50)
     settings = ViewSettings(data=DataConfig(size=67), augment=AugmentConfig(), stored=samples.image_size)
     batches = load_batches(
-        samples, samples.training_plan(settings, fraction), LoaderOptions(device=torch.device("cpu"))
+        samples, samples.training_plan(settings, rank_slice), LoaderOptions(device=torch.device("cpu"))
     )
     steps = -(-len(samples) // 50)
     assert sum(len(batch.keys) for batch in islice(batches, steps)) == 50 * steps

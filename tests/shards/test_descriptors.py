@@ -171,7 +171,7 @@ def test_an_archive_that_is_a_folder_is_no_fault_of_the_machine(singles: Path) -
 
 
 def test_what_is_kept_is_counted_until_it_is_let_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(descriptors, "_KEPT", 2)
+    monkeypatch.setattr(descriptors, "_MOST_KEPT", 2)
     monkeypatch.setattr(descriptors, "_keeping", set())
     opened = [os.open(tmp_path, os.O_RDONLY) for _ in range(3)]
     assert [descriptors.keeps(one) for one in opened] == [True, True, False]

@@ -18,7 +18,7 @@ from fastssl.shards import DomainName, Manifest, pack, read_samples
 from fastssl.shards import encode as encode_module
 from fastssl.shards.codec import quantised
 from fastssl.shards.encode import Encoder
-from fastssl.shards.resample import nearest_labels
+from fastssl.shards.resample import nearest_targets
 
 
 class OneRecord:
@@ -65,7 +65,7 @@ def test_a_stored_contour_is_where_any_of_its_pixels_was(tmp_path: Path, height:
 
 
 @pytest.mark.parametrize("side", [3, 24, 100])
-def test_label_planes_are_quantised_as_the_codec_does_it(side: int) -> None:
+def test_targets_are_quantised_as_the_codec_does_it(side: int) -> None:
     rng = np.random.default_rng(0)
     depth = rng.uniform(0, 70, (side, side + 2)).astype(np.float32)
     depth[0] = [0, np.nan, np.inf, -1, 65.5354][:side] + [0.0005] * (side + 2 - min(side, 5))
@@ -82,12 +82,12 @@ def test_label_planes_are_quantised_as_the_codec_does_it(side: int) -> None:
     rows, columns = (((np.arange(size) + 0.5) * length / size).astype(int) for length in depth.shape)
     kept = rows[:, None], columns[None]
     expected = quantised(depth[kept], normal[kept], np.zeros((size, size), bool))
-    millimetres, codes = nearest_labels(depth, normal, size)
+    millimetres, codes = nearest_targets(depth, normal, size)
     np.testing.assert_array_equal(millimetres, expected.millimetres)
     np.testing.assert_array_equal(codes, expected.normal)
     # A dataset that holds these very numbers gives them as they are.
     stored = quantised(depth, normal, np.zeros(depth.shape, bool))
-    again = nearest_labels(stored.millimetres, stored.normal, size)
+    again = nearest_targets(stored.millimetres, stored.normal, size)
     np.testing.assert_array_equal(again[0], millimetres)
     np.testing.assert_array_equal(again[1], codes)
 
@@ -140,8 +140,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "usable edge": {"instance": None, "edge": np.zeros((40, 24), bool)},
     "usable instance": {"instance": np.zeros((40, 24), np.int32)},
     "no camera": {"camera": None},
-    "class number is out of range: negative": {"label": -1},
-    "class number is out of range: as large as no reader takes": {"label": 10**20},
+    "class number is out of range: negative": {"class_index": -1},
+    "class number is out of range: as large as no reader takes": {"class_index": 10**20},
 }
 
 
@@ -166,25 +166,25 @@ def test_a_jpeg_that_does_not_decode_is_never_packed(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("place", [0, 700, -1])
-def test_labels_that_come_out_changed_are_never_packed(
+def test_targets_that_come_out_changed_are_never_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     encode = encoder(tmp_path)
-    whole = encode_module.deflated
+    whole = encode_module.compressed
 
     def changed(block: NDArray[np.uint8], *given: Any) -> bytes:
         other = block.copy()
         other[place] ^= 1
         return whole(other, *given)
 
-    monkeypatch.setattr(encode_module, "deflated", changed)
+    monkeypatch.setattr(encode_module, "compressed", changed)
     with pytest.raises(DataError, match="come out changed"):
         encode.members(room(0, 24, 40), "the one")
 
 
-def test_labels_that_do_not_inflate_are_never_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_do_not_inflate_are_never_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = encoder(tmp_path)
-    whole = encode_module.deflated
-    monkeypatch.setattr(encode_module, "deflated", lambda *given: whole(*given)[:-3])
+    whole = encode_module.compressed
+    monkeypatch.setattr(encode_module, "compressed", lambda *given: whole(*given)[:-3])
     with pytest.raises(DataError, match="cannot be decoded"):
         encode.members(room(0, 24, 40), "the one")

@@ -23,6 +23,14 @@ def test_it_holds_no_absolute_path_and_no_time(rooms: Path) -> None:
     assert "date" not in text
 
 
+def test_shards_keep_the_words_that_they_always_had(rooms: Path) -> None:
+    """In names targets are called so; shards that were packed before have labels."""
+    values = json.loads((rooms / "manifest.json").read_text())
+    assert values["settings"]["label_codec"] == read_manifest(rooms).settings.target_codec == "lz4"
+    assert values["members"]["labels.lz4"]["meaning"] == "label planes, one raw LZ4 block without frame or size"
+    assert "target" not in json.dumps(values)
+
+
 def changed(rooms: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     values = json.loads((rooms / "manifest.json").read_text())
     change(values)

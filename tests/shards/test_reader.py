@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastssl.errors import DataError, MachineError, ShardError
 from fastssl.faults import machine_fault
-from fastssl.shards import CLASS_INDEX, JPEG, LABELS, ShardSet, decode_sample, descriptors, pack, read_samples
+from fastssl.shards import CLASS_INDEX, JPEG, TARGETS, ShardSet, decode_sample, descriptors, pack, read_samples
 from fastssl.sources.folder import FolderSource
 
 
@@ -32,7 +32,7 @@ def copy(rooms: Path, tmp_path: Path) -> Path:
 def test_members_are_those_of_the_archives(rooms: Path) -> None:
     shards = ShardSet(rooms)
     assert len(shards) == 7
-    assert shards.has_labels
+    assert shards.has_targets
     assert shards.image_size == (32, 32)
     index = 0
     for archive in sorted(rooms.glob("*.tar")):
@@ -55,7 +55,7 @@ def new_memory(num_bytes: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(
     "names",
-    [(JPEG, LABELS, CLASS_INDEX), (JPEG, LABELS), (CLASS_INDEX, LABELS, JPEG), (JPEG, CLASS_INDEX), (LABELS,), ()],
+    [(JPEG, TARGETS, CLASS_INDEX), (JPEG, TARGETS), (CLASS_INDEX, TARGETS, JPEG), (JPEG, CLASS_INDEX), (TARGETS,), ()],
 )
 def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...]) -> None:
     shards = ShardSet(rooms)
@@ -81,7 +81,7 @@ def test_a_sample_read_at_once_without_a_member_is_named(photos: Path, tmp_path:
     shards = ShardSet(tmp_path / "out")
     assert shards.read(0, (JPEG, CLASS_INDEX), new_memory).class_index == -1
     with pytest.raises(ShardError, match=r"no labels\.lz4") as caught:
-        shards.read(1, (JPEG, LABELS), new_memory)
+        shards.read(1, (JPEG, TARGETS), new_memory)
     assert shards.key(1) in str(caught.value.where)
     with pytest.raises(IndexError):
         shards.read(len(shards), (JPEG,), new_memory)
@@ -108,15 +108,15 @@ def test_samples_have_the_units_of_the_batch_contract(rooms: Path) -> None:
         assert sample.edge.dtype == bool
 
 
-def test_a_real_dataset_has_no_labels(photos: Path, tmp_path: Path) -> None:
+def test_a_real_dataset_has_no_targets(photos: Path, tmp_path: Path) -> None:
     pack(FolderSource(photos), tmp_path / "out", size=32)
     shards = ShardSet(tmp_path / "out")
-    assert not shards.has_labels
+    assert not shards.has_targets
     assert shards.class_index(3) == -1
     sample = decode_sample(shards, 3)
     assert (sample.depth, sample.normal, sample.edge, sample.valid, sample.class_index) == (None,) * 5
     with pytest.raises(ShardError, match=r"no labels\.lz4(.|\n)*000000\.tar: photo-03"):
-        shards.member(3, LABELS)
+        shards.member(3, TARGETS)
 
 
 def test_indices_outside_are_refused(rooms: Path) -> None:
@@ -130,7 +130,7 @@ def test_indices_outside_are_refused(rooms: Path) -> None:
 
 
 def test_few_open_files_serve_many_shards(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "_OPEN", 1)
+    monkeypatch.setattr(descriptors, "_MOST_OPEN", 1)
     shards, plain = ShardSet(rooms), list(read_samples(rooms))
     early = shards.member(0, JPEG)
     first = early.tobytes()
@@ -252,7 +252,7 @@ def test_an_index_with_a_line_more_or_less_is_refused(copy: Path) -> None:
 def test_a_sample_without_its_plane_is_named(copy: Path) -> None:
     index = copy / "000001.idx"
     words = index.read_text().split(" ")
-    at = words.index(LABELS)
+    at = words.index(TARGETS)
     index.write_text(" ".join(words[:at] + words[at + 4 :]))
     shards = ShardSet(copy)
     with pytest.raises(ShardError, match=r"no labels\.lz4(.|\n)*000001\.tar: room_003"):
@@ -274,7 +274,7 @@ def damage(folder: Path, index: int, member: str, content: bytes) -> None:
     [
         (JPEG, b"no image", "JPEG is damaged"),
         (JPEG, bytes(10), "JPEG is damaged"),
-        (LABELS, b"\xff" * 200, "label block"),
+        (TARGETS, b"\xff" * 200, "target block"),
         (CLASS_INDEX, b"x", "class"),
     ],
 )

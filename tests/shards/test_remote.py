@@ -33,8 +33,8 @@ from fastssl.errors import DataError, DeviceError, MachineError, ShardError, Usa
 from fastssl.shards import (
     CLASS_INDEX,
     JPEG,
-    LABELS,
     MANIFEST,
+    TARGETS,
     ShardSet,
     decode_sample,
     descriptors,
@@ -93,7 +93,7 @@ def same_samples(shards: ShardSet, folder: Path) -> bool:
     local = ShardSet(folder)
     for index in range(len(local)):
         assert shards.key(index) == local.key(index)
-        for name in (JPEG, LABELS, CLASS_INDEX):
+        for name in (JPEG, TARGETS, CLASS_INDEX):
             assert shards.member(index, name).tobytes() == local.member(index, name).tobytes()
         seen, expected = vars_of(decode_sample(shards, index)), vars_of(decode_sample(local, index))
         assert seen.keys() == expected.keys()
@@ -103,7 +103,7 @@ def same_samples(shards: ShardSet, folder: Path) -> bool:
 
 
 def vars_of(sample: Any) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in ("key", "image", "depth", "normal", "edge", "valid", "label")}
+    return {name: getattr(sample, name) for name in ("key", "image", "depth", "normal", "edge", "valid", "class_index")}
 
 
 def sound(folder: Path) -> list[str]:
@@ -152,7 +152,7 @@ def test_a_store_without_an_asynchronous_client(rooms: Path, cache: Cache) -> No
 
 def test_checksums_come_from_the_store(store: FaultyStore, rooms: Path, cache: Cache) -> None:
     shards, local = ShardSet(store.address, cache), ShardSet(rooms)
-    assert [shards.checksum(i, LABELS) for i in range(7)] == [local.checksum(i, LABELS) for i in range(7)]
+    assert [shards.checksum(i, TARGETS) for i in range(7)] == [local.checksum(i, TARGETS) for i in range(7)]
 
 
 @pytest.mark.parametrize(
@@ -686,7 +686,7 @@ def num_descriptors() -> int:
 def test_few_descriptors_keep_many_shards(
     single_store: FaultyStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptors, "_KEPT", 2)
+    monkeypatch.setattr(descriptors, "_MOST_KEPT", 2)
     shards = ShardSet(single_store.address, cache)
     before = num_descriptors()
     shards.prefetch(range(12))
@@ -813,7 +813,7 @@ def test_too_many_open_files_are_not_the_store_s_fault(
 def test_the_process_keeps_so_many_shards_whatever_the_number_of_datasets(
     single_store: FaultyStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptors, "_KEPT", 3)
+    monkeypatch.setattr(descriptors, "_MOST_KEPT", 3)
     datasets = [ShardSet(single_store.address, cache) for _ in range(4)]
     before = num_descriptors()
     for shards in datasets:

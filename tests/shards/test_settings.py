@@ -26,7 +26,7 @@ def test_every_choice_has_a_default_and_the_command_has_the_same() -> None:
         ({"size": 0}, "size"),
         ({"samples_per_shard": 0}, "samples_per_shard"),
         ({"jpeg_quality": 101}, "jpeg_quality"),
-        ({"label_codec": "zip"}, "label_codec"),
+        ({"target_codec": "zip"}, "target_codec"),
         ({"lz4_level": 13}, "lz4_level"),
         ({"part": (0.0, 1.5)}, "selection.part.1"),
         ({"limit": 0}, "selection.limit"),

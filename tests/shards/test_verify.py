@@ -29,7 +29,7 @@ from PIL import Image
 from fastssl.batch import Record
 from fastssl.errors import DataError, MachineError
 from fastssl.shards import DomainName, fetch, pack, read_samples
-from fastssl.shards.codec import LabelLayout, encode_labels
+from fastssl.shards.codec import TargetLayout, encode_targets
 from fastssl.shards.proof import LISTED
 from fastssl.shards.split import key_place
 from fastssl.shards.verify import Fault, verify
@@ -595,19 +595,19 @@ def planes(side: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.full((side, side), 2, np.float32), normal, np.zeros((side, side), bool)
 
 
-def block(change: Callable[[LabelLayout, np.ndarray], None], side: int = 24) -> bytes:
-    """A label block whose inflated bytes were changed."""
-    layout = LabelLayout(side, side)
-    inflated = lz4.block.decompress(encode_labels(*planes(side)), uncompressed_size=layout.num_bytes)
+def block(change: Callable[[TargetLayout, np.ndarray], None], side: int = 24) -> bytes:
+    """A target block whose inflated bytes were changed."""
+    layout = TargetLayout(side, side)
+    inflated = lz4.block.decompress(encode_targets(*planes(side)), uncompressed_size=layout.num_bytes)
     changed = np.frombuffer(bytearray(inflated), np.uint8)
     change(layout, changed)
     return lz4.block.compress(changed, store_size=False)
 
 
-def one_normal(*codes: int) -> Callable[[LabelLayout, np.ndarray], None]:
+def one_normal(*codes: int) -> Callable[[TargetLayout, np.ndarray], None]:
     """The last row's first pixel; nothing is added to it further down."""
 
-    def change(layout: LabelLayout, inflated: np.ndarray) -> None:
+    def change(layout: TargetLayout, inflated: np.ndarray) -> None:
         plane = layout.normal.view(inflated)
         above = plane[:-1, 0].sum(axis=0, dtype=np.uint8)
         plane[-1, 0] = np.array(codes, np.uint8) - above
@@ -633,8 +633,8 @@ def test_true_samples_written_by_hand_are_taken(copy: Path) -> None:
         ("jpg", jpeg(quality=94), "a JPEG was not made with the manifest's settings"),
         ("jpg", jpeg(subsampling="4:4:4"), "a JPEG was not made with the manifest's settings"),
         ("jpg", jpeg(progressive=True), "a JPEG was not made with the manifest's settings"),
-        ("labels.lz4", b"\xff" * 30, "a label block is damaged"),
-        ("labels.lz4", encode_labels(*planes(23)), "a label block does not fit an image of 24 x 24 pixels"),
+        ("labels.lz4", b"\xff" * 30, "a target block is damaged"),
+        ("labels.lz4", encode_targets(*planes(23)), "a target block does not fit an image of 24 x 24 pixels"),
         ("labels.lz4", block(one_normal(128, 0, 0)), "normals are known in some coordinates only"),
         ("labels.lz4", block(one_normal(128, 128, 60)), "normals are not of unit length"),
         ("labels.lz4", block(one_normal(240, 240, 1)), "normals are not of unit length"),
@@ -658,11 +658,11 @@ def test_a_member_that_was_packed_wrongly_is_found(copy: Path, extension: str, c
 def test_contours_outside_of_the_image_are_found(tmp_path: Path) -> None:
     pack(RoomSource(Path("rooms"), 1), tmp_path / "out", size=20)
 
-    def change(layout: LabelLayout, inflated: np.ndarray) -> None:
+    def change(layout: TargetLayout, inflated: np.ndarray) -> None:
         layout.edge.view(inflated)[3, -1] |= 0b1000
 
-    image, _, label = members(tmp_path / "out" / "000000.tar")
-    write_shard(tmp_path / "out", "000000", [image, ("room_000.labels.lz4", block(change, 20)), label])
+    image, _, class_index = members(tmp_path / "out" / "000000.tar")
+    write_shard(tmp_path / "out", "000000", [image, ("room_000.labels.lz4", block(change, 20)), class_index])
     assert the_fault(tmp_path / "out").what == "contours are marked outside of the image"
 
 
@@ -670,7 +670,7 @@ def test_contours_outside_of_the_image_are_found(tmp_path: Path) -> None:
     "names", ["labels.lz4 jpg", "jpg", "labels.lz4 cls", "jpg labels.lz4 png", "jpg jpg labels.lz4"]
 )
 def test_a_sample_of_other_members_is_found(copy: Path, names: str) -> None:
-    parts = {"jpg": jpeg(), "labels.lz4": encode_labels(*planes()), "cls": b"1", "png": b"?"}
+    parts = {"jpg": jpeg(), "labels.lz4": encode_targets(*planes()), "cls": b"1", "png": b"?"}
     write_shard(copy, "000002", [(f"room_006.{name}", parts[name]) for name in names.split(" ")])
     fault = the_fault(copy)
     assert fault.what == "a sample does not have the members that the manifest says"
@@ -678,13 +678,13 @@ def test_a_sample_of_other_members_is_found(copy: Path, names: str) -> None:
 
 
 def test_a_sample_may_lack_a_class(copy: Path) -> None:
-    write_shard(copy, "000002", [("room_006.jpg", jpeg()), ("room_006.labels.lz4", encode_labels(*planes()))])
+    write_shard(copy, "000002", [("room_006.jpg", jpeg()), ("room_006.labels.lz4", encode_targets(*planes()))])
     assert not [fault for fault in faults(copy) if not fault.what.startswith("statistics.")]
 
 
 @pytest.mark.parametrize("key", ["Room_006", "room 006", "r" * 90, ""])
 def test_a_key_that_cannot_be_used_is_found(copy: Path, key: str) -> None:
-    parts = {"jpg": jpeg(), "labels.lz4": encode_labels(*planes())}
+    parts = {"jpg": jpeg(), "labels.lz4": encode_targets(*planes())}
     if len(key) > 89:
         parts = {"jpg": jpeg()}  # the other name would not fit a header
     write_shard(copy, "000002", [(f"{key}.{name}", content) for name, content in parts.items()])

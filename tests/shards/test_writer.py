@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, DeviceError, UsageError
-from fastssl.shards import LABELS, DomainName, LabelLayout, ShardSet, pack, read_manifest, read_samples, writer
+from fastssl.shards import TARGETS, DomainName, ShardSet, TargetLayout, pack, read_manifest, read_samples, writer
 from fastssl.shards.writer import Progress
 from fastssl.sources.folder import FolderSource
 
@@ -233,14 +233,14 @@ def test_statistics_do_not_depend_on_how_many_are_merged_at_once(
     assert pack(source, tmp_path / "few", size=16).statistics == whole.statistics
 
 
-def test_label_blocks_are_packed_at_the_level_that_was_asked_for(rooms: Path, tmp_path: Path) -> None:
-    block = ShardSet(rooms).member(0, LABELS).tobytes()
+def test_target_blocks_are_packed_at_the_level_that_was_asked_for(rooms: Path, tmp_path: Path) -> None:
+    block = ShardSet(rooms).member(0, TARGETS).tobytes()
     assert read_manifest(rooms).settings.lz4_level == 0
-    content = lz4.block.decompress(block, uncompressed_size=LabelLayout(32, 32).num_bytes)
+    content = lz4.block.decompress(block, uncompressed_size=TargetLayout(32, 32).num_bytes)
     assert block == lz4.block.compress(content, store_size=False)
     smaller = pack(RoomSource(tmp_path / "rooms", 2), tmp_path / "smaller", size=32, lz4_level=9)
     assert smaller.settings.lz4_level == 9
-    block = ShardSet(tmp_path / "smaller").member(0, LABELS).tobytes()
+    block = ShardSet(tmp_path / "smaller").member(0, TARGETS).tobytes()
     assert block == lz4.block.compress(content, mode="high_compression", compression=9, store_size=False)
 
 

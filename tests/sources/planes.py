@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastssl.batch import Intrinsics, Record
-from fastssl.geometry import contours as contours_of
+from fastssl.geometry import edge_of
 from fastssl.shards import Manifest, Source, pack, read_samples
 
 # Wall and floor, and wall and panel, differ by one; floor and side wall agree in their low bytes, wall, floor and panel
@@ -182,7 +182,7 @@ def _edge(record: Record) -> NDArray[np.bool_]:
         return record.edge
     assert record.edge is None
     assert record.instance.dtype == np.int32
-    return contours_of(record.instance)
+    return edge_of(record.instance)
 
 
 def _assert_close_camera(camera: Intrinsics, expected: Intrinsics) -> None:

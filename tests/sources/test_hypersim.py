@@ -32,7 +32,7 @@ from sources.trees.hypersim import (
 from fastssl.batch import Record
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
-from fastssl.geometry import contours, pixel_rays
+from fastssl.geometry import edge_of, pixel_rays
 from fastssl.sources.hypersim import CAMERAS, SPLIT, HypersimSource
 
 # Rows of the dataset's own table: the usual lens, one with lens_shift 0.224, and one with horizontal_shift 0.23,
@@ -242,7 +242,7 @@ def test_what_nobody_labelled_has_a_border_too(tmp_path: Path) -> None:
     read = HypersimSource(tmp_path).read(REFERENCE).instance
     assert read is not None
     assert np.array_equal(read, instance)
-    assert contours(read).sum() == 39  # ten on each side, two of which share a pixel
+    assert edge_of(read).sum() == 39  # ten on each side, two of which share a pixel
 
 
 def image_of(folder: Path, color: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from sources.trees.nyuv2 import CUT, FULL, IDENTITIES, REGION, UNKNOWN, cut, fra
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
-from fastssl.geometry import contours
+from fastssl.geometry import edge_of
 from fastssl.sources import nyuv2
 from fastssl.sources.nyuv2 import FRAMES, SPLITS, NyuV2Source
 
@@ -191,7 +191,7 @@ def test_unlabelled_ribbons_are_filled_so_that_each_border_has_one_contour(tmp_p
     assert np.unique(record.instance).tolist() == [number * 256 + 1 for number in (1, 2, 3, 4)]
     kept = identity[REGION] > 0
     assert np.array_equal(record.instance[kept], identity[REGION][kept] * 256 + 1)
-    edge = contours(record.instance)
+    edge = edge_of(record.instance)
     # All around the crossing, a row or column that is far from the other ribbon has one pixel of contour.
     assert (edge[:180].sum(axis=1) == 1).all()
     assert (edge[210:].sum(axis=1) == 1).all()
@@ -215,7 +215,7 @@ def test_wide_unlabelled_regions_stay_and_have_one_contour(tmp_path: Path) -> No
     rows, columns = np.nonzero(lost)
     corners = np.abs(rows + 44 - 229.5) > 25, np.abs(columns + 40 - 339.5) > 35
     assert np.logical_and(*corners).all()
-    edge = contours(record.instance)
+    edge = edge_of(record.instance)
     assert edge[230 - 44].sum() == 2
     assert edge[100 - 44].sum() == 1
 

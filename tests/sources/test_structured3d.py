@@ -30,7 +30,7 @@ from sources.trees.structured3d import (
 from fastssl.batch import Intrinsics, Record
 from fastssl.errors import DataError
 from fastssl.faults import machine_fault
-from fastssl.geometry import contours
+from fastssl.geometry import edge_of
 from fastssl.sources.structured3d import INVALID_SCENES, Structured3DSource
 
 
@@ -188,7 +188,7 @@ def test_the_background_has_a_border_too(tree: Path) -> None:
     read = Structured3DSource(tree).read(REFERENCE).instance
     assert read is not None
     assert read.max() == 65535
-    assert contours(read).sum() == 39  # ten on each side, two of which share a pixel
+    assert edge_of(read).sum() == 39  # ten on each side, two of which share a pixel
 
 
 def empty_rendering(folder: Path, reference: str) -> None:

@@ -18,21 +18,21 @@ from torch import Tensor
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import ShardError
-from fastssl.loader.label_kernel import Filters
-from fastssl.loader.labels import ThreadedLabels, labels_on_device
 from fastssl.loader.order import mixed_order
 from fastssl.loader.plan import RankSlice, Views, ViewSettings, training_views
-from fastssl.shards import LABELS, LabelLayout, ShardSet
-from fastssl.shards.codec import LabelCodec, StoredLabels, inflate, pack_labels
+from fastssl.loader.target_kernel import Filters
+from fastssl.loader.targets import ThreadedTargets, targets_on_device
+from fastssl.shards import TARGETS, ShardSet, TargetLayout
+from fastssl.shards.codec import StoredTargets, TargetCodec, inflate, pack_targets
 
 FIELDS = ("depth", "normal", "edge", "valid", "stored_edge_fraction")
 
 
-def random_planes(seed: int, height: int, width: int) -> StoredLabels:
+def random_planes(seed: int, height: int, width: int) -> StoredTargets:
     """Noise, with pixels whose depth or normal is not known."""
     rng = np.random.default_rng(seed)
     known = rng.random((height, width, 1)) < 0.8
-    return StoredLabels(
+    return StoredTargets(
         millimetres=rng.choice([0, 1, 255, 256, 65535, 4321], (height, width)).astype(np.uint16),
         normal=np.where(known, rng.integers(1, 256, (height, width, 3)), 0).astype(np.uint8),
         edge=rng.random((height, width)) < 0.3,
@@ -68,7 +68,7 @@ def blended(codes: NDArray[np.float64], known: NDArray[np.bool_], size: int) -> 
     return np.where(length > 2e-3, normal / np.maximum(length, 1e-9), 0)
 
 
-def seen_through(planes: StoredLabels, views: Views, size: int, filters: Filters) -> dict[str, NDArray[np.floating]]:
+def seen_through(planes: StoredTargets, views: Views, size: int, filters: Filters) -> dict[str, NDArray[np.floating]]:
     """The definition: the window cut out, each plane by its filter, then the mirror."""
     top, left, height, width = (int(getattr(views, name)[0]) for name in ("top", "left", "height", "width"))
     area = np.s_[top : top + height, left : left + width]
@@ -101,11 +101,11 @@ def seen_through(planes: StoredLabels, views: Views, size: int, filters: Filters
     }
 
 
-def assert_same(labels: dict[str, Tensor], expected: dict[str, Tensor], normals: float = 3e-7) -> None:
+def assert_same(targets: dict[str, Tensor], expected: dict[str, Tensor], normals: float = 3e-7) -> None:
     for name in ("depth", "edge", "valid"):
-        assert torch.equal(labels[name], expected[name]), name
-    torch.testing.assert_close(labels["normal"], expected["normal"], rtol=0, atol=normals)
-    torch.testing.assert_close(labels["stored_edge_fraction"], expected["stored_edge_fraction"], rtol=0, atol=3e-7)
+        assert torch.equal(targets[name], expected[name]), name
+    torch.testing.assert_close(targets["normal"], expected["normal"], rtol=0, atol=normals)
+    torch.testing.assert_close(targets["stored_edge_fraction"], expected["stored_edge_fraction"], rtol=0, atol=3e-7)
 
 
 @st.composite
@@ -123,29 +123,29 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int, Views]:
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 99), st.sampled_from(["lz4", "raw"]), st.booleans(), st.booleans())
 def test_both_ways_give_what_the_definition_says(
-    case: tuple[int, int, int, Views], seed: int, codec: LabelCodec, linear: bool, area: bool
+    case: tuple[int, int, int, Views], seed: int, codec: TargetCodec, linear: bool, area: bool
 ) -> None:
     filters = Filters(linear_normals=linear, edge_area=area)
     height, width, size, views = case
-    layout = LabelLayout(height, width)
+    layout = TargetLayout(height, width)
     planes = random_planes(seed, height, width)
-    block = np.frombuffer(pack_labels(planes, codec), np.uint8)
-    threads = ThreadedLabels(layout, size, threads=1, codec=codec, filters=filters)
-    labels = threads.submit([block], views).result()
+    block = np.frombuffer(pack_targets(planes, codec), np.uint8)
+    threads = ThreadedTargets(layout, size, threads=1, codec=codec, filters=filters)
+    targets = threads.submit([block], views).result()
     threads.close()
     inflated = np.empty((1, layout.num_bytes), np.uint8)
     inflate(block, layout, inflated[0], codec)
-    on_device = labels_on_device(torch.from_numpy(inflated), layout, views, size, codec, filters)
+    on_device = targets_on_device(torch.from_numpy(inflated), layout, views, size, codec, filters)
     expected = seen_through(planes, views, size, filters)
-    assert set(labels) == set(on_device) == set(FIELDS)
+    assert set(targets) == set(on_device) == set(FIELDS)
     for name in FIELDS:
         # A blend of nearly opposite normals magnifies the last bit.
         tolerance = 1e-4 if linear and name == "normal" else 2e-7
         np.testing.assert_allclose(
-            labels[name][0].numpy(), expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+            targets[name][0].numpy(), expected[name], rtol=tolerance, atol=tolerance, err_msg=name
         )
-        assert labels[name].dtype == on_device[name].dtype
-    assert_same(on_device, labels, normals=1e-4 if linear else 3e-7)
+        assert targets[name].dtype == on_device[name].dtype
+    assert_same(on_device, targets, normals=1e-4 if linear else 3e-7)
 
 
 @pytest.mark.parametrize("window", [(0.5, 1.0), (67 / 96, 67 / 96), (0.2, 0.6)])
@@ -154,13 +154,13 @@ def test_device_and_threads_give_the_same_batches(
     coded_synthetic: Path, window: tuple[float, float], size: int
 ) -> None:
     shards = ShardSet(coded_synthetic)
-    layout = LabelLayout(*shards.image_size)
+    layout = TargetLayout(*shards.image_size)
     num = len(shards)
-    blocks = [shards.member(i, LABELS) for i in range(num)]
+    blocks = [shards.member(i, TARGETS) for i in range(num)]
     inflated = np.empty((num, layout.num_bytes), np.uint8)
     for block, out in zip(blocks, inflated, strict=True):
         inflate(block, layout, out)
-    threads = ThreadedLabels(layout, size, threads=3)
+    threads = ThreadedTargets(layout, size, threads=3)
     rank_slice = RankSlice(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
     settings = ViewSettings(
         data=DataConfig(size=size, window=window), augment=AugmentConfig(), stored=shards.image_size
@@ -168,17 +168,17 @@ def test_device_and_threads_give_the_same_batches(
     for step in range(3):
         views = training_views(settings, rank_slice, step * num)
         expected = threads.submit(blocks, views).result()
-        labels = labels_on_device(torch.from_numpy(inflated), layout, views, size)
-        assert_same(labels, expected)
+        targets = targets_on_device(torch.from_numpy(inflated), layout, views, size)
+        assert_same(targets, expected)
     threads.close()
 
 
 def packed(seed: int, num: int, side: int = 40) -> list[NDArray[np.uint8]]:
-    return [np.frombuffer(pack_labels(random_planes(seed + i, side, side)), np.uint8) for i in range(num)]
+    return [np.frombuffer(pack_targets(random_planes(seed + i, side, side)), np.uint8) for i in range(num)]
 
 
 def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left() -> None:
-    threads = ThreadedLabels(LabelLayout(40, 40), 30, threads=2)
+    threads = ThreadedTargets(TargetLayout(40, 40), 30, threads=2)
     views = window(3, 4, 30, 30, flip=True, num=5)
 
     def batch(seed: int) -> dict[str, Tensor]:
@@ -205,28 +205,28 @@ def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left() -> None:
 
 
 def test_a_larger_batch_than_before_gets_more_memory() -> None:
-    threads = ThreadedLabels(LabelLayout(40, 40), 30, threads=2)
+    threads = ThreadedTargets(TargetLayout(40, 40), 30, threads=2)
     for num in (2, 7, 1):
         blocks = packed(num, num)
-        labels = threads.submit(blocks, window(3, 4, 30, 30, flip=False, num=num)).result()
-        assert labels["normal"].shape == (num, 3, 30, 30)
+        targets = threads.submit(blocks, window(3, 4, 30, 30, flip=False, num=num)).result()
+        assert targets["normal"].shape == (num, 3, 30, 30)
         one = threads.submit(blocks[-1:], window(3, 4, 30, 30, flip=False)).result()
         for name in FIELDS:
-            assert torch.equal(labels[name][-1:], one[name])
+            assert torch.equal(targets[name][-1:], one[name])
     threads.close()
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_damaged_block_is_an_error_of_its_batch_alone(codec: LabelCodec, threads: int) -> None:
-    labels = ThreadedLabels(LabelLayout(40, 40), 30, threads=threads, codec=codec)
-    blocks = [np.frombuffer(pack_labels(random_planes(i, 40, 40), codec), np.uint8) for i in range(5)]
+def test_a_damaged_block_is_an_error_of_its_batch_alone(codec: TargetCodec, threads: int) -> None:
+    targets = ThreadedTargets(TargetLayout(40, 40), 30, threads=threads, codec=codec)
+    blocks = [np.frombuffer(pack_targets(random_planes(i, 40, 40), codec), np.uint8) for i in range(5)]
     views = window(3, 4, 30, 30, flip=False, num=5)
-    other = np.frombuffer(pack_labels(random_planes(0, 39, 40), codec), np.uint8)
+    other = np.frombuffer(pack_targets(random_planes(0, 39, 40), codec), np.uint8)
     for wrong in (blocks[3][:-7], np.full(90, 255, np.uint8), np.zeros(0, np.uint8), other):
-        pending = labels.submit([*blocks[:3], wrong, blocks[4]], views)
-        with pytest.raises(ShardError, match="label block"):
+        pending = targets.submit([*blocks[:3], wrong, blocks[4]], views)
+        with pytest.raises(ShardError, match="target block"):
             pending.result()
         assert isinstance(pending.error(), ShardError)
-        assert labels.submit(blocks, views).error() is None
-    labels.close()
+        assert targets.submit(blocks, views).error() is None
+    targets.close()

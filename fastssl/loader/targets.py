@@ -1,6 +1,6 @@
-"""Labels from their packed blocks: inflated, seen through the image's window and flip, in metres and unit vectors.
+"""Targets from their packed blocks: inflated, seen through the image's window and flip, in metres and unit vectors.
 
-The CPU makes a sample in one pass, many samples at a time in threads (`fastssl.loader.label_kernel`); a GPU makes a
+The CPU makes a sample in one pass, many samples at a time in threads (`fastssl.loader.target_kernel`); a GPU makes a
 whole batch at once. Both compute with whole numbers as long as possible and then in the same order, so they agree
 exactly, but for 3e-7 in the normals where torch does not round square roots correctly (on a CPU it does not).
 """
@@ -18,29 +18,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastssl.errors import ShardError
-from fastssl.loader.label_kernel import CANCELLED, Between, Block, Filters, Labels, Members, Seen, fill_labels
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
-from fastssl.shards.codec import LabelCodec, LabelLayout, Plane, damaged_labels, misfitting_labels
+from fastssl.loader.target_kernel import CANCELLED, Between, Block, Filters, Members, Seen, Targets, fill_targets
+from fastssl.shards.codec import Plane, TargetCodec, TargetLayout, damaged_block, misfitting_block
 
 NEAREST_AND_ANY = Filters(linear_normals=False, edge_area=False)
 
-LabelFields = dict[str, Tensor]
-"""The label fields of a `SyntheticBatch` by their names."""
+TargetFields = dict[str, Tensor]
+"""Planes of a `Batch` by their names, and what comes with them."""
 
 
-class PendingLabels:
-    """Labels that threads are filling; `error` and `result` wait for them."""
+class PendingTargets:
+    """Targets that threads are filling; `error` and `result` wait for them."""
 
-    def __init__(self, labels: Labels, jobs: Sequence[Future[ShardError | None]]) -> None:
-        self._labels, self._jobs = labels, jobs
+    def __init__(self, targets: Targets, jobs: Sequence[Future[ShardError | None]]) -> None:
+        self._targets, self._jobs = targets, jobs
 
     def error(self) -> ShardError | None:
-        """What went wrong with a label block, if anything did."""
+        """The error of a target block, if one is damaged."""
         return next((error for error in [job.result() for job in self._jobs] if error is not None), None)
 
-    def result(self) -> LabelFields:
-        """The labels of all samples.
+    def result(self) -> TargetFields:
+        """The targets of all samples.
 
         Raises:
             ShardError: `error`.
@@ -48,18 +48,18 @@ class PendingLabels:
         error = self.error()
         if error is not None:
             raise error
-        return {name: torch.from_numpy(array) for name, array in self._labels._asdict().items()}
+        return {name: torch.from_numpy(array) for name, array in self._targets._asdict().items()}
 
 
-class ThreadedLabels:
-    """Makes labels on the CPU, ahead of need."""
+class ThreadedTargets:
+    """Threads that make targets on the CPU, ahead of need."""
 
     def __init__(
         self,
-        layout: LabelLayout,
+        layout: TargetLayout,
         size: int,
         threads: int,
-        codec: LabelCodec = "lz4",
+        codec: TargetCodec = "lz4",
         filters: Filters = NEAREST_AND_ANY,
     ) -> None:
         self._layout, self._size, self._threads, self._filters = layout, size, threads, filters
@@ -72,22 +72,22 @@ class ThreadedLabels:
             compressed=codec == "lz4",
         )
         self._memory = Memory()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-labels")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-targets")
 
-    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingLabels:
-        """Start on a batch of label blocks, each seen through its view."""
+    def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingTargets:
+        """Start on a batch of target blocks, each seen through its view."""
         members = Members(
             address=np.array([block.ctypes.data for block in blocks], np.uintp),
             size=np.array([len(block) for block in blocks], np.int32),
         )
         seen = Seen(*views.sources(self._size), *views.cells(self._size), views.ends(), views.flip)
         between = Between(*views.neighbours(self._size if self._filters.linear_normals else 0))
-        labels = _labels(self._memory, len(blocks), self._size)
+        targets = _targets(self._memory, len(blocks), self._size)
         jobs = [
-            self._pool.submit(self._fill, first, blocks, members, seen, between, labels)
+            self._pool.submit(self._fill, first, blocks, members, seen, between, targets)
             for first in range(min(self._threads, len(blocks)))
         ]
-        return PendingLabels(labels, jobs)
+        return PendingTargets(targets, jobs)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -99,37 +99,37 @@ class ThreadedLabels:
         members: Members,
         seen: Seen,
         between: Between,
-        labels: Labels,
+        targets: Targets,
     ) -> ShardError | None:
         # `blocks` own the memory behind the addresses.
-        sizes = fill_labels(first, self._threads, self._block, members, seen, between, self._filters, labels)
+        sizes = fill_targets(first, self._threads, self._block, members, seen, between, self._filters, targets)
         for size in sizes[sizes != self._layout.num_bytes].tolist():
             if size < 0:
-                return damaged_labels(self._layout, f"LZ4's error {size}")
-            return misfitting_labels(self._layout, size)
+                return damaged_block(self._layout, f"LZ4's error {size}")
+            return misfitting_block(self._layout, size)
         return None
 
 
-def _labels(memory: Memory, num: int, size: int) -> Labels:
-    """Arrays for the labels of N samples, not filled yet."""
+def _targets(memory: Memory, num: int, size: int) -> Targets:
+    """Arrays for the targets of N samples, not filled yet."""
     shapes = [(num, 1, size, size), (num, 3, size, size), (num, 1, size, size), (num,)]
     lengths = [math.prod(shape) for shape in shapes]
     lent = memory.lend(4 * sum(lengths) + lengths[0])
     floats, valid = lent[: 4 * sum(lengths)].view(np.float32), lent[4 * sum(lengths) :].view(np.bool_)
     parts = np.split(floats, np.cumsum(lengths)[:-1])
     depth, normal, edge, fraction = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return Labels(depth, normal, edge, valid.reshape(shapes[0]), fraction)
+    return Targets(depth, normal, edge, valid.reshape(shapes[0]), fraction)
 
 
-def labels_on_device(
+def targets_on_device(
     blocks: Tensor,
-    layout: LabelLayout,
+    layout: TargetLayout,
     views: Views,
     size: int,
-    codec: LabelCodec = "lz4",
+    codec: TargetCodec = "lz4",
     filters: Filters = NEAREST_AND_ANY,
-) -> LabelFields:
-    """What `ThreadedLabels` does, for a whole batch of inflated blocks on a GPU.
+) -> TargetFields:
+    """The targets of a whole batch of inflated blocks on a GPU, as `ThreadedTargets` makes them.
 
     Args:
         blocks: (N, layout.num_bytes) uint8, inflated.
@@ -158,7 +158,7 @@ def labels_on_device(
     bits = blocks[:, layout.edge.start : layout.edge.stop].unflatten(1, layout.edge.shape)
     edge = _unpacked_bits(bits)[:, :, : layout.width]
     flip = move(views.flip)
-    cells = _share_in_cells(edge, *(move(index) for index in (*views.cells(size), views.ends())))
+    cells = _fraction_in_cells(edge, *(move(index) for index in (*views.cells(size), views.ends())))
     cells = cells if filters.edge_area else (cells > 0).to(torch.float32)
     fields = {name: field.unflatten(2, (size, size)) for name, field in _in_units(depth, normal, flip).items()}
     if filters.linear_normals:
@@ -169,7 +169,7 @@ def labels_on_device(
     }
 
 
-def _in_units(depth: Tensor, normal: Tensor, flip: Tensor) -> LabelFields:
+def _in_units(depth: Tensor, normal: Tensor, flip: Tensor) -> TargetFields:
     """Metres, unit vectors and valid pixels, (N, channels, P) each.
 
     Args:
@@ -196,7 +196,7 @@ def _unpacked_bits(packed: Tensor) -> Tensor:
     return (packed[..., None] >> shifts & 1).flatten(-2)
 
 
-def _share_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
+def _fraction_in_cells(plane: Tensor, rows: Tensor, columns: Tensor, ends: Tensor) -> Tensor:
     """The fraction of each cell's pixels that are set, from the cell's four corners in a table of running sums.
 
     Args:

@@ -1,11 +1,11 @@
-"""From packed label blocks to the planes of a batch in one pass, compiled, on the CPU.
+"""From packed target blocks to the planes of a batch in one pass, compiled, on the CPU.
 
 A sample's block is inflated into a buffer that stays in the cache, and each row of the output is made from it: values
 from differences, down to the last row that is seen and over the seen columns alone; the nearest pixel of every output
 pixel; units. The compiler turns a loop into vector instructions only if it is short and touches few arrays, so every
 step is a function over one row of pixels.
 
-What a block holds is written at `fastssl.shards.codec`, what comes out at `fastssl.batch.SyntheticBatch`, and which
+What a block holds is written at `fastssl.shards.codec`, what comes out at `fastssl.batch.Batch`, and which
 pixels are seen at `fastssl.loader.plan.Views`.
 """
 
@@ -28,7 +28,7 @@ _Number = TypeVar("_Number", np.uint8, np.uint32, np.float32)
 
 
 class Block(NamedTuple):
-    """How all blocks of a dataset are laid out."""
+    """The layout that all blocks of a dataset have."""
 
     height: int
     width: int
@@ -38,7 +38,7 @@ class Block(NamedTuple):
     """First byte of the contours."""
     num_bytes: int
     compressed: bool
-    """LZ4 blocks, whose rows are differences; otherwise the bytes as they are."""
+    """Blocks are LZ4, and their rows differences; otherwise they are the bytes as they are."""
 
 
 class Members(NamedTuple):
@@ -49,7 +49,7 @@ class Members(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is seen of N samples; the arrays of `Views`."""
+    """The windows of N samples; the arrays of `Views`."""
 
     rows: _Places
     columns: _Places
@@ -63,7 +63,7 @@ class Seen(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """How what lies between stored pixels is made where a window is not as large as the output."""
+    """Filters for windows that are not as large as the output."""
 
     linear_normals: bool
     """Blend the four normals around a pixel's centre, of those that are known, and make the result unit again."""
@@ -72,20 +72,20 @@ class Filters(NamedTuple):
 
 
 class Between(NamedTuple):
-    """What is seen of N samples where normals are blended; `Views.neighbours`, or arrays without columns."""
+    """Stored pixels around the output's, for blended normals; `Views.neighbours`, or arrays without columns."""
 
     above: _Places
     below: _Places
     down: _Floats
-    """(N, S) rows above and below each pixel's centre, and how far down it lies between them."""
+    """(N, S) rows above and below each pixel's centre, and the fraction of the way down at which it lies."""
     before: _Places
     behind: _Places
     along: _Floats
     """(N, S) the same of the columns."""
 
 
-class Labels(NamedTuple):
-    """The label fields of a `SyntheticBatch`."""
+class Targets(NamedTuple):
+    """Planes of a `Batch`, by the names that they have there."""
 
     depth: _Floats
     normal: _Floats
@@ -101,7 +101,7 @@ _NUM_BITS = np.array([number.bit_count() for number in range(256)], np.uint8)
 _PIXELS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0].copy()
 
 
-def fill_labels(
+def fill_targets(
     first: int,
     step: int,
     block: Block,
@@ -109,21 +109,21 @@ def fill_labels(
     seen: Seen,
     between: Between,
     filters: Filters,
-    labels: Labels,
+    targets: Targets,
 ) -> NDArray[np.int32]:
-    """Make the labels of the samples first, first + step and so on of a batch.
+    """Make the targets of the samples first, first + step and so on of a batch.
 
     Returns:
         The bytes that each of these blocks held, (...,): other than ``block.num_bytes`` if it is damaged, negative if
-        it is no LZ4 block. The labels of such a sample are not written.
+        it is no LZ4 block. The targets of such a sample are not written.
     """
     sizes: NDArray[np.int32] = np.empty(len(range(first, len(members.size), step)), np.int32)
-    _fill_labels(lz4_decompress(), memcpy(), first, step, block, members, seen, between, filters, labels, sizes)
+    _fill_targets(lz4_decompress(), memcpy(), first, step, block, members, seen, between, filters, targets, sizes)
     return sizes
 
 
 @compiled
-def _fill_labels(
+def _fill_targets(
     inflate: Any,
     copy: Any,
     first: int,
@@ -133,7 +133,7 @@ def _fill_labels(
     seen: Seen,
     between: Between,
     filters: Filters,
-    labels: Labels,
+    targets: Targets,
     sizes: NDArray[np.int32],
 ) -> None:
     raw = np.empty(block.num_bytes, np.uint8)
@@ -149,7 +149,7 @@ def _fill_labels(
             copy(raw.ctypes.data, members.address[i], len(raw))
         if sizes[number] == len(raw):
             place = (seen.rows[i], seen.columns[i], seen.flip[i])
-            surface = (labels.depth[i, 0], labels.normal[i], labels.valid[i, 0])
+            surface = (targets.depth[i, 0], targets.normal[i], targets.valid[i, 0])
             if filters.linear_normals:
                 lines = (between.above[i], between.below[i], between.before[i], between.behind[i])
                 if block.compressed:
@@ -160,10 +160,10 @@ def _fill_labels(
                 _fill_surface(depth, normal, block.compressed, place, surface)
             cells = (seen.cell_rows[i], seen.cell_columns[i], seen.ends[i], seen.flip[i])
             if filters.edge_area:
-                _fill_edge_area(edge, cells, labels.edge[i, 0])
+                _fill_edge_area(edge, cells, targets.edge[i, 0])
             else:
-                _fill_edge(edge, cells, labels.edge[i, 0])
-            labels.stored_edge_fraction[i] = _count(edge) / (block.height * block.width)
+                _fill_edge(edge, cells, targets.edge[i, 0])
+            targets.stored_edge_fraction[i] = _count(edge) / (block.height * block.width)
 
 
 @compiled

@@ -1,6 +1,6 @@
-"""Ways to store the label planes: bytes and errors of a sample, and the time that one core takes to unpack it.
+"""Ways to store the targets: bytes and errors of a sample, and the time that one core takes to unpack it.
 
-    python benchmarks/label_codec.py [--scenes N] [--rooms N]
+    python benchmarks/target_codec.py [--scenes N] [--rooms N]
 
 The scenes are rooms with boxes and spheres, cast analytically at 256 x 256, with errors against the exact planes; the
 rooms are those of shards/sample, rendered at 192 x 192, whose planes are in whole numbers already. Sizes are exact;
@@ -31,11 +31,19 @@ from four_planes import cast_room
 from numba import njit
 from numpy.typing import NDArray
 
-from fastssl.geometry import contours
-from fastssl.loader.labels import ThreadedLabels
+from fastssl.geometry import edge_of
 from fastssl.loader.plan import Views
-from fastssl.shards import LabelLayout, ShardSet
-from fastssl.shards.codec import LZ4_LEVEL, LabelCodec, StoredLabels, deflated, pack_labels, quantised, unpack_labels
+from fastssl.loader.targets import ThreadedTargets
+from fastssl.shards import ShardSet, TargetLayout
+from fastssl.shards.codec import (
+    LZ4_LEVEL,
+    StoredTargets,
+    TargetCodec,
+    compressed,
+    pack_targets,
+    quantised,
+    unpack_targets,
+)
 
 SIDE, INPUT = 256, 227
 SAMPLE = Path(__file__).resolve().parent.parent / "shards" / "sample"
@@ -52,7 +60,7 @@ class Scene(NamedTuple):
     """(H, W) metres."""
     normal: Array
     """(H, W, 3) unit vectors."""
-    planes: StoredLabels
+    planes: StoredTargets
     """The same in a shard's whole numbers."""
 
 
@@ -78,7 +86,7 @@ def main() -> None:
     result = {
         "ways": [measured(way, scenes, rooms) for way in WAYS],
         "normals": [sphere_errors(name, *code) for name, code in NORMAL_CODES.items()],
-        "contours_kib": contour_sizes(scenes, rooms),
+        "contours_kib": edge_sizes(scenes, rooms),
         "levels": [measured_level(level, scenes, rooms) for level in LEVELS],
         "loaded": [loaded(codec, scenes, rooms) for codec in ("lz4", "raw")],
     }
@@ -92,7 +100,7 @@ def main() -> None:
 
 def cast_scene(seed: int) -> Scene:
     room = cast_room(seed, SIDE, SIDE)
-    return Scene(room.depth, room.normal, quantised(room.depth, room.normal, contours(room.instance)))
+    return Scene(room.depth, room.normal, quantised(room.depth, room.normal, edge_of(room.instance)))
 
 
 def rendered_rooms(limit: int) -> list[Scene]:
@@ -100,8 +108,8 @@ def rendered_rooms(limit: int) -> list[Scene]:
     for name in ("render_train", "render_val"):
         shards = ShardSet(SAMPLE / name)
         for index in range(len(shards)):
-            block = shards.member(index, shards.label_member)
-            rooms.append(unpack_labels(block, *shards.image_size, shards.label_codec))
+            block = shards.member(index, shards.target_member)
+            rooms.append(unpack_targets(block, *shards.image_size, shards.target_codec))
     return [Scene(planes.millimetres / 1000, from_codes(planes.normal), planes) for planes in rooms[:limit]]
 
 
@@ -201,7 +209,7 @@ class Arrangement:
                 plane[:, 1:] -= plane[:, :-1].copy()
             if self.across:
                 plane[..., step:] -= plane[..., :-step].copy()
-        return [compressed(bytes(raw) + contour_bits(scene).tobytes())]
+        return [lz4_block(bytes(raw) + edge_bits(scene).tobytes())]
 
     def unpack(self, blocks: Packed, side: int) -> tuple[Array, Array]:
         most = (2 + 2 * self.numbers) * side * side + side * side
@@ -238,11 +246,11 @@ def joined(depth: Array) -> Array:
     return cast("Array", depth[0] + np.uint16(256) * depth[1])
 
 
-def compressed(content: bytes | Array, level: int = LZ4_LEVEL) -> bytes:
-    return deflated(np.frombuffer(content, np.uint8), "lz4", level)
+def lz4_block(content: bytes | Array, level: int = LZ4_LEVEL) -> bytes:
+    return compressed(np.frombuffer(content, np.uint8), "lz4", level)
 
 
-def contour_bits(scene: Scene) -> Array:
+def edge_bits(scene: Scene) -> Array:
     return np.packbits(scene.planes.edge, axis=1)
 
 
@@ -252,7 +260,7 @@ def pack_images(
     scene: Scene,
 ) -> Packed:
     """Depth and normals as images, contours as elsewhere."""
-    edge = compressed(contour_bits(scene))
+    edge = lz4_block(edge_bits(scene))
     return [encode_depth(scene.planes.millimetres), encode_normal(scene.planes.normal), edge]
 
 
@@ -262,7 +270,7 @@ def unpack_images(decode: Callable[[bytes | bytearray], Array], blocks: Packed, 
 
 
 def unpack_raw(blocks: Packed, side: int) -> tuple[Array, Array]:
-    planes = unpack_labels(np.frombuffer(blocks[0], np.uint8), side, side, "raw")
+    planes = unpack_targets(np.frombuffer(blocks[0], np.uint8), side, side, "raw")
     return planes.millimetres, planes.normal
 
 
@@ -287,7 +295,7 @@ def as_images(
 
 
 WAYS = [
-    Way("raw", "copy", lambda scene: [pack_labels(scene.planes, "raw")], unpack_raw, from_codes),
+    Way("raw", "copy", lambda scene: [pack_targets(scene.planes, "raw")], unpack_raw, from_codes),
     in_lz4("values"),
     in_lz4("differences within rows", across=True),
     in_lz4("between rows", down=True),
@@ -352,13 +360,13 @@ def scene_errors(way: Way, scene: Scene, blocks: Packed) -> tuple[float, float, 
     return depth.max(), depth.mean(), angle.max(), angle.mean()
 
 
-def contour_sizes(scenes: Sequence[Scene], rooms: Sequence[Scene]) -> list[dict[str, object]]:
-    forms: dict[str, Callable[[Scene], Array]] = {"bits": contour_bits, "bytes": lambda scene: scene.planes.edge}
+def edge_sizes(scenes: Sequence[Scene], rooms: Sequence[Scene]) -> list[dict[str, object]]:
+    forms: dict[str, Callable[[Scene], Array]] = {"bits": edge_bits, "bytes": lambda scene: scene.planes.edge}
     return [
         {
             "contours as": name,
-            "KiB": kib([[compressed(form(s).tobytes())] for s in scenes]),
-            "rendered": kib([[compressed(form(s).tobytes())] for s in rooms]),
+            "KiB": kib([[lz4_block(form(s).tobytes())] for s in scenes]),
+            "rendered": kib([[lz4_block(form(s).tobytes())] for s in rooms]),
         }
         for name, form in forms.items()
     ]
@@ -369,12 +377,12 @@ def measured_level(level: int, scenes: Sequence[Scene], rooms: Sequence[Scene]) 
     row: dict[str, object] = {"level": level}
     for name, samples in (("", scenes), (" rendered", rooms[:BATCH])):
         side = len(samples[0].depth)
-        size = LabelLayout(side, side).num_bytes
-        blocks = [lz4.block.decompress(pack_labels(s.planes), uncompressed_size=size) for s in samples]
-        packed = [[compressed(block, level)] for block in blocks]
+        size = TargetLayout(side, side).num_bytes
+        blocks = [lz4.block.decompress(pack_targets(s.planes), uncompressed_size=size) for s in samples]
+        packed = [[lz4_block(block, level)] for block in blocks]
         row |= {
             f"KiB{name}": kib(packed),
-            f"ms to pack{name}": milliseconds(partial(compressed, level=level), blocks[:8], repeats=3),
+            f"ms to pack{name}": milliseconds(partial(lz4_block, level=level), blocks[:8], repeats=3),
             f"ms to inflate{name}": milliseconds(partial(inflated, size), packed),
         }
     return row
@@ -385,8 +393,8 @@ def inflated(size: int, blocks: Packed) -> bytes:
     return block
 
 
-def loaded(codec: LabelCodec, scenes: Sequence[Scene], rooms: Sequence[Scene]) -> dict[str, object]:
-    """Milliseconds of the processor for a sample's labels in the loader, with one thread."""
+def loaded(codec: TargetCodec, scenes: Sequence[Scene], rooms: Sequence[Scene]) -> dict[str, object]:
+    """Milliseconds of the processor for a sample's targets in the loader, with one thread."""
     row: dict[str, object] = {"codec": codec}
     for name, samples, smallest, largest, size in (
         ("whole image", scenes, 1.0, 1.0, SIDE),
@@ -394,15 +402,15 @@ def loaded(codec: LabelCodec, scenes: Sequence[Scene], rooms: Sequence[Scene]) -
         (f"0.7 to 1 seen in {INPUT}", scenes, 0.7, 1.0, INPUT),
         ("rendered, whole", rooms, 1.0, 1.0, len(rooms[0].depth)),
     ):
-        layout = LabelLayout(*samples[0].depth.shape)
-        packed = [np.frombuffer(pack_labels(scene.planes, codec), np.uint8) for scene in samples]
+        layout = TargetLayout(*samples[0].depth.shape)
+        packed = [np.frombuffer(pack_targets(scene.planes, codec), np.uint8) for scene in samples]
         batch = [packed[i % len(packed)] for i in range(BATCH)]
         row[name] = loaded_in(batch, layout, windows(layout.height, smallest, largest), size, codec)
     return row
 
 
-def loaded_in(batch: list[Array], layout: LabelLayout, views: Views, size: int, codec: LabelCodec) -> float:
-    threads = ThreadedLabels(layout, size, 1, codec)
+def loaded_in(batch: list[Array], layout: TargetLayout, views: Views, size: int, codec: TargetCodec) -> float:
+    threads = ThreadedTargets(layout, size, 1, codec)
     taken = milliseconds(lambda blocks: threads.submit(blocks, views).result(), [batch]) / len(batch)
     threads.close()
     return taken

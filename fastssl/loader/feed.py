@@ -1,0 +1,66 @@
+"""The inputs of a domain's graph: encoded images, numbers of the views, target blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fastssl.loader.damage import Damage
+from fastssl.loader.graph import Input, Pixels
+from fastssl.loader.plan import Step
+from fastssl.loader.targets import ThreadedTargets
+from fastssl.loader.underway import Fed
+from fastssl.shards import JPEG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Feed:
+    """A function that gives the graph the bytes of the plan's next step, and a record of what it gave.
+
+    DALI asks ahead of need, so reading, inflating and decoding of a step go on while the one before is trained on.
+    """
+
+    steps: Iterator[Step]
+    damage: Damage
+    """The reader of the samples."""
+    pixels: Pixels
+    threads: ThreadedTargets | None = None
+    """Threads that make the targets, where the CPU does."""
+    sends_blocks: bool = False
+    """The graph gets the target blocks too, where a GPU makes the targets."""
+    pending: deque[Fed] = field(default_factory=deque, init=False)
+    """Batches that are still in the graph, the oldest first."""
+
+    def __call__(self) -> tuple[Input, ...]:
+        samples, views = next(self.steps)
+        found = self.damage.read(samples.tolist())
+        members = [sample.stored.members for sample in found]
+        inputs: list[Input] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
+        targets = None
+        if self.threads is not None or self.sends_blocks:
+            blocks = [member[self.damage.target_member] for member in members]
+            if self.sends_blocks:
+                inputs.append(blocks)
+            if self.threads is not None:
+                targets = self.threads.submit(blocks, views)
+        fed = Fed(
+            samples=tuple(sample.number for sample in found),
+            keys=tuple(sample.stored.key for sample in found),
+            classes=tuple(sample.stored.class_index for sample in found),
+            views=views,
+            targets=targets,
+        )
+        self.pending.append(fed)
+        return tuple(inputs)
+
+    def again(self) -> Feed | None:
+        """A feed of the oldest batch alone, which failed, without its damaged samples; None if none is at fault."""
+        if not self.pending:
+            return None
+        failed = self.pending.popleft()
+        if not self.damage.examine(failed.samples):
+            return None
+        return replace(self, steps=iter([(np.array(failed.samples), failed.views)]))

@@ -1,0 +1,55 @@
+"""A batch on its way to a step: what is known of it behind each stage.
+
+Each stage leaves nothing of a batch in its locals once it has handed it on, so that a batch's memory goes when the
+consumer drops it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastssl.errors import ShardError
+from fastssl.loader.plan import Views
+from fastssl.loader.targets import PendingTargets, TargetFields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fed:
+    """A batch whose bytes went into the graph."""
+
+    samples: tuple[int, ...]
+    """Numbers of the samples, replacements included."""
+    keys: tuple[str, ...]
+    classes: tuple[int, ...]
+    """-1 = none, or not asked for."""
+    views: Views
+    targets: PendingTargets | None
+    """Targets that threads are making; None where a GPU makes them, or none are wanted."""
+
+    def error(self) -> ShardError | None:
+        """The error of a target block, if threads make the targets; waits for these."""
+        return None if self.targets is None else self.targets.error()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoded:
+    """A batch that came out of the graph."""
+
+    fed: Fed
+    image: Tensor
+    """(N, S, S, 3), as the network takes it, or uint8 where `Pixels.decoded` leaves the rest to compiled code."""
+    blocks: Tensor | None = None
+    """(N, bytes) uint8 inflated blocks, where a GPU makes the targets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Made:
+    """A batch with its targets."""
+
+    fed: Fed
+    image: Tensor
+    """(N, S, S, 3), as the network takes it."""
+    targets: TargetFields
+    """The targets of all planes; empty where none is wanted."""
