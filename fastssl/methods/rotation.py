@@ -112,6 +112,10 @@ class Rotation:
 
     name: ClassVar[str] = "rotation"
     unit: ClassVar[str] = "images"
+    caption: ClassVar[str] = (
+        "Photos of a training batch as they are and turned by 90, 180 and 270 degrees. A green frame marks a turn that "
+        "the network recognised."
+    )
     Config: ClassVar[type[settings.Config]] = RotationConfig
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
