@@ -65,16 +65,16 @@ _SHOWN = {
     "abs_rel": ("Absolute relative error", 3, 1),
     "rmse": ("Root mean square error", 3, 1),
     "log_rmse": ("Root mean square error of log depth", 3, 1),
-    "delta_1.25": ("Within a factor of 1.25 of the truth", 1, 100),
+    "delta_1.25": ("Within 1.25 times the truth", 1, 100),
     "mean": ("Mean angle to the truth", 1, 1),
     "median": ("Median angle to the truth", 1, 1),
     "within_11.25": ("Within 11.25 degrees", 1, 100),
     "within_22.5": ("Within 22.5 degrees", 1, 100),
     "within_30": ("Within 30 degrees", 1, 100),
-    "f": ("F-measure at the best threshold", 3, 1),
-    "threshold": ("That threshold", 2, 1),
-    "precision": ("Precision there", 3, 1),
-    "recall": ("Recall there", 3, 1),
+    "f": ("F-measure at its best threshold", 3, 1),
+    "threshold": ("Best threshold", 2, 1),
+    "precision": ("Precision at that threshold", 3, 1),
+    "recall": ("Recall at that threshold", 3, 1),
     "accuracy": ("Accuracy of a linear domain classifier", 3, 1),
     "precision_at_1": ("Precision at 1", 3, 1),
     "precision_at_5": ("Precision at 5", 3, 1),
@@ -216,7 +216,7 @@ def test_the_best_of_a_line_is_marked_in_words_and_only_where_one_is_best(run: P
     assert best["Within 22.5 degrees"] == ["Trained"]  # higher
     assert best["Accuracy of a linear domain classifier"] == ["Trained"]  # nearer to 0.5, though not lower
     assert best["Precision at 1"] == ["Not adapted"]
-    assert best["Recall there"] == best["Precision there"] == best["That threshold"] == []
+    assert best["Recall at that threshold"] == best["Precision at that threshold"] == best["Best threshold"] == []
 
 
 def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
@@ -225,9 +225,9 @@ def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
         "Depth error, RMS",
         "Normal error, mean",
         "Contour F-measure",
+        "Domain accuracy",
         "Neighbours, precision at 1",
         "Neighbours, precision at 5",
-        "Domain accuracy",
     ]
     verdicts = {name: card.all("p", "verdict")[0].text for name, card in cards.items()}
     assert verdicts["Depth error, RMS"].endswith(" better than untrained and constant")
@@ -245,7 +245,7 @@ def test_what_is_not_finite_is_said_and_never_best(tmp_path: Path) -> None:
     page = Page(write_report(_write_run(tmp_path, summary={"tasks": tasks})))
     row = page.rows()["Root mean square error"]
     assert [cell.text for cell in row.values()] == ["1.250✓ best", "not finite", "not finite"]
-    for name in ("Absolute relative error", "Recall there"):
+    for name in ("Absolute relative error", "Recall at that threshold"):
         assert not any("best" in cell.text for cell in page.rows()[name].values())
     assert page.root.all("p", "verdict")[0].text.endswith(" better than untrained and constant")
 
@@ -423,12 +423,15 @@ def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
     page = Page(write_report(run))
     parts = [*page.root.all("header"), *page.root.all("section")]
     words = " ".join(part.text for part in parts if part.attributes.get("id") != "settings").lower()
-    for foreign in ("constant", "adapt", "weighted", "adversar", "render", "depth", "pair", "domain", "ground truth"):
+    for foreign in ("constant", "adapt", "weighted", "adversar", "depth", "pair", "ground truth"):
         assert foreign not in words
     for own in ("rotation loss", "chance", "untrained", "precision at 1", "88.0 images/s", "turned by 90"):
         assert own in words
     sections = [section.attributes["id"] for section in page.root.all("section")]
-    assert sections == ["results", "curves", "neighbours", "progress", "speed", "settings"]
+    assert sections == ["results", "curves", "domain", "neighbours", "progress", "speed", "settings"]
+    (command,) = page.section("domain").all("code", "command")  # with what the run cannot give
+    assert "--fit-synthetic TRAINING_RENDERS" in command.text
+    assert "--fit-real" not in command.text
 
 
 def test_a_page_speaks_of_all_that_the_run_has(run: Path) -> None:
@@ -436,7 +439,7 @@ def test_a_page_speaks_of_all_that_the_run_has(run: Path) -> None:
     for own in (
         "Losses are weighted as in the objective",
         "Constant is the best prediction that does not look at the image",
-        "Not adapted is the network of a run without adaptation",
+        "Not adapted is another run, measured beside this one",
         "a pair being one rendered image and one photo",
     ):
         assert own in words
@@ -611,13 +614,13 @@ def _cells(table: str) -> dict[str, list[str]]:
 
 def test_the_table_for_a_terminal_holds_the_key_results(run: Path) -> None:
     assert _cells(summary_table(run)) == {
-        "": ["trained", "not adapted", "untrained", "constant"],
-        "Depth error, RMS (m, lower is better)": ["0.642", "-", "1.912", "1.087"],
-        "Normal error, mean (degrees, lower is better)": ["54.3", "-", "63.2", "52.8"],
-        "Contour F-measure (higher is better)": ["0.671", "-", "0.241", "0.170"],
-        "Neighbours, precision at 1 (higher is better)": ["0.583", "0.602", "0.392", "-"],
-        "Neighbours, precision at 5 (higher is better)": ["0.452", "0.418", "0.292", "-"],
-        "Domain accuracy (nearest to 0.5 is best)": ["0.471", "-", "0.408", "-"],
+        "": ["trained", "untrained", "constant", "not adapted"],
+        "Depth error, RMS (m, lower is better)": ["0.642", "1.912", "1.087", "-"],
+        "Normal error, mean (degrees, lower is better)": ["54.3", "63.2", "52.8", "-"],
+        "Contour F-measure (higher is better)": ["0.671", "0.241", "0.170", "-"],
+        "Domain accuracy (nearest to 0.5 is best)": ["0.471", "0.408", "-", "-"],
+        "Neighbours, precision at 1 (higher is better)": ["0.583", "0.392", "-", "0.602"],
+        "Neighbours, precision at 5 (higher is better)": ["0.452", "0.292", "-", "0.418"],
         "32.8 pairs/s, waiting for data 1.9 % of the time, limited by compute": [],
     }
 
@@ -627,7 +630,7 @@ def test_the_table_is_aligned_and_fits_100_columns(tmp_path: Path) -> None:
     summary = {"tasks": {"normal": {"mean": values}, "edge": {"f": {"trained": 0.5}}}}
     head, *lines = summary_table(_write_run(tmp_path, summary=summary)).splitlines()
     assert _cells("\n".join(lines)) == {
-        "Normal error, mean (degrees, lower is better)": ["not finite", "not finite", "not finite", "123456.8"],
+        "Normal error, mean (degrees, lower is better)": ["not finite", "not finite", "123456.8", "not finite"],
         "Contour F-measure (higher is better)": ["0.500", "-", "-", "-"],
     }
     ends = [[place.end() for place in re.finditer(r"\S(?=  |$)", line)] for line in (head, *lines)]

@@ -6,8 +6,9 @@ import json
 import logging
 import re
 import shlex
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
@@ -15,24 +16,25 @@ from pydantic import BaseModel
 from fastssl import __version__, charts
 from fastssl.addresses import masked
 from fastssl.config import Config
+from fastssl.evaluate import EVALUATIONS, Evaluation
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
 from fastssl.report.curves import is_weighted, speed_charts, training_charts
-from fastssl.report.results import Table, cards, table, without_value
+from fastssl.report.results import Table, cards, measured_rows, table, without_value
 from fastssl.report.run import Picture, Run, read_run
-from fastssl.report.sections import COLUMNS, EVALUATIONS, Evaluation
 
 log = logging.getLogger(__name__)
 
 _KINDS = {"synthetic": "rendered images", "real": "photos"}
 _SHORT_KINDS = {"synthetic": "rendered", "real": "real"}
+_SHOWN_AS = {"synthetic": "renders", "real": "photos"}
 
 
 class Section(NamedTuple):
     """An evaluation and what is known of it; `command` is what measures it, where it was not measured."""
 
-    evaluation: Evaluation
-    remark: str
+    evaluation: type[Evaluation]
+    conditions: dict[str, str]
     picture: Picture | None
     table: Table | None
     without_value: list[str]
@@ -94,8 +96,8 @@ def _page(run: Run) -> str:
 def _content(run: Run) -> dict[str, Any]:
     """All that the template names."""
     config = run.config
-    sections = [_section(run, evaluation) for evaluation in EVALUATIONS if _is_possible(run, evaluation)]
-    columns = [column for section in sections if section.table for column in section.table.columns]
+    sections = _sections(run)
+    columns = dict.fromkeys(column for section in sections if section.table for column in section.table.columns)
     return {
         "name": run.folder.resolve().name,
         "version": __version__,
@@ -106,7 +108,7 @@ def _content(run: Run) -> dict[str, Any]:
         "resume": f"fastssl train --out {_path(run)} --resume",
         "facts": _facts(run),
         "cards": cards(run),
-        "legend": [column for column in COLUMNS if column in columns and column.meaning],
+        "legend": [column for column in columns if column.meaning],
         "curves": training_charts(run),
         "is_weighted": is_weighted(config),
         "sections": sections,
@@ -141,24 +143,37 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def _is_possible(run: Run, evaluation: Evaluation) -> bool:
-    """Whether the evaluation was made, or can be made of this run."""
-    predicts = hasattr(run.method, "predict") or not evaluation.of_planes
-    can_be_fitted = all(run.config.data.datasets(domain) for domain in evaluation.fitted_on)
-    return bool(run.section(evaluation.name)) or (predicts and can_be_fitted)
+def _sections(run: Run) -> list[Section]:
+    """The evaluations that were made, or can be made of this run."""
+    return [
+        _section(run, evaluation)
+        for evaluation in EVALUATIONS.values()
+        if run.section(evaluation.name) or not evaluation.lack(run.config)
+    ]
 
 
-def _section(run: Run, evaluation: Evaluation) -> Section:
-    measured = run.section(evaluation.name)
-    layer = run.section(evaluation.name, "conditions").get("layer", "the compared layer")
+def _section(run: Run, evaluation: type[Evaluation]) -> Section:
+    conditions = run.section(evaluation.name, "conditions")
     return Section(
         evaluation,
-        remark=evaluation.remark.format(layer=layer) if measured else "",
+        conditions={name.replace("_", " "): masked(_value(value)) for name, value in conditions.items()},
         picture=None if evaluation.sheet is None else run.picture(evaluation.sheet.file),
-        table=table(run, evaluation),
+        table=table(measured_rows(run, evaluation)),
         without_value=without_value(run, evaluation),
-        command="" if measured else f"fastssl eval {evaluation.name} {_path(run)} {evaluation.arguments}",
+        command="" if run.section(evaluation.name) else _command(run, evaluation),
     )
+
+
+def _command(run: Run, evaluation: type[Evaluation]) -> str:
+    """What measures the run, with a word in the place of every dataset that has to be given."""
+    words = [f"fastssl eval {evaluation.name} {_path(run)}"]
+    for option in fields(cast(Any, evaluation)):
+        domain = option.name.removeprefix("fit_")
+        fits = domain != option.name
+        if option.default is MISSING or (fits and not run.config.data.datasets(domain)):
+            held = "TRAINING" if fits else "HELD_OUT"
+            words.append(f"--{option.name.replace('_', '-')} {held}_{_SHOWN_AS.get(domain, domain).upper()}")
+    return " ".join(words)
 
 
 def _progress(run: Run) -> list[tuple[str, Picture]]:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import NamedTuple
 
+from fastssl.evaluate import EVALUATIONS, Evaluation, Metric, Row
 from fastssl.report.run import Run
-from fastssl.report.sections import COLUMNS, Column, Evaluation, Metric, key_metrics
 
-Numbers = Mapping[str, float]
-"""Of one metric, by column."""
+_MEANINGS = {
+    "trained": "",
+    "untrained": "the same network before training",
+    "constant": "the best prediction that does not look at the image",
+}
+_OF_ANOTHER_RUN = "another run, measured beside this one"
+
+
+class Column(NamedTuple):
+    """Something that was measured, and what it is; what `trained` is needs no words."""
+
+    name: str
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        """The name as a heading."""
+        return self.name.replace("_", " ").capitalize()
 
 
 class Cell(NamedTuple):
@@ -20,7 +37,7 @@ class Cell(NamedTuple):
     best: bool
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """A metric and its cells, one for each column of the table."""
 
     metric: Metric
@@ -31,7 +48,7 @@ class Table(NamedTuple):
     """Metrics line by line in groups with titles, networks as columns."""
 
     columns: Sequence[Column]
-    groups: Sequence[tuple[str, Sequence[Row]]]
+    groups: Sequence[tuple[str, Sequence[Line]]]
 
 
 class Bar(NamedTuple):
@@ -51,71 +68,76 @@ class Card(NamedTuple):
     unbeaten: Sequence[str]
 
 
-def known(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the columns that there are, in their order."""
-    return {column.name: float(row[column.name]) for column in COLUMNS if isinstance(row.get(column.name), int | float)}
+def measured_rows(run: Run, evaluation: type[Evaluation]) -> list[Row]:
+    """What the summary has of an evaluation, without what has no value."""
+    places = ((metric, run.section(evaluation.name, *metric.path)) for metric in evaluation.metrics)
+    rows = (Row(metric, _numbers(values)) for metric, values in places)
+    return [row for row in rows if row.values]
 
 
-def occurring(rows: Iterable[Numbers]) -> list[Column]:
-    """The columns that have a number in any of the rows."""
-    names = set[str]().union(*rows)
-    return [column for column in COLUMNS if column.name in names]
+def without_value(run: Run, evaluation: type[Evaluation]) -> list[str]:
+    """What was measured and has no value for any network, as a depth where none is known."""
+    return [
+        f"{metric.group}: {metric.name}" if metric.group else metric.name
+        for metric in evaluation.metrics
+        if (values := run.section(evaluation.name, *metric.path)) and not _numbers(values)
+    ]
+
+
+def key_rows(run: Run) -> list[Row]:
+    """The key results of all evaluations."""
+    return [row for evaluation in EVALUATIONS.values() for row in measured_rows(run, evaluation) if row.metric.key]
 
 
 def cards(run: Run) -> list[Card]:
     """The key results that have a number for the trained network."""
-    rows = ((metric, known(run.section(*group.section, metric.name))) for group, metric in key_metrics())
-    return [_card(metric, row) for metric, row in rows if "trained" in row]
+    return [_card(row.metric, _numbers(row.values)) for row in key_rows(run) if "trained" in row.values]
 
 
-def _card(metric: Metric, row: Numbers) -> Card:
-    numbers = [(column, row[column.name]) for column in occurring([row])]
-    lengths = [abs(value) if math.isfinite(value) else 0.0 for _, value in numbers]
-    longest = 1 if metric.better == "near 0.5" else max(lengths) or 1
+def table(rows: Sequence[Row]) -> Table | None:
+    """The rows in their groups; None where there are none."""
+    columns = columns_of(rows)
+    groups = groupby((_line(row.metric, _numbers(row.values), columns) for row in rows), lambda line: line.metric.group)
+    return Table(columns, [(title, list(lines)) for title, lines in groups]) if rows else None
+
+
+def columns_of(rows: Iterable[Row]) -> list[Column]:
+    """What has a number in any of the rows."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return [Column(name, _MEANINGS.get(name, _OF_ANOTHER_RUN)) for name in names]
+
+
+def _numbers(values: Mapping[str, object]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _card(metric: Metric, values: Mapping[str, float]) -> Card:
+    lengths = {name: abs(value) if math.isfinite(value) else 0.0 for name, value in values.items()}
+    longest = 1 if metric.better == "near 0.5" else max(lengths.values()) or 1
+    columns = columns_of([Row(metric, values)])
     bars = [
-        Bar(column, round(100 * length / longest, 1), metric.text(value))
-        for (column, value), length in zip(numbers, lengths, strict=True)
+        Bar(column, round(100 * lengths[column.name] / longest, 1), metric.shown(values[column.name]))
+        for column in columns
     ]
-    cost = metric.cost(row["trained"])
-    others = {column.title.lower(): metric.cost(value) for column, value in numbers if column.name != "trained"}
-    beaten = [name for name, other in others.items() if cost < other]
-    return Card(metric, bars, beaten, unbeaten=[name for name in others if name not in beaten])
+    costs = {column.title.lower(): metric.cost(values[column.name]) for column in columns}
+    trained = costs.pop("trained")
+    beaten = [name for name, cost in costs.items() if trained < cost]
+    return Card(metric, bars, beaten, unbeaten=[name for name in costs if name not in beaten])
 
 
-def table(run: Run, evaluation: Evaluation) -> Table | None:
-    """What was measured, and has a value; None where nothing has."""
-    rows = {
-        group: {metric: row for metric in group.metrics if (row := known(run.section(*group.section, metric.name)))}
-        for group in evaluation.groups
-    }
-    columns = occurring(row for group in rows.values() for row in group.values())
-    if not columns:
-        return None
-    return Table(columns, [(group.title, [_row(*line, columns) for line in rows[group].items()]) for group in rows])
+def _line(metric: Metric, values: Mapping[str, float], columns: Sequence[Column]) -> Line:
+    best = _best(metric, values)
+    cells = [
+        Cell(metric.shown(values[column.name]) if column.name in values else "", column.name in best)
+        for column in columns
+    ]
+    return Line(metric, cells)
 
 
-def _row(metric: Metric, row: Numbers, columns: Sequence[Column]) -> Row:
-    best = _best(metric, row)
-    return Row(
-        metric,
-        [Cell(metric.text(row[column.name]) if column.name in row else "", column.name in best) for column in columns],
-    )
-
-
-def _best(metric: Metric, row: Numbers) -> set[str]:
+def _best(metric: Metric, values: Mapping[str, float]) -> set[str]:
     """The columns with the best value; none where all are as good, or where no value is better than another."""
-    costs = {column: metric.cost(value) for column, value in row.items()}
+    costs = {column: metric.cost(value) for column, value in values.items()}
     finite = {cost for cost in costs.values() if math.isfinite(cost)}
     if not metric.better or len(set(costs.values())) < 2 or not finite:
         return set()
     return {column for column, cost in costs.items() if cost == min(finite)}
-
-
-def without_value(run: Run, evaluation: Evaluation) -> list[str]:
-    """What was measured and has no value for any network, as a depth where none is known."""
-    return [
-        f"{group.title}: {metric.title}" if group.title else metric.title
-        for group in evaluation.groups
-        for metric in group.metrics
-        if (row := run.section(*group.section, metric.name)) and not known(row)
-    ]

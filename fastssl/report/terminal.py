@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from fastssl.evaluate import table
 from fastssl.faults import machine_faults_named
-from fastssl.report.results import known, occurring
+from fastssl.report.results import key_rows
 from fastssl.report.run import read_run
-from fastssl.report.sections import key_metrics
 
 
 def summary_table(run: Path) -> str:
@@ -30,26 +29,11 @@ def summary_table(run: Path) -> str:
     """
     with machine_faults_named():
         read = read_run(run)
-    rows = {metric: row for group, metric in key_metrics() if (row := known(read.section(*group.section, metric.name)))}
-    columns = occurring(rows.values())
-    table = [["", *(column.title.lower() for column in columns)]]
-    for metric, row in rows.items():
-        numbers = [metric.text(row[column.name]) if column.name in row else "-" for column in columns]
-        table.append([f"{metric.key_title} ({metric.hint})", *numbers])
-    lines = _aligned(table) if rows else []
+    text = table(key_rows(read), keys=True)
     speed = read.throughput
     if speed is not None:
-        lines.append(
+        text += (
             f"{speed.rate:.1f} {speed.unit}/s, waiting for data {speed.data_wait:.1f} % of the time, "
-            f"limited by {speed.limited_by}"
+            f"limited by {speed.limited_by}\n"
         )
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text: the first column to the left, the others to the right, two spaces between them."""
-    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        f"{line[0]:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], others, strict=True))
-        for line in table
-    ]
+    return text
