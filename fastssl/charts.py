@@ -1,36 +1,83 @@
-"""Charts: a series over training steps as a figure for an HTML page, and a histogram as a picture.
+"""Charts, drawn by Matplotlib: a series over training steps as SVG for a page, and histograms as a picture.
 
-How they are drawn (scales, ticks, what is done with many points and with values that are not finite) is decided
-here. Colours and line widths of a figure are those that `report.html` gives to the classes of the elements.
+Whatever settings of Matplotlib a user has, they neither change what is drawn here nor are changed by it.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 Point = tuple[float, float]
 """Step and value."""
 
-# The drawing, in the units of its view box; the plot area is what the axes enclose.
-_WIDTH, _HEIGHT = 360, 196
+WIDTH, HEIGHT = 360, 196
+"""Size of a line chart in the units of its drawing."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 348, 8, 158
+"""What the axes enclose."""
 _MOST_POINTS = 200
+_LOG_FROM_RATIO = 50
+_STEPS = (1, 2, 5, 10)
+"""Between ticks, times a power of ten."""
 
-PANEL = (370, 250)
-"""Width and height of a histogram, in pixels; the lines below lie inside of it."""
-_PANEL_LEFT, _PANEL_RIGHT, _PANEL_TOP, _FLOOR = 46, 356, 58, 208
-_INK, _GRAY, _RULE, _BAR = (40, 40, 40), (110, 110, 110), (228, 228, 228), (52, 110, 170)
+# Colours that are drawn, and the variables of the page's style that stand in their place.
+_LINE, _MUTED, _GRID, _AXIS = "#000001", "#000002", "#000003", "#000004"
+_VARIABLES = {_LINE: "var(--line)", _MUTED: "var(--muted)", _GRID: "var(--grid)", _AXIS: "var(--other)"}
+_FONT = "DejaVu Sans"
+_ON_A_PAGE = {
+    "svg.fonttype": "none",  # words stay words
+    "font.sans-serif": [_FONT],
+    "font.size": 11,
+    "path.simplify": False,
+    "axes.autolimit_mode": "round_numbers",
+    "axes.edgecolor": _AXIS,
+    "axes.labelcolor": _MUTED,
+    "xtick.color": _AXIS,
+    "xtick.labelcolor": _MUTED,
+    "ytick.color": _AXIS,
+    "ytick.labelcolor": _MUTED,
+    "ytick.major.size": 0,
+}
+
+_BAR, _RULE, _GRAY = "#346eaa", "#e4e4e4", "#6e6e6e"
+_IN_A_PICTURE = {
+    "font.size": 9,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": _GRAY,
+    "axes.axisbelow": True,
+    "axes.autolimit_mode": "round_numbers",
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+}
+_COLUMNS, _PANEL_INCHES, _DPI = 3, (3.9, 2.7), 100
 _FEW = 5000
 """Fewer things than this are shown by their number."""
-_LOG_FROM_RATIO = 50
+_MANY_BARS = 64
+"""Up to this many have gaps between them."""
+_BAR_WIDTH = 0.92
+_LEAST_OF_HIGHEST = 1 / 100
+"""Height of the bar of a rare value."""
 
 
 class Reference(NamedTuple):
@@ -40,242 +87,139 @@ class Reference(NamedTuple):
     meaning: str
 
 
-def histogram(
-    counts: NDArray[np.integer], edges: NDArray[np.floating], *, title: str, unit: str, of: str, note: str = ""
-) -> Image.Image:
-    """A picture of counted values, as bars between the edges of their bins.
+class Reading(NamedTuple):
+    """A place across the drawing, and the step and value there in words."""
 
-    Bins of equal ratio get a logarithmic axis. Of many things the bars show the fraction of all, of few their number.
+    across: float
+    words: str
 
-    Args:
-        counts: (N,) of each bin.
-        edges: (N + 1,) ascending.
-        title: stands above.
-        unit: of the values, as shown below the axis.
-        of: what was counted, such as "pixels".
-        note: a line below the title.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChart:
+    """A series as a drawing and in words."""
+
+    drawing: str
+    """Content of an `svg` element of `WIDTH` and `HEIGHT`; empty where no value is finite.
+
+    Its colours are the CSS variables `--line` of the curve, `--muted`, `--grid` and `--other`.
     """
-    picture = Image.new("RGB", PANEL, "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((0, 0), title, fill=_INK, font=_font(14))
-    draw.text((0, 19), note, fill=_GRAY, font=_font(11))
-    total = int(counts.sum())
-    if not total:
-        draw.text((0, 40), "no values", fill=_INK, font=_font(12))
-        return picture
-    in_percent = total >= _FEW
-    heights = counts / total * 100 if in_percent else counts.astype(np.float64)
-    x, y = _bin_scale(edges), _height_scale(heights, whole=not in_percent)
-    _draw_axes(draw, x, y, unit=unit, of=f"% of {of}" if in_percent else of)
-    for low, high, height in zip(edges, edges[1:], heights, strict=False):
-        if height:
-            left, right = round(x.at(low)), round(x.at(high))
-            # A value that occurs is seen, however rare.
-            draw.rectangle(
-                [left, min(round(y.at(height)), _FLOOR - 1), max(right - 1 - (right - left > 4), left), _FLOOR],
-                fill=_BAR,
-            )
-    draw.line([(_PANEL_LEFT, _FLOOR), (_PANEL_RIGHT, _FLOOR)], fill=_INK)
-    return picture
+    last: str
+    """The last value."""
+    notes: str
+    """What has to be known to read the axes."""
+    words: str
+    """Number of values, range and end of the series."""
+    readings: Sequence[Reading]
+    """Of every point that is drawn."""
 
 
 def line_chart(
-    points: Sequence[Point],
-    *,
-    key: str,
-    name: str,
-    unit: str,
-    colour: str = "plain",
-    from_zero: bool = False,
-    reference: Reference | None = None,
-) -> str:
-    """A figure with a heading, the last value, and the series as SVG, which names step and value under the pointer.
+    points: Sequence[Point], *, key: str, unit: str = "", from_zero: bool = False, reference: Reference | None = None
+) -> LineChart:
+    """A series over training steps.
 
     The axis of values is logarithmic where positive values span orders of magnitude. A value that is not finite leaves
     a gap. A long series is drawn by the means of neighbouring points, so that its page stays small.
 
     Args:
         points: step (0 or more, ascending) and value of every point.
-        key: identifies the chart in its page; letters, digits and hyphens.
-        name: the heading.
+        key: identifies the chart in its page.
         unit: of the values, as shown.
-        colour: class of the figure, by which the page's style chooses the curve's colour.
         from_zero: whether the axis of values has to reach zero; it is then never logarithmic.
         reference: shown beside the series, and always inside the axes.
-
-    Returns:
-        A `figure` element, well-formed as XML; without a drawing where no value is finite.
     """
-    name = html.escape(name)
     finite = [value for _, value in points if math.isfinite(value)]
     if not finite:
-        return f'<figure class="chart"><figcaption><h3>{name}</h3>no finite value</figcaption></figure>'
-    last_step, last = points[-1]
-    y = _y_scale([*finite, *([] if reference is None else [reference.value])], from_zero=from_zero)
-    x = _x_scale(last_step)
+        return LineChart(drawing="", last="", notes="", words="no finite value", readings=())
     drawn = _thinned(points)
-    notes = [unit]
-    if y.log:
-        notes.append("logarithmic axis")
+    with style.context(["default", _ON_A_PAGE, {"svg.hashsalt": key}]):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
+        axes = figure.add_axes(
+            (_LEFT / WIDTH, 1 - _BOTTOM / HEIGHT, (_RIGHT - _LEFT) / WIDTH, (_BOTTOM - _TOP) / HEIGHT)
+        )
+        _draw_curve(axes, drawn, reference)
+        compared = finite if reference is None else [*finite, reference.value]
+        _scale_axes(axes, points[-1][0], compared, from_zero=from_zero)
+        drawing = _svg_content(figure)
+        places = axes.transData.transform([(step, compared[0]) for step, _ in drawn])[:, 0]
+    notes = [unit, "logarithmic axis" if axes.get_yscale() == "log" else ""]
+    notes.append("" if reference is None else f"dashed: {reference.meaning}")
+    return LineChart(
+        drawing=drawing,
+        last=_short(points[-1][1]),
+        notes=", ".join(filter(None, notes)),
+        words=_in_words(points, finite),
+        readings=[
+            Reading(round(float(place), 1), f"step {step:g}: {_short(value)}")
+            for place, (step, value) in zip(places, drawn, strict=True)
+        ],
+    )
+
+
+def _draw_curve(axes: Axes, points: Sequence[Point], reference: Reference | None) -> None:
+    """The points joined by lines, a dot at the end of each piece; a piece of one point would not be seen."""
+    steps, values = np.array(points).T
+    finite = np.isfinite(values)
+    ends = np.flatnonzero(finite & ~np.append(finite[1:], False))
+    axes.plot(
+        steps,
+        np.where(finite, values, np.nan),
+        color=_LINE,
+        linewidth=1.8,
+        solid_joinstyle="round",
+        solid_capstyle="round",
+        marker="o",
+        markevery=ends.tolist(),
+        gid="curve",
+        clip_on=False,
+    )
     if reference is not None:
-        notes.append(f"dashed: {reference.meaning}")
-    bad = len(points) - len(finite)
-    words = (
-        f"{len(points)} values from step {points[0][0]:g} to {last_step:g}; "
-        f"lowest {_short(min(finite))}, highest {_short(max(finite))}, last {_short(last)}"
-        f"{f', {bad} not finite' if bad else ''}."
-    )
-    return (
-        f'<figure class="chart {colour}"><figcaption><h3>{name}</h3><b>{_short(last)}</b>'
-        f"<small>{html.escape(', '.join(notes))}</small></figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{key}-title {key}-words">'
-        f'<title id="{key}-title">{name}</title><desc id="{key}-words">{words}</desc>'
-        f"{_axes(x, y)}{_reference_line(reference, y)}{_polylines(drawn, x, y)}{_readings(drawn, x)}</svg></figure>"
-    )
+        axes.axhline(reference.value, color=_MUTED, linewidth=1, linestyle=(0, (4, 4)), gid="reference", clip_on=False)
 
 
-class _Scale(NamedTuple):
-    """Maps low to start and high to end, in the units of the view box."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: list[float]
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-
-def _x_scale(last_step: float) -> _Scale:
-    high = max(last_step, 1)
-    return _Scale(
-        0, high, _LEFT, _RIGHT, [tick for tick in _round_numbers(0, high) if tick <= high and tick.is_integer()]
-    )
-
-
-def _y_scale(values: Sequence[float], *, from_zero: bool) -> _Scale:
-    """From a round number below all values to one above; logarithmic where they span orders of magnitude."""
+def _scale_axes(axes: Axes, last_step: float, values: Sequence[float], *, from_zero: bool) -> None:
+    """Steps from zero; values from a round number below all of them to one above."""
     low, high = min(values), max(values)
     if low > 0 and high / low >= _LOG_FROM_RATIO and not from_zero:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        powers = [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 5))]
-        return _Scale(10.0**first, 10.0**last, _BOTTOM, _TOP, powers, log=True)
-    if from_zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    if math.isclose(low, high):
-        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
-    numbers = _round_numbers(low, high)
-    return _Scale(numbers[0], numbers[-1], _BOTTOM, _TOP, numbers)
+        axes.set_yscale("log")
+        _mark(axes.yaxis, LogLocator(numticks=6))
+        axes.set_ylim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
+    else:
+        if from_zero:
+            low, high = min(low, 0.0), max(high, 0.0) or 1.0
+        if math.isclose(low, high):
+            low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
+        locator = MaxNLocator(5, steps=_STEPS)
+        _mark(axes.yaxis, locator)
+        axes.set_ylim(*locator.view_limits(low, high))
+    _mark(axes.xaxis, MaxNLocator(5, steps=_STEPS, integer=True))
+    axes.set_xlim(0, max(last_step, 1))
+    axes.set_xlabel("step")
+    axes.grid(axis="y", color=_GRID, clip_on=False)
+    axes.spines[["top", "left", "right"]].set_visible(False)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five of them, that enclose low and high."""
-    least = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, last + 1)]
+def _mark(axis: Axis, locator: Locator) -> None:
+    """Put ticks at the locator's places, with numbers as short as can be."""
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: _short(value))
 
 
-def _bin_scale(edges: NDArray[np.floating]) -> _Scale:
-    low, high = float(edges[0]), float(edges[-1])
-    log = low > 0 and len(edges) > 2 and math.isclose(edges[1] / low, high / edges[-2], rel_tol=1e-6)
-    log = log and not math.isclose(edges[1] - low, high - edges[-2], rel_tol=1e-6)
-    if not log:
-        ticks = [tick for tick in _round_numbers(low, high) if low <= tick <= high]
-        return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, ticks)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
-    if len(ticks) < 2:  # a range so narrow that its axis could as well be linear
-        ticks = [tick for tick in _round_numbers(low, high) if low <= tick <= high]
-    return _Scale(low, high, _PANEL_LEFT, _PANEL_RIGHT, ticks, log=True)
-
-
-def _height_scale(heights: NDArray[np.floating], *, whole: bool) -> _Scale:
-    numbers = _round_numbers(0, float(heights.max()))
-    ticks = [number for number in numbers if number.is_integer() or not whole]
-    return _Scale(0, numbers[-1], _FLOOR, _PANEL_TOP, ticks)
-
-
-def _draw_axes(draw: ImageDraw.ImageDraw, x: _Scale, y: _Scale, *, unit: str, of: str) -> None:
-    font = _font(11)
-    for tick, label in zip(y.ticks, _tick_labels(y.ticks), strict=True):
-        height = round(y.at(tick))
-        draw.line([(_PANEL_LEFT, height), (_PANEL_RIGHT, height)], fill=_RULE)
-        draw.text((_PANEL_LEFT - 6, height), label, fill=_INK, font=font, anchor="rm")
-    for tick, label in zip(x.ticks, _tick_labels(x.ticks), strict=True):
-        place = round(x.at(tick))
-        draw.line([(place, _FLOOR), (place, _FLOOR + 4)], fill=_INK)
-        draw.text((place, _FLOOR + 6), label, fill=_INK, font=font, anchor="mt")
-    draw.text(((_PANEL_LEFT + _PANEL_RIGHT) / 2, _FLOOR + 22), unit, fill=_GRAY, font=font, anchor="mt")
-    draw.text((_PANEL_LEFT, _PANEL_TOP - 6), of, fill=_GRAY, font=font, anchor="ls")
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
-
-
-def _axes(x: _Scale, y: _Scale) -> str:
-    parts = []
-    for tick, label in zip(y.ticks, _tick_labels(y.ticks), strict=True):
-        height = y.at(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{height:.1f}" x2="{_RIGHT}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{label}</text>')
-    for tick, label in zip(x.ticks, _tick_labels(x.ticks), strict=True):
-        place = x.at(tick)
-        parts.append(f'<line class="axis" x1="{place:.1f}" y1="{_BOTTOM}" x2="{place:.1f}" y2="{_BOTTOM + 4}"/>')
-        parts.append(f'<text x="{place:.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{label}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_BOTTOM}"/>')
-    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2:g}" y="{_BOTTOM + 33}" text-anchor="middle">step</text>')
-    return "".join(parts)
-
-
-def _tick_labels(ticks: Sequence[float]) -> list[str]:
-    """As short as can be, with the same number of decimals on all of them."""
-    labels = [_short(tick) for tick in ticks]
-    if not all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
-        return labels
-    decimals = max(len(label.partition(".")[2]) for label in labels)
-    return [f"{tick:.{decimals}f}" for tick in ticks]
-
-
-def _reference_line(reference: Reference | None, y: _Scale) -> str:
-    if reference is None:
-        return ""
-    height = y.at(reference.value)
-    return f'<line class="reference" x1="{_LEFT}" y1="{height:.1f}" x2="{_RIGHT}" y2="{height:.1f}"/>'
-
-
-def _polylines(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
-    """The points joined by lines, with a gap at every value that is not finite, and a dot at the end of each piece."""
-    pieces: list[list[Point]] = [[]]
-    for step, value in points:
-        if math.isfinite(value):
-            pieces[-1].append((x.at(step), y.at(value)))
-        elif pieces[-1]:
-            pieces.append([])
-    parts = []
-    for piece in filter(None, pieces):
-        places = " ".join(f"{across:.1f},{down:.1f}" for across, down in piece)
-        parts.append(f'<polyline class="curve" points="{places}"/>')
-        parts.append(f'<circle class="dot" cx="{piece[-1][0]:.1f}" cy="{piece[-1][1]:.1f}" r="3"/>')
-    return "".join(parts)
-
-
-def _readings(points: Sequence[Point], x: _Scale) -> str:
-    """Invisible bands, one per point, that name step and value under the pointer."""
-    width = (_RIGHT - _LEFT) / len(points)
-    height = _BOTTOM - _TOP
-    return "".join(
-        f'<rect class="reading" x="{x.at(step) - width / 2:.1f}" y="{_TOP}" width="{width:.1f}" height="{height}">'
-        f"<title>step {step:g}: {_short(value)}</title></rect>"
-        for step, value in points
+def _svg_content(figure: Figure) -> str:
+    """The drawing of a figure to be put into a page: in its font and colours, and without names that others have."""
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    text = StringIO()
+    figure.savefig(text, format="svg")
+    # What comes before tells the date and the program, and gives a style to all elements of a page.
+    _, _, content = text.getvalue().removesuffix("</svg>\n").partition("</defs>")
+    content = content.replace('<g id="', '<g class="')
+    content = re.sub(
+        rf"font-size: [^;]*; font-family: '{_FONT}', sans-serif; | transform=\"rotate\(-0 [^\"]*\"", "", content
     )
+    return re.sub("|".join(_VARIABLES), lambda colour: _VARIABLES[colour[0]], content)
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
@@ -283,6 +227,15 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
     size = math.ceil(len(points) / _MOST_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
+
+
+def _in_words(points: Sequence[Point], finite: Sequence[float]) -> str:
+    bad = len(points) - len(finite)
+    return (
+        f"{len(points)} values from step {points[0][0]:g} to {points[-1][0]:g}; "
+        f"lowest {_short(min(finite))}, highest {_short(max(finite))}, last {_short(points[-1][1])}"
+        f"{f', {bad} not finite' if bad else ''}."
+    )
 
 
 def _short(value: float) -> str:
@@ -296,3 +249,112 @@ def _short(value: float) -> str:
 
 def _exponent(text: str) -> str:
     return re.sub(r"e([+-])0*", lambda sign: "e-" if sign[1] == "-" else "e", text)
+
+
+# Pictures
+
+Panel = Callable[[Axes], None]
+"""What draws a panel of a picture."""
+
+
+def panels(draw: Sequence[Panel]) -> Image.Image:
+    """A picture of several panels in rows, three in each."""
+    rows = math.ceil(len(draw) / _COLUMNS)
+    width, height = _PANEL_INCHES
+    with style.context(["default", _IN_A_PICTURE]):
+        figure = Figure(figsize=(width * _COLUMNS, height * rows), dpi=_DPI, layout="constrained")
+        for axes, draw_one in zip_longest(figure.subplots(rows, _COLUMNS, squeeze=False).flat, draw):
+            if draw_one is None:
+                axes.remove()
+            else:
+                draw_one(axes)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def histogram(
+    axes: Axes,
+    *,
+    counts: NDArray[np.integer],
+    edges: NDArray[np.floating],
+    title: str,
+    unit: str,
+    of: str,
+    note: str = "",
+    logarithmic: bool = False,
+) -> None:
+    """Draw counted values as bars between the edges of their bins.
+
+    Of many things the bars show the fraction of all, of few their number.
+
+    Args:
+        axes: where.
+        counts: (N,) of each bin.
+        edges: (N + 1,) ascending.
+        title: stands above.
+        unit: of the values, as shown below the axis.
+        of: what was counted, such as "pixels".
+        note: a line below the title.
+        logarithmic: whether the axis of values is.
+    """
+    _head(axes, title, note)
+    total = int(counts.sum())
+    if not total:
+        axes.set_axis_off()
+        axes.text(0, 0.9, "no values", transform=axes.transAxes)
+        return
+    in_percent = total >= _FEW
+    heights = counts / total * 100 if in_percent else counts.astype(np.float64)
+    # A value that occurs is seen, however rare.
+    heights = np.where(counts > 0, np.maximum(heights, heights.max() * _LEAST_OF_HIGHEST), 0)
+    width = np.diff(edges) * (_BAR_WIDTH if len(counts) <= _MANY_BARS else 1)
+    axes.bar(edges[:-1], heights, width, align="edge", color=_BAR)
+    if logarithmic:
+        axes.set_xscale("log")
+    _mark(axes.xaxis, LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(6, steps=_STEPS))
+    axes.set_xlim(edges[0], edges[-1])
+    locator = MaxNLocator(5, steps=_STEPS, integer=not in_percent)
+    _mark(axes.yaxis, locator)
+    axes.set_ylim(*locator.view_limits(0, heights.max()))
+    axes.grid(axis="y", color=_RULE)
+    axes.set_xlabel(unit)
+    axes.set_ylabel(f"% of {of}" if in_percent else of)
+
+
+def disc(axes: Axes, *, counts: NDArray[np.integer], title: str, note: str) -> None:
+    """Draw directions towards the camera as the half ball that the camera would see; darker where there are more.
+
+    Args:
+        axes: where.
+        counts: (N, N) of each cell of the square around the disc, from left to right and from up to down.
+        title: stands above.
+        note: a line below the title.
+    """
+    _head(axes, title, note)
+    image = axes.imshow(np.log1p(counts), cmap="Blues", extent=(-1, 1, 1, -1))
+    for angle in (30, 60, 90):
+        ring = Circle((0, 0), math.sin(math.radians(angle)), fill=False, color=_GRAY, linewidth=0.8, clip_on=False)
+        axes.add_patch(ring)
+    image.set_clip_path(ring)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_ylim(1.2, -1.2)
+    axes.set_axis_off()
+    axes.text(0, -1.04, "up", ha="center", va="bottom")
+    axes.text(0, 1.04, "down", ha="center", va="top")
+    axes.text(-1.06, 0, "left", ha="right", va="center")
+    axes.text(1.06, 0, "right", ha="left", va="center")
+
+
+def _head(axes: Axes, title: str, note: str) -> None:
+    axes.set_title(title, pad=8 + 12 * len(note.splitlines()))
+    axes.annotate(
+        note,
+        xy=(0, 1),
+        xytext=(0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=_GRAY,
+        fontsize=8,
+        in_layout=False,  # or the column would become narrow
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastssl.errors import UsageError
 
-_TRAIN = ("torch", "nvidia", "tensorboard", "pynvml")
+_TRAIN = ("torch", "nvidia", "tensorboard", "pynvml", "jinja2")
 
 
 def extra_needed(error: ImportError) -> UsageError | None:

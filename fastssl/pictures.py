@@ -213,9 +213,9 @@ def normal_key(side: int) -> Image.Image:
 
 
 def grid(rows: Sequence[Sequence[Picture]], headings: Sequence[str], *, gap: int = 4) -> Image.Image:
-    """Pictures of one size in rows and columns, a heading above each column."""
+    """Pictures of one size in rows and columns, a heading above each column, in small letters above small pictures."""
     height, width = rows[0][0].shape[:2]
-    font = ImageFont.load_default(size=12)
+    font = _fitting_font(headings, width - gap)
     top = 20
     sheet = Image.new(
         "RGB", (len(headings) * (width + gap) + gap, top + len(rows) * (height + gap) + gap), (255, 255, 255)
@@ -227,6 +227,13 @@ def grid(rows: Sequence[Sequence[Picture]], headings: Sequence[str], *, gap: int
         for line, pictures in enumerate(rows):
             sheet.paste(Image.fromarray(pictures[column]), (left, top + line * (height + gap)))
     return sheet
+
+
+def _fitting_font(lines: Sequence[str], width: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """The largest font in which every line has room, and the smallest that can be read where none does."""
+    fonts = [ImageFont.load_default(size=size) for size in range(12, 6, -1)]
+    fits = (font for font in fonts if all(font.getlength(line) <= width for line in lines))
+    return next(fits, fonts[-1])
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:

@@ -9,6 +9,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count as counter
 from itertools import takewhile
 from os import PathLike
@@ -16,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fastssl.batch import Sample
-from fastssl.charts import PANEL, histogram
+from fastssl.charts import Panel, disc, histogram, panels
 from fastssl.errors import DataError, UsageError
 from fastssl.faults import machine_faults_named
 from fastssl.pictures import (
     FADED,
-    INK,
     Picture,
     above,
     beside,
@@ -407,18 +407,14 @@ class Values:
 
 def histogram_page(values: Values, heading: Sequence[str]) -> Image.Image:
     """How the samples' values are distributed."""
-    facts = values.facts
-    panels = []
+    draw = list[Panel]()
     if values.millimetres.any():
-        panels.append(_depth_panel(values.millimetres))
+        draw.append(_depth_panel(values.millimetres))
     if values.directions.any():
-        panels.append(_normal_panel(values.directions))
-    panels += [_panel(quantity, facts) for quantity in _QUANTITIES if quantity.values(facts)]
-    gray = _ends(values.gray, "")
-    panels.append(
-        histogram(values.gray, np.arange(257.0), title="Gray levels", unit="0 = black", of="pixels", note=gray)
-    )
-    body = _in_rows(panels, 3, gap=24)
+        draw.append(_normal_panel(values.directions))
+    draw += [_panel(quantity, values.facts) for quantity in _QUANTITIES if quantity.values(values.facts)]
+    draw.append(_gray_panel(values.gray))
+    body = panels(draw)
     return bordered(above([_heading(heading, body.width), body], gap=18), _MARGIN)
 
 
@@ -456,13 +452,38 @@ def _kilobytes(facts: Facts, *, of_image: bool) -> float | None:
     return sizes[0] / 1000 if sizes else None
 
 
-def _depth_panel(millimetres: NDArray[np.int64]) -> Image.Image:
+def _depth_panel(millimetres: NDArray[np.int64]) -> Panel:
     known = np.flatnonzero(millimetres)
     edges = np.geomspace(known[0] - 0.5, known[-1] + 0.5, 61)
     counts, _ = np.histogram(known, edges, weights=millimetres[known])
-    note = _ends(millimetres, " m", 1000)
-    return histogram(
-        counts.astype(np.int64), edges / 1000, title="Depth", unit="m, logarithmic axis", of="pixels", note=note
+    return partial(
+        histogram,
+        counts=counts.astype(np.int64),
+        edges=edges / 1000,
+        title="Depth",
+        unit="m, logarithmic axis",
+        of="pixels",
+        note=_ends(millimetres, " m", 1000),
+        logarithmic=True,
+    )
+
+
+def _normal_panel(directions: NDArray[np.int64]) -> Panel:
+    note = (
+        "which way surfaces face: centre to the camera, rings\n30 and 60 degrees off; darker: more pixels, logarithmic"
+    )
+    return partial(disc, counts=directions, title="Normals", note=note)
+
+
+def _gray_panel(gray: NDArray[np.int64]) -> Panel:
+    return partial(
+        histogram,
+        counts=gray,
+        edges=np.arange(257.0),
+        title="Gray levels",
+        unit="0 = black",
+        of="pixels",
+        note=_ends(gray, ""),
     )
 
 
@@ -473,7 +494,7 @@ def _ends(counts: NDArray[np.int64], unit: str, per_unit: int = 1) -> str:
     return f"median {median:g}{unit}; 98 % from {low:g} to {high:g}{unit}"
 
 
-def _panel(quantity: _Quantity, facts: Sequence[Facts]) -> Image.Image:
+def _panel(quantity: _Quantity, facts: Sequence[Facts]) -> Panel:
     values = quantity.values(facts)
     low, high = quantity.axis_range or (min(values), max(values))
     if all(isinstance(value, int) for value in values):
@@ -485,32 +506,6 @@ def _panel(quantity: _Quantity, facts: Sequence[Facts]) -> Image.Image:
     counts, edges = np.histogram(values, bins, (low, high))
     unit = quantity.unit
     note = f"median {np.median(values):.4g}{unit}; from {min(values):.4g} to {max(values):.4g}{unit}"
-    return histogram(counts, edges, title=quantity.title, unit=quantity.axis, of="samples", note=note)
-
-
-def _normal_panel(directions: NDArray[np.int64]) -> Image.Image:
-    """The half ball of directions towards the camera, seen from the camera; darker where more pixels point."""
-    panel = Image.new("RGB", PANEL, "white")
-    draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), "Normals", fill=INK, font=ImageFont.load_default(size=14))
-    note = "which way surfaces face: centre to the camera, rings 30 and 60 degrees off"
-    font = ImageFont.load_default(size=11)
-    draw.text((0, 19), note, fill=FADED, font=font)
-    draw.text((0, 34), "darker: more pixels, logarithmic", fill=FADED, font=font)
-    radius, (left, top) = 84, (101, 66)
-    density = np.log1p(directions) / np.log1p(directions.max())
-    colours = 255 - density[..., None] * (255 - np.array([10.0, 40.0, 110.0]))
-    disc = Image.fromarray(np.rint(colours).astype(np.uint8)).resize((2 * radius, 2 * radius), Image.Resampling.NEAREST)
-    panel.paste(disc, (left, top))
-    x, y = left + radius, top + radius
-    for angle in (30, 60, 90):
-        ring = radius * math.sin(math.radians(angle))
-        draw.ellipse([x - ring, y - ring, x + ring, y + ring], outline=FADED if angle == 90 else (190, 190, 190))
-    for label, place, anchor in (
-        ("up", (x, top - 3), "ms"),
-        ("down", (x, y + radius + 4), "mt"),
-        ("left", (left - 6, y), "rm"),
-        ("right", (x + radius + 6, y), "lm"),
-    ):
-        draw.text(place, label, fill=INK, font=font, anchor=anchor)
-    return panel
+    return partial(
+        histogram, counts=counts, edges=edges, title=quantity.title, unit=quantity.axis, of="samples", note=note
+    )

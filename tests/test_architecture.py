@@ -41,6 +41,7 @@ LIGHT = [
     "faults",
 ]
 LIGHT += ["compiled", "native", "show", "cli"]
+HEAVY = ("torch", "nvidia.dali", "mitsuba", "matplotlib", "jinja2")
 
 
 def modules() -> list[Path]:
@@ -92,11 +93,11 @@ def test_parts_that_need_neither_torch_nor_dali(name: str) -> None:
 
 def test_help_is_light() -> None:
     call = "import sys; sys.argv = ['fastssl', '--help']; from fastssl.cli import main"
-    assert loaded_by(call + "\ntry: main()\nexcept SystemExit: pass").isdisjoint({"torch", "nvidia.dali", "mitsuba"})
+    assert loaded_by(call + "\ntry: main()\nexcept SystemExit: pass").isdisjoint(HEAVY)
 
 
 def loaded_by(code: str) -> set[str]:
-    report = "\nimport sys; print('loaded:', *[n for n in ('torch', 'nvidia.dali', 'mitsuba') if n in sys.modules])"
+    report = f"\nimport sys; print('loaded:', *[n for n in {HEAVY} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split()[1:])
 

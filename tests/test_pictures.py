@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from fastssl.pictures import above, beside, bordered, depth_key, enlarged, hatched, normal_key, words
+from fastssl.pictures import above, beside, bordered, depth_key, enlarged, grid, hatched, normal_key, words
 
 
 def test_stripes_cover_the_unknown_pixels_alone() -> None:
@@ -117,3 +118,17 @@ def test_the_ball_shows_which_colour_means_which_way() -> None:
     assert top[1] > 245
     assert bottom[1] < 10
     assert (ball[0, 0] == 255).all()
+
+
+@pytest.mark.parametrize("side", [67, 131])
+def test_headings_of_a_grid_do_not_run_together(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = list[tuple[float, float]]()
+
+    def text(_: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, *, font: Any, **__: Any) -> None:
+        ends.append((xy[0], xy[0] + font.getlength(text)))
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    picture = np.zeros((side, side, 3), np.uint8)
+    grid([[picture] * 4], ["image", "contours: true", "predicted", "predicted"])
+    assert [start for start, _ in ends] == [4 + number * (side + 4) for number in range(4)]
+    assert all(end + 4 <= start for (_, end), (start, _) in pairwise(ends))

@@ -65,16 +65,16 @@ _SHOWN = {
     "abs_rel": ("Absolute relative error", 3, 1),
     "rmse": ("Root mean square error", 3, 1),
     "log_rmse": ("Root mean square error of log depth", 3, 1),
-    "delta_1.25": ("Within a factor of 1.25 of the truth", 1, 100),
+    "delta_1.25": ("Within 1.25 times the truth", 1, 100),
     "mean": ("Mean angle to the truth", 1, 1),
     "median": ("Median angle to the truth", 1, 1),
     "within_11.25": ("Within 11.25 degrees", 1, 100),
     "within_22.5": ("Within 22.5 degrees", 1, 100),
     "within_30": ("Within 30 degrees", 1, 100),
-    "f": ("F-measure at the best threshold", 3, 1),
-    "threshold": ("That threshold", 2, 1),
-    "precision": ("Precision there", 3, 1),
-    "recall": ("Recall there", 3, 1),
+    "f": ("F-measure at its best threshold", 3, 1),
+    "threshold": ("Best threshold", 2, 1),
+    "precision": ("Precision at that threshold", 3, 1),
+    "recall": ("Recall at that threshold", 3, 1),
     "accuracy": ("Accuracy of a linear domain classifier", 3, 1),
     "precision_at_1": ("Precision at 1", 3, 1),
     "precision_at_5": ("Precision at 5", 3, 1),
@@ -156,11 +156,14 @@ def _write_run(
     *,
     metrics: Sequence[Mapping[str, float]] = (),
     summary: Mapping[str, Any] | None = None,
+    method: str = "cross_domain",
     overrides: Sequence[str] = (),
 ) -> Path:
     run.mkdir(exist_ok=True)
-    data = ["data.synthetic=/somewhere/shards/rooms", "data.real=/somewhere/shards/photos"]
-    write_config(load_config("tiny", overrides=[*data, *overrides]), run / "config.yaml")
+    data = ["data.real=/somewhere/shards/photos"]
+    if method == "cross_domain":
+        data.append("data.synthetic=/somewhere/shards/rooms")
+    write_config(load_config("tiny", method=method, overrides=[*data, *overrides]), run / "config.yaml")
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     if summary is not None:
         (run / "summary.json").write_text(json.dumps(summary))
@@ -213,7 +216,7 @@ def test_the_best_of_a_line_is_marked_in_words_and_only_where_one_is_best(run: P
     assert best["Within 22.5 degrees"] == ["Trained"]  # higher
     assert best["Accuracy of a linear domain classifier"] == ["Trained"]  # nearer to 0.5, though not lower
     assert best["Precision at 1"] == ["Not adapted"]
-    assert best["Recall there"] == best["Precision there"] == best["That threshold"] == []
+    assert best["Recall at that threshold"] == best["Precision at that threshold"] == best["Best threshold"] == []
 
 
 def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
@@ -222,8 +225,9 @@ def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
         "Depth error, RMS",
         "Normal error, mean",
         "Contour F-measure",
-        "Neighbours, precision at 1",
         "Domain accuracy",
+        "Neighbours, precision at 1",
+        "Neighbours, precision at 5",
     ]
     verdicts = {name: card.all("p", "verdict")[0].text for name, card in cards.items()}
     assert verdicts["Depth error, RMS"].endswith(" better than untrained and constant")
@@ -237,10 +241,12 @@ def test_key_results_say_honestly_what_was_beaten(run: Path) -> None:
 def test_what_is_not_finite_is_said_and_never_best(tmp_path: Path) -> None:
     rmse = {"trained": 1.25, "untrained": math.nan, "constant": math.inf}
     same = {"trained": 0.5, "constant": 0.5}
-    page = Page(write_report(_write_run(tmp_path, summary={"tasks": {"depth": {"rmse": rmse, "abs_rel": same}}})))
+    tasks = {"depth": {"rmse": rmse, "abs_rel": same}, "edge": {"recall": {"trained": math.nan, "constant": 1.0}}}
+    page = Page(write_report(_write_run(tmp_path, summary={"tasks": tasks})))
     row = page.rows()["Root mean square error"]
     assert [cell.text for cell in row.values()] == ["1.250✓ best", "not finite", "not finite"]
-    assert not any("best" in cell.text for cell in page.rows()["Absolute relative error"].values())
+    for name in ("Absolute relative error", "Recall at that threshold"):
+        assert not any("best" in cell.text for cell in page.rows()[name].values())
     assert page.root.all("p", "verdict")[0].text.endswith(" better than untrained and constant")
 
 
@@ -261,7 +267,7 @@ def test_a_curve_shows_its_series_in_its_unit_and_colour(tmp_path: Path) -> None
     ]
     page = Page(write_report(_write_run(tmp_path, metrics=lines)))
     shown = {
-        chart.all("h3")[0].text: [band.all("title")[0].text for band in chart.all("rect", "reading")]
+        chart.all("h3")[0].text: [reading.text for reading in chart.all("g", "readings")[0].all("title")]
         for chart in page.root.all("figure", "chart")
     }
     assert shown == {
@@ -271,7 +277,7 @@ def test_a_curve_shows_its_series_in_its_unit_and_colour(tmp_path: Path) -> None
     }
     assert page.chart("Depth loss").attributes["class"] == "chart depth"
     assert page.chart("Waiting for data").all("small")[0].text == "% of the time"
-    assert page.chart("Throughput").all("text")[0].text == "0"  # the lowest label of the axis
+    assert page.chart("Throughput").all("g", "ytick_1")[0].text == "0"  # the lowest label of the axis
 
 
 def test_the_adversarial_losses_show_where_the_discriminator_is_undecided(tmp_path: Path) -> None:
@@ -281,9 +287,41 @@ def test_the_adversarial_losses_show_where_the_discriminator_is_undecided(tmp_pa
     run = _write_run(tmp_path, metrics=lines, overrides=["loss.adversarial_weight=2", "loss.discriminator_weight=0.5"])
     page = Page(write_report(run))
     for name in ("Adversarial loss", "Discriminator loss"):
-        (line,), (last,) = page.chart(name).all("line", "reference"), page.chart(name).all("circle", "dot")
-        assert line.attributes["y1"] == last.attributes["cy"]
+        (line,) = page.chart(name).all("g", "reference")[0].all("path")
+        (last,) = page.chart(name).all("g", "curve")[0].all("use")
+        assert line.attributes["d"].split()[2] == last.attributes["y"]
         assert "chance" in page.chart(name).all("small")[0].text
+
+
+def test_words_of_a_chart_stay_words_and_belong_to_their_drawing(tmp_path: Path) -> None:
+    series = 'loss/<b>_"&'
+    page = Page(write_report(_write_run(tmp_path, metrics=_series(series, [3.0, math.nan, 2.0]))))
+    chart = page.chart('<b> "& loss')
+    (drawing,) = chart.all("svg")
+    title, words = drawing.all("title")[0], drawing.all("desc")[0]
+    assert drawing.attributes["role"] == "img"
+    ids = [title.attributes["id"], words.attributes["id"]]
+    assert drawing.attributes["aria-labelledby"].split() == ids
+    assert title.text == '<b> "& loss'
+    assert words.text == "3 values from step 10 to 30; lowest 2, highest 3, last 2, 1 not finite."
+    assert chart.all("b")[0].text == "2"
+
+
+def test_every_colour_of_a_chart_is_one_of_the_page_s_style(run: Path) -> None:
+    """In light and in dark; a drawing names no colour itself."""
+    page = Page(write_report(run))
+    (style,) = page.root.all("style")
+    light, dark = style.text.split("@media (prefers-color-scheme: dark)")[:2]
+    drawn = [element.attributes.get("style", "") for svg in page.root.all("svg") for element in svg.all()]
+    names = set(re.findall(r"var\((--[a-z]+)\)", " ".join(drawn)))
+    assert names == {"--line", "--muted", "--grid", "--other"}
+    assert not re.search("#|rgb", " ".join(drawn))
+    for name in names - {"--line"}:  # of which there is one for each kind of curve
+        assert f"{name}: #" in light
+        assert f"{name}: #" in dark
+    for chart in page.root.all("figure", "chart"):
+        _, colour = chart.attributes["class"].split()
+        assert f".{colour} {{ --line: var(--{colour}); }}" in style.text
 
 
 def test_the_page_is_little_larger_than_its_pictures(run: Path) -> None:
@@ -370,6 +408,47 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path: Path)
     assert not page.root.all("img")
     assert not page.root.all("figure", "chart")
     assert "Nothing is logged yet" in page.section("curves").text
+
+
+def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
+    """A method without planes, adaptation, weights of losses or rendered images."""
+    metrics = [{"step": 10, "loss/rotation": 1.5, "throughput/images_per_s": 90.0}]
+    summary = {
+        "steps": 10,
+        "throughput": {"images_per_s": 88.0, "data_wait_fraction": 0.1},
+        "neighbours": {"conditions": {"layer": "conv5"}, "precision_at_1": {"trained": 0.5, "untrained": 0.25}},
+    }
+    run = _write_run(tmp_path / "run", metrics=metrics, summary=summary, method="rotation")
+    _write_picture(run / "samples" / "train_00000010.png", 0)
+    page = Page(write_report(run))
+    parts = [*page.root.all("header"), *page.root.all("section")]
+    words = " ".join(part.text for part in parts if part.attributes.get("id") != "settings").lower()
+    for foreign in ("constant", "adapt", "weighted", "adversar", "depth", "pair", "ground truth"):
+        assert foreign not in words
+    for own in ("rotation loss", "chance", "untrained", "precision at 1", "88.0 images/s", "turned by 90"):
+        assert own in words
+    sections = [section.attributes["id"] for section in page.root.all("section")]
+    assert sections == ["results", "curves", "domain", "neighbours", "progress", "speed", "settings"]
+    (command,) = page.section("domain").all("code", "command")  # with what the run cannot give
+    assert "--fit-synthetic TRAINING_RENDERS" in command.text
+    assert "--fit-real" not in command.text
+
+
+def test_a_page_speaks_of_all_that_the_run_has(run: Path) -> None:
+    words = Page(write_report(run)).root.text
+    for own in (
+        "Losses are weighted as in the objective",
+        "Constant is the best prediction that does not look at the image",
+        "Not adapted is another run, measured beside this one",
+        "a pair being one rendered image and one photo",
+    ):
+        assert own in words
+
+
+def test_pairs_without_photos_are_not_said_to_have_some(tmp_path: Path) -> None:
+    speed = {"throughput": {"pairs_per_s": 9.0, "data_wait_fraction": 0.1}}
+    page = Page(write_report(_write_run(tmp_path, summary=speed, overrides=["model.adapted_layer=none"])))
+    assert "9.0 pairs/s. The step" in page.section("speed").text
 
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:

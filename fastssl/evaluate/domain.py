@@ -37,7 +37,7 @@ class DomainAccuracy:
     note: ClassVar[str] = (
         "A linear classifier is fitted on features of the training images to tell rendered images from photos. Its "
         "accuracy on held-out images is the mean of the accuracies of both. Chance is 0.5: there the features no "
-        "longer show where an image comes from, which is what adaptation aims at. At 1 they always do."
+        "longer show where an image comes from. At 1 they always do."
     )
     sheet: ClassVar[Sheet | None] = None
     metrics: ClassVar[tuple[Metric, ...]] = (

@@ -61,9 +61,8 @@ class Tasks:
     name: ClassVar[str] = "tasks"
     title: ClassVar[str] = "Held-out predictions"
     note: ClassVar[str] = (
-        "Predictions of each task on rendered images that the network has not seen. Constant is the best prediction "
-        "that does not look at the image: one depth, one normal and one contour probability, fitted on the training "
-        "images."
+        "Predictions of each task on rendered images that the network has not seen. Constant is one depth, one normal "
+        "and one contour probability, fitted on the training images."
     )
     sheet: ClassVar[Sheet | None] = Sheet(
         "tasks.png",

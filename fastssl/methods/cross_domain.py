@@ -204,6 +204,7 @@ class CrossDomain:
 
     name: ClassVar[str] = "cross_domain"
     unit: ClassVar[str] = "pairs"
+    caption: ClassVar[str] = "Rendered images of a training batch, and every task's ground truth beside its prediction."
     Config: ClassVar[type[settings.Config]] = CrossDomainConfig
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 

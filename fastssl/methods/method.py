@@ -60,6 +60,8 @@ class Method(Protocol):
     """The name on the command line."""
     unit: ClassVar[str]
     """What a step goes through, in the plural: pairs, images."""
+    caption: ClassVar[str]
+    """What is seen on its pictures, for the report."""
     Config: ClassVar[type[Config]]
     """Its settings."""
     presets: ClassVar[Mapping[str, Preset]]

@@ -112,6 +112,10 @@ class Rotation:
 
     name: ClassVar[str] = "rotation"
     unit: ClassVar[str] = "images"
+    caption: ClassVar[str] = (
+        "Photos of a training batch as they are and turned by 90, 180 and 270 degrees. A green frame marks a turn that "
+        "the network recognised."
+    )
     Config: ClassVar[type[settings.Config]] = RotationConfig
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
@@ -204,7 +208,7 @@ class Rotation:
         for photo in range(len(shown)):
             row = [image_picture(views[turn, photo], IMAGE_MEAN) for turn in range(TURNS)]
             rows.append([framed(cell) if right[turn, photo] else cell for turn, cell in enumerate(row)])
-        return grid(rows, [f"{90 * turn} degrees" for turn in range(TURNS)])
+        return grid(rows, [f"{90 * turn}\N{DEGREE SIGN}" for turn in range(TURNS)])
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, besides its batches and the context."""
