@@ -55,6 +55,8 @@ class FastsslError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    is_told = False
+    """Another process tells of it, so this one says nothing."""
 
     def __init__(
         self,
@@ -128,6 +130,12 @@ class DeviceError(FastsslError):
     """A missing or failing accelerator, or a process group that broke."""
 
     exit_code = 4
+
+
+class PeerLostError(DeviceError):
+    """Another rank has ended, which tells why by itself."""
+
+    is_told = True
 
 
 class MachineError(DeviceError):

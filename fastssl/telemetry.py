@@ -183,14 +183,30 @@ class MetricsWriter:
         with machine_faults_named(self._path, hint=CONTINUE):
             with complete_or_absent(self._path) as file:
                 file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
-            self._file = self._path.open("ab")
+            self._file = self._path.open("r+b", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)
+        self._untold = list[bytes]()
+        self._is_late = False
         self._events = _Events(run / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with machine_faults_named(self._path, hint=CONTINUE):
-            self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-            self._file.flush()
+        """Add a line; one that cannot be written is kept, told of once, and tried again with the next."""
+        self._untold.append(json.dumps({"step": step, **values}).encode() + b"\n")
+        try:
+            self._write_out()
+        except OSError as error:
+            if not self._is_late:
+                log.warning("%s cannot be written, and the training goes on: %s", self._path, error.strerror)
+            self._is_late = True
         self._events.write(step, values)
+
+    def _write_out(self) -> None:
+        self._file.seek(self._end)
+        self._file.truncate()  # of a line that is not whole
+        content = b"".join(self._untold)
+        while content:
+            content = content[self._file.write(content) :]
+        self._end, self._untold, self._is_late = self._file.tell(), [], False
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -200,8 +216,9 @@ class MetricsWriter:
     ) -> None:
         self._events.close()
         try:
-            with machine_faults_named(self._path, hint=CONTINUE):
-                self._file.close()
+            with machine_faults_named(self._path, hint=CONTINUE), self._file:
+                if self._untold:
+                    self._write_out()
         except Exception:
             if error is None:
                 raise

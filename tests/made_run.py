@@ -11,7 +11,7 @@ import torch
 from fastssl.config import write_config
 from fastssl.loader import open_mixture
 from fastssl.methods import StepContext, find_method, load_config
-from fastssl.train.checkpoint import write_checkpoint
+from fastssl.train.checkpoint import Moment, write_checkpoint
 
 SMALL = ["train.seed=7", "data.size=67", "model.width=0.1", "model.fc_channels=16", "model.head_channels=4"]
 
@@ -33,7 +33,8 @@ def make_run(
         name: open_mixture(config.data.datasets(name)).fingerprint if name in read else ""
         for name in ("synthetic", "real")
     }
-    write_checkpoint(folder, 3, config, state, fingerprints)
+    moment = Moment(step=3, positions=dict.fromkeys(read, 48), state=state, ranks=[method_of_run.rank_state_dict()])
+    write_checkpoint(folder, moment, config, fingerprints)
     return folder
 
 

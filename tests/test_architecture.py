@@ -18,11 +18,11 @@ PACKAGE = Path(__file__).parent.parent / "fastssl"
 # From high to low. A module imports from groups below its own, and inside its group only what stands further right.
 GROUPS = [
     ["cli"],
-    ["bench", "report", "show", "evaluate", "train"],
+    ["bench", "report", "show", "runs", "evaluate", "train"],
     ["methods"],
     ["layers", "losses", "loader", "render", "sources"],
     ["shards", "backbones"],
-    ["geometry", "pictures", "charts", "streams", "telemetry"],
+    ["geometry", "pictures", "charts", "streams", "ranks", "telemetry"],
     ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}

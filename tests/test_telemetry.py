@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import sys
 from contextlib import suppress
 from io import StringIO
@@ -81,15 +82,36 @@ def test_tensorboard_forgets_what_a_killed_process_wrote(tmp_path: Path) -> None
         assert [(event.step, event.value) for event in shown] == told
 
 
-def test_a_full_disk_names_the_metrics(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
     def fill() -> None:
         with MetricsWriter(tmp_path) as metrics:
-            metrics._file.close()
-            metrics._file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
             metrics.write(1, {"loss": 1.0})
+            metrics.write(2, {"loss": 1.0})
 
-    with pytest.raises(MachineError, match=r"disk is full(.|\n)*metrics.jsonl(.|\n)*--resume"):
-        fill()
+    try:
+        with pytest.raises(MachineError, match=r"larger than is allowed(.|\n)*metrics.jsonl(.|\n)*--resume"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caplog.text.count("the training goes on") == 1
+
+
+def test_a_line_that_could_not_be_written_comes_later_and_whole(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with MetricsWriter(tmp_path) as metrics:
+            metrics.write(1, {"loss": 1.0})
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 9, before[1]))
+            metrics.write(2, {"loss": 2.0})
+            assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            metrics.write(3, {"loss": 3.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_metrics(tmp_path) == [{"step": step, "loss": float(step)} for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b"\0" * 512, b'\0\0{"step": 2}', b'{"a": "\xff"}'])

@@ -90,7 +90,8 @@ def _flush() -> None:
 
 def _end(error: FastsslError) -> NoReturn:
     _drop_stdout()
-    say(f"error: {error}")
+    if not error.is_told:
+        say(f"error: {error}")
     sys.exit(error.exit_code)
 
 

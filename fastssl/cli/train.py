@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,24 +51,49 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     paranoid: Annotated[bool, typer.Option("--paranoid", help="Check all that is read against its checksum.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    gpus: Annotated[
+        int, typer.Option(help="Ranks on this machine, each with a GPU of its own; without GPUs, on its cores.", min=1)
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its newest sound checkpoint.")
+    ] = False,
 ) -> None:
     """Learn features by a method."""
-    given = [synthetic, real, config, overrides, amp, paranoid, preset, method]
-    if resume and any(given):
-        raise UsageError("--resume continues a run with its own settings", hint="give --out and --resume alone")
+    if resume and any([config, amp, preset, method]):
+        what = "a run is continued with its own method, preset and precision"
+        raise UsageError(what, hint="give --out and --resume; --set, --synthetic and --real may stand beside them")
     settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
     from fastssl.methods import load_config
-    from fastssl.train import resume_run, start_run
+    from fastssl.ranks import begun
+    from fastssl.train import Stopped, resume_run, start_run
+    from fastssl.train.launch import launch
 
-    resolved = load_config(preset or "paper", method=method, file=config, overrides=overrides or (), settings=settings)
+    changes = overrides or ()
+    new = None
+    if not resume:
+        new = load_config(preset or "paper", method=method, file=config, overrides=changes, settings=settings)
+    place = begun()
+    if gpus > 1 and place is None:
+        raise typer.Exit(launch(gpus, sys.argv[1:]))
+    leads = place is None or place.leads
+    if not leads:
+        logging.getLogger("fastssl").setLevel(logging.WARNING)
+    try:
+        with progress_bar("training", patience_s=0) if leads else nullcontext(_unheard) as advance:
+            if new is None:
+                resume_run(out, advance, overrides=changes, settings=settings)
+            else:
+                start_run(new, out, advance)
+    except Stopped as stopped:
+        if leads:
+            say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    if leads:
+        say(f"the run is in {one_line(str(out))}")
 
-    with progress_bar("training", patience_s=0) as advance:
-        if resume:
-            resume_run(out, advance)
-        else:
-            start_run(resolved, out, advance)
-    say(f"the run is in {one_line(str(out))}")
+
+def _unheard(done: int, total: int | None = None, words: str = "") -> None:
+    """The progress of a rank that does not lead."""
 
 
 def _training_settings(

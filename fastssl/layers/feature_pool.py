@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,28 @@ class FeaturePool:
     def state_dict(self) -> dict[str, Any]:
         """Stored maps (None while there are none) and generator state; later steps leave it as it is."""
         return {"maps": self._maps, "generator": self._generator.get_state()}
+
+    def load_states(self, states: Sequence[dict[str, Any]], *, rank: int, world_size: int) -> None:
+        """Continue from the states of the pools of all ranks.
+
+        Of as many ranks as there are now each goes on with its own pool, by the very same draws. Of another number the
+        maps are dealt out in turn, as many as a pool holds; ranks that there were not before draw from their own seed.
+
+        Args:
+            states: by rank.
+            rank: of this pool.
+            world_size: number of ranks now.
+
+        Raises:
+            CheckpointError: as `load_state_dict`.
+        """
+        if len(states) == world_size:
+            self.load_state_dict(states[rank])
+            return
+        generator = states[rank]["generator"] if rank < len(states) else self._generator.get_state()
+        held = [state["maps"] for state in states if state["maps"] is not None]
+        maps = torch.cat(held)[rank::world_size][: self.size] if held else None
+        self.load_state_dict({"maps": None if maps is None or not len(maps) else maps, "generator": generator})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`, with the very same draws.

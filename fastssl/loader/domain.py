@@ -51,18 +51,21 @@ class Domain:
         """Hash of all that is in the shards."""
         return self.samples.fingerprint
 
-    def plan(self, *, position: int = 0, batch_size: int | None = None) -> Plan:
-        """Endless random steps, of which the first begins at `position`."""
+    def plan(self, *, position: int = 0, batch_size: int | None = None, rank: int = 0, world_size: int = 1) -> Plan:
+        """Endless random steps of a rank, of which the first, over all ranks, begins at `position`."""
         config = self.config
         order = self.samples.order(
             seed=config.train.seed, stream=_SEED_STREAMS[self.name], buffer=config.data.shuffle_buffer
         )
-        rank_slice = RankSlice(order=order, batch_size=batch_size or self.batch_size)
+        size = batch_size or self.batch_size
+        rank_slice = RankSlice(order=order, batch_size=size, rank=rank, world_size=world_size)
         return self.samples.training_plan(self._views(), rank_slice, position=position)
 
-    def training_batches(self, options: LoaderOptions, *, first_step: int = 0) -> Batches:
-        """The endless random batches of a training, from a step on."""
-        plan = self.plan(position=first_step * self.batch_size)
+    def training_batches(
+        self, options: LoaderOptions, *, position: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Batches:
+        """The endless random batches of a training, from a position on: those of one rank."""
+        plan = self.plan(position=position, rank=rank, world_size=world_size)
         return load_batches(self.samples, plan, options, self.targets)
 
     def evaluation_batches(self, options: LoaderOptions, batch_size: int) -> Batches:

@@ -15,7 +15,7 @@ running them one after the other. The authors' code updates D first and lets B m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -152,6 +152,8 @@ PRESETS: dict[str, Preset] = {
     },
 }
 
+_RANK_SEEDS = 1_000_003
+"""Between the seeds of two ranks' pools: far from those that users choose for runs."""
 _SHOWN = 6
 """Images on a picture."""
 _TASK_NAMES: dict[Task, str] = {"depth": "depth", "normal": "surface normals", "edge": "contours"}
@@ -282,7 +284,11 @@ class CrossDomain:
             _at_rest(self.discriminator_optimizer)
         # Nothing is made of what lies above the adapted layer: it moves running statistics, and no more.
         self._photos_until = config.model.adapted_layer if config.model.running_statistics == "adapted" else None
-        seeds = (torch.Generator().manual_seed(config.train.seed + domain) for domain in (0, 1))
+        context.trains(self.task_optimizer)
+        if self.discriminator_optimizer is not None:
+            context.trains(self.discriminator_optimizer)
+        first = config.train.seed + _RANK_SEEDS * context.ranks.rank
+        seeds = (torch.Generator().manual_seed(first + domain) for domain in (0, 1))
         self.synthetic_pool, self.real_pool = (FeaturePool(optim.pool_size, seed) for seed in seeds)
 
     @property
@@ -385,7 +391,7 @@ class CrossDomain:
         return prediction_sheet(batch.image[:_SHOWN].float().cpu().numpy(), truth, predicted)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, besides its batches and the context."""
+        """All that the next step depends on, besides its batches, the context and the pools."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -395,13 +401,24 @@ class CrossDomain:
         if self.discriminator_optimizer is not None:
             _at_rest(self.discriminator_optimizer)
 
+    def rank_state_dict(self) -> dict[str, Any]:
+        """The feature pools: each rank has seen other images."""
+        return {name: pool.state_dict() for name, pool in self._pools().items()}
+
+    def load_rank_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from `rank_state_dict` of all ranks; among another number of them the maps are spread anew."""
+        ranks = self.context.ranks
+        for name, pool in self._pools().items():
+            pool.load_states([state[name] for state in states], rank=ranks.rank, world_size=ranks.world_size)
+
+    def _pools(self) -> dict[str, FeaturePool]:
+        return {"synthetic_pool": self.synthetic_pool, "real_pool": self.real_pool}
+
     def _parts(self) -> dict[str, Any]:
         parts = {
             **self.networks.parts(),
             "task_optimizer": self.task_optimizer,
             "discriminator_optimizer": self.discriminator_optimizer,
-            "synthetic_pool": self.synthetic_pool,
-            "real_pool": self.real_pool,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

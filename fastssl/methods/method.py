@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,14 +15,17 @@ from fastssl.backbones import Backbone
 from fastssl.batch import Batch, Task
 from fastssl.config import Config, Preset, TrainConfig
 from fastssl.loader import DomainRequest
+from fastssl.ranks import GradientMean, Ranks
 from fastssl.streams import SideStream
 
 
 class StepContext:
-    """What every step runs in: device, precision, gradient scaler and a side stream."""
+    """What every step runs in: device, precision, gradient scaler, a side stream and the ranks."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
         self.device, self._config = device, config
+        self.ranks = ranks or Ranks()
+        self._means: dict[Optimizer, GradientMean] = {}
         self.side = SideStream(device, enabled=config.streams)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and config.amp_dtype == "float16")
         self.scaler.scale(torch.zeros((), device=device))  # makes its state on this stream, not on the side's
@@ -37,8 +40,14 @@ class StepContext:
         """Add the loss's gradients, scaled where the precision needs it."""
         self.scaler.scale(loss).backward()
 
+    def trains(self, optimizer: Optimizer) -> None:
+        """Let the gradients of an optimizer's parameters be means over all ranks; to be called when it is made."""
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._means[optimizer] = GradientMean(parameters, self.ranks)
+
     def update(self, optimizer: Optimizer) -> None:
-        """Make the optimizer's step, and forget its gradients."""
+        """Make the optimizer's step by the gradients of all ranks, and forget them."""
+        self._means[optimizer].finish()
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
 
@@ -120,10 +129,16 @@ class Method(Protocol):
         """A picture of how far it is; None where there is nothing to see."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, besides its batches and the context."""
+        """All that the next step depends on and all ranks have in common, besides its batches and the context."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; raises what its parts raise where the shapes differ."""
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """What else the next step depends on, which each rank has for itself."""
+
+    def load_rank_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from `rank_state_dict` of all ranks, by rank, of which there may have been another number."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ classifier reads the mean of the backbone's last map.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -156,6 +156,7 @@ class Rotation:
             weight_decay=optim.weight_decay,
             nesterov=optim.momentum > 0,
         )
+        context.trains(self.optimizer)
 
     @property
     def backbone(self) -> Backbone:
@@ -218,3 +219,10 @@ class Rotation:
         """Continue from `state_dict`; raises what its parts raise where the shapes differ."""
         self.networks.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Nothing: all ranks are alike."""
+        return {}
+
+    def load_rank_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        """Nothing to do."""

@@ -2,8 +2,10 @@
 
 from fastssl.train.checkpoint import Trained, check_data, load_trained
 from fastssl.train.run import calibrated_options, loader_options, resume_run, run_device, start_run
+from fastssl.train.stop import Stopped
 
 __all__ = [
+    "Stopped",
     "Trained",
     "calibrated_options",
     "check_data",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -13,44 +16,115 @@ import torch
 
 from fastssl.addresses import masked
 from fastssl.config import Config, plain
-from fastssl.errors import CheckpointError, DataError, FastsslError
+from fastssl.errors import CheckpointError, DataError, FastsslError, MachineError
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
 from fastssl.methods import Method, StepContext, find_method, read_config
 from fastssl.telemetry import CONTINUE
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
-def write_checkpoint(run: Path, step: int, config: Config, state: dict[str, Any], data: dict[str, str]) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """All that a training depends on after a step, besides its settings and datasets."""
+
+    step: int
+    """Steps made so far."""
+    positions: Mapping[str, int]
+    """The next position of each domain's endless sequence: how many samples all ranks together have taken."""
+    state: dict[str, Any]
+    """What all ranks have in common: the method's `state_dict` and, under `context`, that of the context."""
+    ranks: list[Any]
+    """`Method.rank_state_dict` of each rank."""
+
+
+def write_checkpoint(run: Path, moment: Moment, config: Config, data: dict[str, str]) -> Path:
     """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete, then remove old ones.
 
     The newest `train.keep_checkpoints` are kept, and those of steps that are multiples of `train.keep_every`.
 
     Args:
         run: the run folder.
-        step: steps made so far.
+        moment: where the training stands.
         config: of the run.
-        state: `TrainingStep.state_dict()`.
-        data: fingerprint of each domain's datasets. With `step` it is all that the order of the samples and their views
-            depend on.
+        data: fingerprint of each domain's datasets. With the positions it is all that the order of the samples and
+            their views depend on.
 
     Raises:
         MachineError: the disk is full, or the like; the checkpoints that were there are still there.
     """
     folder = run / "checkpoints"
-    path = folder / f"step_{step:08d}.pt"
-    content = {"format": FORMAT, "step": step, "config": plain(config), "data": data}
-    content["state"] = state
+    path = folder / f"step_{moment.step:08d}.pt"
+    content = {"format": FORMAT, "step": moment.step, "config": plain(config), "data": data}
+    content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks}
     with machine_faults_named(path, hint=CONTINUE):
         folder.mkdir(exist_ok=True)
         with complete_or_absent(path) as file:
             _save(content, file)
         _remove_old(folder, config)
     return path
+
+
+class CheckpointWriter:
+    """Writes checkpoints beside the training, one at a time.
+
+    The state is copied when a checkpoint is begun, and the training goes on while a thread writes the copy. One that
+    could not be written costs nothing but itself: a warning says why, and the next one is tried.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        data: as for `write_checkpoint`.
+    """
+
+    def __init__(self, run: Path, config: Config, data: dict[str, str]) -> None:
+        self._run, self._config, self._data = run, config, data
+        self._writing: Future[Path] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def begin(self, moment: Moment) -> None:
+        """Write where the training stands; waits for the one before, if that is still being written."""
+        self._wait()
+        moment = replace(moment, state=copied(moment.state))
+        self._writing = self._thread.submit(write_checkpoint, self._run, moment, self._config, self._data)
+
+    def finish(self) -> None:
+        """Wait for the last one.
+
+        Raises:
+            MachineError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let the thread end; what it writes is written."""
+        self._thread.shutdown()
+
+    def _wait(self) -> None:
+        try:
+            self.finish()
+        except MachineError as error:
+            log.warning("a checkpoint could not be written, and the training goes on: %s (%s: %s)",
+                        error.what, error.where, error.seen)  # fmt: skip
+
+
+def copied(value: Any) -> Any:
+    """A state whose tensors are copies on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return type(value)((name, copied(part)) for name, part in value.items())  # type: ignore[call-arg]
+    if isinstance(value, list | tuple):
+        return type(value)(copied(part) for part in value)
+    return value
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:
@@ -120,7 +194,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
-    """Read `{"step": int, "state": ...}`, tensors on the CPU.
+    """Read a checkpoint as a mapping with the fields of `Moment`, tensors on the CPU.
 
     Raises:
         DataError: the file is damaged.
@@ -130,6 +204,7 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
     with machine_faults_named(path):
         try:
             with open_regular(path) as file:
+                _check_bytes(file)
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             if not is_gone(error):
@@ -156,6 +231,47 @@ def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
             hint="use the settings that the run was trained with",
         )
     return content
+
+
+def newest_sound_checkpoint(run: Path, config: Config) -> dict[str, Any] | None:
+    """The content of the newest checkpoint that can be read; a warning names each that cannot.
+
+    Returns:
+        As `read_checkpoint`; None if the run has no checkpoint yet.
+
+    Raises:
+        DataError: the folder is no run, or has checkpoints and none of them is sound.
+        CheckpointError, MachineError: as `read_checkpoint`.
+    """
+    if latest_checkpoint(run) is None:
+        return None
+    *older, newest = [path for _, path in _checkpoints(run / "checkpoints")]
+    for path in (newest, *reversed(older)):
+        try:
+            return read_checkpoint(path, config)
+        except DataError as error:
+            if path == (older[0] if older else newest):
+                raise
+            log.warning("%s is passed over: %s (%s)", path, error.what, error.seen)
+    raise AssertionError("the last one was read, or its error raised")
+
+
+def _check_bytes(file: BinaryIO) -> None:
+    """Compare all records with their checksums, which torch writes and does not look at."""
+    damaged = _damaged_record(file)
+    if damaged is not None:
+        raise ValueError(f"{damaged} differs from its checksum")
+    file.seek(0)
+
+
+def _damaged_record(file: BinaryIO) -> str | None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        return "a record's place"
 
 
 def _torch_words(path: Path, error: Exception) -> str:

@@ -4,55 +4,126 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastssl.config import Config, write_config
-from fastssl.errors import CheckpointError, FastsslError, MachineError, UsageError
-from fastssl.faults import machine_faults_named
-from fastssl.files import PARTIAL
+from fastssl.config import Config, Preset, plain, write_config
+from fastssl.errors import CheckpointError, ConfigError, DataError, DeviceError, FastsslError, MachineError, UsageError
+from fastssl.faults import machine_fault, machine_faults_named
+from fastssl.files import PARTIAL, alone_in
 from fastssl.loader import Batches, Domain, LoaderOptions, training_domains
 from fastssl.loader.calibration import calibrated
-from fastssl.methods import StepContext, find_method, read_config
+from fastssl.methods import Method, StepContext, find_method, load_config, read_config
+from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
-from fastssl.train.checkpoint import check_data, latest_checkpoint, read_checkpoint
-from fastssl.train.trainer import Trainer
+from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
+from fastssl.train.stop import Stopped, StopSignals
+from fastssl.train.trainer import Start, Trainer
 
 log = logging.getLogger(__name__)
+
+
+MAY_CHANGE = {
+    "data": ("synthetic", "real", "max_bad", "paranoid"),
+    "train": (
+        *("epochs", "steps", "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "keep_every"),
+        *("threads", "prefetch", "hw_decoder_load", "streams"),
+    ),
+}
+"""Settings, by section, that a run may be continued with others of; datasets are compared by fingerprint then."""
 
 
 def start_run(config: Config, run: Path, advance: Advance) -> None:
     """Train from the beginning into an empty or new folder.
 
     Raises:
-        UsageError: the folder holds something.
+        UsageError: the folder holds something, or another training works on it.
         DataError: a dataset is missing, damaged, or of the wrong domain.
         ConfigError: a setting does not fit the data.
         MachineError: the folder cannot be made, a disk is full, or the like; `resume_run` continues the run.
+        Stopped: a signal asked for it; `resume_run` continues the run.
     """
-    _check_unused(run)
-    _train(config, run, None, advance)
+    stop = StopSignals()
+    with stop.watched(), _joined(config) as ranks:
+        if ranks.leads:
+            _check_unused(run)
+        _train(config, run, None, advance, stop, ranks)
 
 
-def resume_run(run: Path, advance: Advance) -> None:
-    """Continue a run from its last checkpoint, or begin it again if it has none, with the settings it was started with.
+def resume_run(run: Path, advance: Advance, *, overrides: Sequence[str] = (), settings: Preset | None = None) -> None:
+    """Continue a run from its newest sound checkpoint, or begin it again if it has none.
 
     The steps that follow are the very steps that an undisturbed run would have made.
 
+    Args:
+        run: the run folder.
+        advance: is told how far it is.
+        overrides: settings that change from here on, each ``section.key=value``; only those of `MAY_CHANGE` may.
+        settings: the same by section and name.
+
     Raises:
-        DataError: there is no run, or a damaged checkpoint.
+        DataError: there is no run, or none of its checkpoints is sound.
+        ConfigError: a setting cannot change, or has a value that it cannot take.
         CheckpointError: the checkpoint is of another architecture or of other data, or the run is finished.
-        MachineError: as `start_run`.
+        UsageError: another training works on the folder.
+        MachineError, Stopped: as `start_run`.
     """
-    path = latest_checkpoint(run)
-    config = read_config(run / "config.yaml")
-    if path is None:
-        log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
-    _train(config, run, None if path is None else read_checkpoint(path, config), advance)
+    latest_checkpoint(run)  # tells a folder that is no run from one that is
+    stop = StopSignals()
+    config = _changed(run, read_config(run / "config.yaml"), overrides, settings or {})
+    with stop.watched(), _joined(config) as ranks, _alone(run) if ranks.leads else nullcontext():
+        content = newest_sound_checkpoint(run, config)
+        if content is None and ranks.leads:
+            log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
+        _train(config, run, content, advance, stop, ranks)
+
+
+@contextmanager
+def _joined(config: Config) -> Iterator[Ranks]:
+    """The ranks of the training, all with the same settings."""
+    with joined("cuda" if torch.cuda.is_available() else "cpu") as ranks:
+        if not ranks.same(repr(plain(config))):
+            raise UsageError("the ranks were begun with different settings", hint="give all of them the same command")
+        yield ranks
+
+
+def _changed(run: Path, config: Config, overrides: Sequence[str], settings: Preset) -> Config:
+    """The run's settings with those that are to change; a run's file names its preset and its method."""
+    if not overrides and not any(settings.values()):
+        return config
+    changed: Config = load_config(file=run / "config.yaml", overrides=overrides, settings=settings)
+    before, after = plain(config), plain(changed)
+    for section, values in after.items():
+        names = values if isinstance(values, dict) else {}
+        for name in names:
+            if names[name] != before[section][name] and name not in MAY_CHANGE.get(section, ()):
+                raise ConfigError(
+                    "a run cannot be continued with another value of this setting",
+                    where=f"{section}.{name}",
+                    seen=names[name],
+                    expected=before[section][name],
+                    hint="begin another run; these may change: "
+                    + ", ".join(f"{part}.{other}" for part, others in MAY_CHANGE.items() for other in others),
+                )
+    return changed
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """The only training in a run folder, which is made if it is not there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(run, "training"))
+        except OSError as error:
+            raise MachineError(
+                "the run folder cannot be made", where=run, seen=error.strerror, hint="give another --out"
+            ) from error
+        yield
 
 
 def _check_unused(run: Path) -> None:
@@ -84,56 +155,75 @@ def _check_unused(run: Path) -> None:
     )
 
 
-def _prepare(config: Config, run: Path) -> None:
-    with machine_faults_named(run, hint=CONTINUE):
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MachineError(
-                "the run folder cannot be made", where=run, seen=error.strerror, hint="give another --out"
-            ) from error
-        for left in run.glob(f"*{PARTIAL}"):
-            left.unlink()  # of a process that was killed while it wrote
-    if not (run / "config.yaml").exists():
-        with machine_faults_named(run / "config.yaml", hint="then train again"):
-            write_config(config, run / "config.yaml")
+@contextmanager
+def _prepared(config: Config, run: Path, *, new: bool) -> Iterator[None]:
+    """The run folder with its settings, and nobody else at work on it."""
+    with _alone(run) if new else nullcontext():
+        if new:
+            _check_unused(run)  # it may have been used since
+        with machine_faults_named(run, hint=CONTINUE):
+            for left in run.glob(f"*{PARTIAL}"):
+                left.unlink()  # of a process that was killed while it wrote
+        path = run / "config.yaml"
+        if new or read_config(path) != config:
+            with machine_faults_named(path, hint="then train again"):
+                write_config(config, path)
+        yield
 
 
-def run_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def run_device(local_rank: int | None = None) -> torch.device:
+    """The GPU where there is one, else the CPU; among several ranks on a machine, each has its own.
+
+    Raises:
+        DeviceError: there are fewer GPUs than ranks.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if local_rank >= torch.cuda.device_count():
+        raise DeviceError(
+            "there are fewer GPUs than ranks on this machine",
+            seen=f"rank {local_rank} of this machine, {torch.cuda.device_count()} GPUs",
+            hint="give fewer --gpus",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
-def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: Advance) -> None:
+def _train(
+    config: Config, run: Path, content: dict[str, Any] | None, advance: Advance, stop: StopSignals, ranks: Ranks
+) -> None:
     kind = find_method(config.method)
     _configure_torch(config)
-    device = run_device()
-    context = StepContext(config.train, device)
-    domains = training_domains(kind.domains(config), config)
+    device = run_device(ranks.local_rank)
+    context = StepContext(config.train, device, ranks)
+    domains = _opened(config, resumed=content is not None)
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
-    first_step = 0
+    start = Start(step=0, positions=dict.fromkeys(domains, 0))
     if content is not None:
         check_data(content["data"], fingerprints, config)
-        method.load_state_dict(content["state"])
-        context.load_state_dict(content["state"]["context"])
-        first_step = content["step"]
+        start = Start(step=content["step"], positions=content["positions"])
+        _restore(method, context, content)
     main = next(iter(domains.values()))
-    total_steps = config.train.steps or config.train.epochs * math.ceil(len(main.samples) / main.batch_size)
-    if first_step >= total_steps:
+    total_steps = _total_steps(main, start, ranks)
+    if start.step >= total_steps:
         raise CheckpointError(
             "the run is finished",
             where=run,
-            seen=f"{first_step} steps",
+            seen=f"{start.step} steps",
             expected=f"fewer than {total_steps}",
-            hint="measure it (fastssl eval), or begin another run",
+            hint="measure it (fastssl eval), or make it longer: --set train.steps=...",
         )
     options = calibrated_options(main, device)
-    # Not before: a start that fails leaves nothing behind.
-    _prepare(config, run)
     with ExitStack() as stack:
+        # Not before: a start that fails leaves nothing behind.
+        if ranks.leads:
+            stack.enter_context(_prepared(config, run, new=content is None and not (run / "config.yaml").exists()))
+        place = {"rank": ranks.rank, "world_size": ranks.world_size}
         batches: dict[str, Batches] = {
-            name: stack.enter_context(domain.training_batches(options, first_step=first_step))
+            name: stack.enter_context(domain.training_batches(options, position=start.positions[name], **place))
             for name, domain in domains.items()
         }
 
@@ -141,21 +231,64 @@ def _train(config: Config, run: Path, content: dict[str, Any] | None, advance: A
             return {name: domain.damaged() for name, domain in batches.items()}
 
         def summarise(summary: dict[str, object]) -> None:
-            sections = {"steps": total_steps, **summary, "damaged_samples": damaged()}
+            ended = {"how": "finished", "why": "", "step": total_steps}
+            sections = {"steps": total_steps, **summary, "damaged_samples": damaged(), "ended": ended}
             if device.type == "cuda":
                 sections["hw_decoder_load"] = options.hw_decoder_load
             merge_summary(run, sections)
 
+        trainer = Trainer(method, context, config, run, total_steps, fingerprints)
         try:
-            Trainer(method, context, config, run, total_steps, fingerprints).fit(
-                batches, first_step, advance, summarise
-            )
-        except BaseException:
+            with stop.deferred():
+                trainer.fit(batches, start, advance, summarise, stop)
+        except BaseException as error:
             try:
-                merge_summary(run, {"damaged_samples": damaged()})
+                if ranks.leads:
+                    merge_summary(run, {"damaged_samples": damaged(), "ended": _ending(error, trainer.step)})
             except FastsslError as second:  # the training's error is the one that is told
                 log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
             raise
+
+
+def _ending(error: BaseException, step: int) -> dict[str, object]:
+    """How a training ended that was not finished, for those who ask later."""
+    how = "stopped" if isinstance(error, Stopped) else "failed"
+    return {"how": how, "why": (str(error) or type(error).__name__).splitlines()[0], "step": step}
+
+
+def _opened(config: Config, *, resumed: bool) -> dict[str, Domain]:
+    requests = find_method(config.method).domains(config)
+    try:
+        return training_domains(requests, config)
+    except DataError as error:
+        if not resumed or error.hint is not None or machine_fault(error) is not None:
+            raise
+        names = " or ".join(f"--{request.name}" for request in requests)
+        raise DataError(
+            error.what,
+            where=error.where,
+            seen=error.seen,
+            expected=error.expected,
+            hint=f"put the dataset back, or say where it is now: --resume with {names}",
+        ) from error
+
+
+def _restore(method: Method, context: StepContext, content: Mapping[str, Any]) -> None:
+    """Put a checkpoint's state into place; where the ranks are others than before, the log says what that changes."""
+    ranks = context.ranks
+    method.load_state_dict(content["state"])
+    method.load_rank_state_dicts(content["ranks"])
+    context.load_state_dict(content["state"]["context"])
+    if ranks.leads and len(content["ranks"]) != ranks.world_size:
+        log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and what "
+                 "each rank had for itself is spread anew", ranks.world_size, len(content["ranks"]))  # fmt: skip
+
+
+def _total_steps(main: Domain, start: Start, ranks: Ranks) -> int:
+    """Steps of the whole run; an epoch is a pass over the first domain, whatever the ranks and batches were before."""
+    train = main.config.train
+    left = train.epochs * len(main.samples) - start.positions[main.name]
+    return train.steps or start.step + max(math.ceil(left / (main.batch_size * ranks.world_size)), 0)
 
 
 def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastssl.batch import Batch
 from fastssl.config import Config, OptimSettings
-from fastssl.errors import NonFiniteLossError
+from fastssl.errors import MachineError, NonFiniteLossError, ShardError
 from fastssl.faults import machine_faults_named
+from fastssl.loader import Batches
 from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
-from fastssl.telemetry import CONTINUE, Advance, MetricsWriter, gpu_readings
-from fastssl.train.checkpoint import write_checkpoint
+from fastssl.ranks import Ranks
+from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.train.checkpoint import CheckpointWriter, Moment, copied
+from fastssl.train.stop import Stopped, StopSignals
 
 log = logging.getLogger(__name__)
 
 # Waiting for data more than this fraction of the time makes data the limit.
 _DATA_LIMIT = 0.1
+_NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a training begins."""
+
+    step: int
+    """The last step that is made already."""
+    positions: Mapping[str, int]
+    """The next position of each domain's endless sequence."""
 
 
 class Trainer:
     """Runs a method's steps on batches and leaves the run's files behind.
 
-    Knows nothing of where batches come from, nor of any network.
+    Knows nothing of where batches come from, nor of any network. Among several ranks all make the same steps, and one
+    writes.
     """
 
     def __init__(
@@ -45,32 +62,37 @@ class Trainer:
         self.method, self.context, self.config = method, context, config
         self.run, self.total_steps = run, total_steps
         self._fingerprints = fingerprints
+        self.step = 0
+        """The last step that is made."""
 
     def fit(
         self,
-        batches: Mapping[str, Iterator[Batch]],
-        first_step: int,
+        batches: Mapping[str, Batches],
+        start: Start,
         advance: Advance,
         summarise: Callable[[dict[str, object]], None],
+        stop: StopSignals,
     ) -> None:
-        """Make the steps from `first_step` to the last.
+        """Make the steps from `start` to the last.
 
         Args:
             batches: endless ones of each domain that the method wants, the first of which counts for the rates.
-            first_step: the last step that is made already.
+            start: where to begin.
             advance: is told how far it is.
             summarise: called with the run's `throughput` and `limited_by` before the last checkpoint is written. That
                 one makes the run finished, so where the summary cannot be kept, the run can still be continued.
+            stop: tells whether a signal asks for an end; it comes after the step that is being made.
 
         Raises:
+            Stopped: a signal asked for it, and the checkpoint of the last step is written.
             NonFiniteLossError: a loss became infinite or not a number; names task and step; nothing is written after.
-            MachineError: a file of the run cannot be written.
+            ShardError: more samples are damaged, over all ranks, than the settings allow.
+            MachineError: the last checkpoint, or a line of metrics, cannot be written.
         """
-        settings = self.config.train
-        meter = _Meter(self.context.device, self.method.unit)
-        logged = first_step - first_step % settings.log_every
-        with MetricsWriter(self.run, first_step, logged) as metrics:
-            for number in range(first_step + 1, self.total_steps + 1):
+        settings, ranks = self.config.train, self.context.ranks
+        meter = _Meter(self.context.device, self.method.unit, ranks)
+        with self._files(start.step) as files:
+            for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
                 self.method.set_lr_factor(factor)
                 started = time.perf_counter()
@@ -78,34 +100,92 @@ class Trainer:
                 meter.waited(time.perf_counter() - started)
                 meter.add(self.method(step_batches), number, len(next(iter(step_batches.values())).keys))
 
+                self.step = number
+                (asked,) = ranks.largest([stop.wanted or 0])
                 last = number == self.total_steps
-                checkpoint_due = last or _is_due(number, settings.checkpoint_every, settings.keep_every)
+                checkpoint_due = last or asked or _is_due(number, settings.checkpoint_every, settings.keep_every)
                 if number % settings.log_every == 0 or checkpoint_due:
                     values = meter.read()
+                    self._check_damage(batches)
                     values["lr"] = self.config.optim.lr * factor
-                    metrics.write(number, values | self._gpu())
-                    advance(number, self.total_steps, meter.words(values))
-                if last or number % settings.picture_every == 0:
+                    if files is not None:
+                        files.metrics.write(number, values | self._gpu())
+                        advance(number, self.total_steps, meter.words(values))
+                if files is not None and (last or number % settings.picture_every == 0):
                     self._draw(step_batches, number)
-                if last:
+                if files is not None and last:
                     summarise(meter.summary())
                 if checkpoint_due:
-                    write_checkpoint(self.run, number, self.config, self._state(), self._fingerprints)
+                    self._save(files, number, start)
+                if asked and not last:
+                    self._finish(files)
+                    raise Stopped(signal.Signals(asked), number)
+            self._finish(files)
 
-    def _state(self) -> dict[str, Any]:
-        return {**self.method.state_dict(), "context": self.context.state_dict()}
+    @contextmanager
+    def _files(self, first_step: int) -> Iterator[_Files | None]:
+        """What the rank that leads writes to; None on the others."""
+        if not self.context.ranks.leads:
+            yield None
+            return
+        logged = first_step - first_step % self.config.train.log_every
+        with (
+            MetricsWriter(self.run, first_step, logged) as metrics,
+            closing(CheckpointWriter(self.run, self.config, self._fingerprints)) as checkpoints,
+        ):
+            yield _Files(metrics, checkpoints)
+
+    def _save(self, files: _Files | None, number: int, start: Start) -> None:
+        """Begin a checkpoint; every rank gives its part."""
+        ranks, data = self.context.ranks, self.config.data
+        # Steps use the statistics of their batches: these means change nothing but what is kept.
+        ranks.average(buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point())
+        of_ranks = ranks.gathered(copied(self.method.rank_state_dict()))
+        if files is None:
+            return
+        state = {**self.method.state_dict(), "context": self.context.state_dict()}
+        made = (number - start.step) * ranks.world_size
+        positions = {name: first + made * data.batch_size(name) for name, first in start.positions.items()}
+        files.checkpoints.begin(Moment(step=number, positions=positions, state=state, ranks=of_ranks))
+
+    def _finish(self, files: _Files | None) -> None:
+        if files is not None:
+            files.checkpoints.finish()
+
+    def _check_damage(self, batches: Mapping[str, Batches]) -> None:
+        """Let all ranks stop at the same step where all together have met too much damage."""
+        if self.context.ranks.world_size == 1:
+            return  # the loader counts by itself
+        for name, domain in batches.items():
+            (count,) = self.context.ranks.total([len(domain.damaged())])
+            if count > self.config.data.max_bad:
+                raise ShardError(
+                    "too many samples are damaged",
+                    where=f"{name} data",
+                    seen=f"{count:.0f} on all ranks together",
+                    expected=f"at most data.max_bad = {self.config.data.max_bad}",
+                    hint="see the warnings; fastssl verify finds all of them",
+                )
 
     def _draw(self, batches: Mapping[str, Batch], number: int) -> None:
         sheet = self.method.picture(batches)
         if sheet is None:
             return
         path = self.run / "samples" / f"train_{number:08d}.png"
-        with machine_faults_named(path, hint=CONTINUE):
-            write_picture(sheet, path)
+        try:
+            with machine_faults_named(path):
+                write_picture(sheet, path)
+        except MachineError as error:
+            log.warning("a picture could not be written, and the training goes on: %s (%s)", error.what, path)
 
     def _gpu(self) -> dict[str, float]:
         device = self.context.device
         return gpu_readings(device.index or 0) if device.type == "cuda" else {}
+
+
+class _Files(NamedTuple):
+    metrics: MetricsWriter
+    checkpoints: CheckpointWriter
 
 
 def _is_due(number: int, *every: int) -> bool:
@@ -143,8 +223,8 @@ class _Meter:
     start, which on a new machine compiles code, and in it libraries load kernels and try which of them are fastest.
     """
 
-    def __init__(self, device: torch.device, unit: str) -> None:
-        self._device, self._unit = device, unit
+    def __init__(self, device: torch.device, unit: str, ranks: Ranks) -> None:
+        self._device, self._unit, self._ranks = device, unit, ranks
         self._since = 0.0
         self._first: _Stretch | None = None
         self._now, self._all = _Stretch(), _Stretch()
@@ -177,17 +257,21 @@ class _Meter:
             self._now.images += images
 
     def read(self) -> dict[str, float]:
-        """Means since the last call, by metric name."""
-        names = list(self._totals)
-        sums = torch.stack([self._totals[name] for name in names]).tolist()
-        self._check(dict(zip(names, torch.stack([self._first_bad[name] for name in names]).tolist(), strict=True)))
+        """Means since the last call over all ranks, and the rate of all of them, by metric name."""
+        names, ranks = list(self._totals), self._ranks
+        sums = ranks.total(torch.stack([self._totals[name] for name in names]).tolist())
+        sums = [total / ranks.world_size for total in sums]
+        bad = torch.stack([self._first_bad[name] for name in names]).tolist()
+        first_bad = ranks.largest([-step if step else -_NEVER for step in bad])
+        self._check({name: -step for name, step in zip(names, first_bad, strict=True) if step != -_NEVER})
         now = time.perf_counter()
         self._now.seconds = now - self._since
         timed = self._now if self._now.steps or self._first is None else self._first
         values = {f"loss/{name}": total / self._steps for name, total in zip(names, sums, strict=True)}
         values["time/step_ms"] = 1000 * timed.seconds / timed.steps
-        values[f"throughput/{self._unit}_per_s"] = timed.images / timed.seconds
-        values["throughput/data_wait_fraction"] = timed.waited / timed.seconds
+        rate, wait = ranks.total([timed.images / timed.seconds, timed.waited / timed.seconds])
+        values[f"throughput/{self._unit}_per_s"] = rate
+        values["throughput/data_wait_fraction"] = wait / ranks.world_size
         self._all.add(self._now)
         self._totals, self._steps, self._now, self._since = {}, 0, _Stretch(), now
         return values
@@ -204,13 +288,16 @@ class _Meter:
             return {}
         wait = timed.waited / timed.seconds
         return {
-            "throughput": {f"{self._unit}_per_s": timed.images / timed.seconds, "data_wait_fraction": wait},
+            "throughput": {
+                f"{self._unit}_per_s": self._ranks.world_size * timed.images / timed.seconds,
+                "data_wait_fraction": wait,
+            },
             "limited_by": "data" if wait > _DATA_LIMIT else "compute",
         }
 
     @staticmethod
-    def _check(first_bad: dict[str, int]) -> None:
-        bad = {name: step for name, step in first_bad.items() if step}
+    def _check(bad: dict[str, int]) -> None:
+        """Raise for the first step with a bad loss, by loss."""
         if bad:
             name, step = min(bad.items(), key=lambda item: item[1])
             raise NonFiniteLossError(

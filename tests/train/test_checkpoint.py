@@ -17,13 +17,17 @@ from fastssl.config import Config, plain, write_config
 from fastssl.errors import CheckpointError, DataError, MachineError
 from fastssl.faults import machine_fault
 from fastssl.methods import load_config
-from fastssl.train.checkpoint import _save, latest_checkpoint, load_trained, read_checkpoint, write_checkpoint
+from fastssl.train.checkpoint import Moment, _save, latest_checkpoint, load_trained, read_checkpoint, write_checkpoint
 
 STATE = {"weights": torch.arange(50_000.0)}
 
 
 def config(*overrides: str) -> Config:
     return load_config("tiny", overrides=overrides)
+
+
+def moment(step: int, state: dict[str, Any]) -> Moment:
+    return Moment(step=step, positions={}, state=state, ranks=[])
 
 
 @contextmanager
@@ -53,9 +57,9 @@ def test_a_full_disk_stays_in_the_chain_of_causes(buffering: int, num_values: in
 
 def test_what_does_not_fit_costs_no_checkpoint_that_was_there(tmp_path: Path) -> None:
     settings = config("train.keep_checkpoints=1")
-    first = write_checkpoint(tmp_path, 1, settings, STATE, {})
+    first = write_checkpoint(tmp_path, moment(1, STATE), settings, {})
     with files_of_at_most(100_000), pytest.raises(MachineError) as raised:
-        write_checkpoint(tmp_path, 2, settings, STATE, {})
+        write_checkpoint(tmp_path, moment(2, STATE), settings, {})
     assert "step_00000002.pt" in str(raised.value)
     assert "continue with --resume" in str(raised.value)
     assert raised.value.exit_code == 4
@@ -69,7 +73,7 @@ def test_the_newest_and_the_chosen_ones_are_kept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000003.pt.abcd.partial").write_bytes(b"of a killed process")
     (tmp_path / "checkpoints" / "step_best.pt").write_bytes(b"the user's own")
     for step in range(1, 10):
-        write_checkpoint(tmp_path, step, settings, {}, {})
+        write_checkpoint(tmp_path, moment(step, {}), settings, {})
         kept = {number for number in range(1, step + 1) if number > step - 2 or number % 4 == 0}
         assert names(tmp_path) == [*(f"step_{number:08d}.pt" for number in sorted(kept)), "step_best.pt"]
 
@@ -78,7 +82,7 @@ def test_the_newest_is_the_one_with_most_steps(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     assert latest_checkpoint(tmp_path) is None
     for step in (99_999_999, 100_000_000):
-        write_checkpoint(tmp_path, step, config(), {}, {})
+        write_checkpoint(tmp_path, moment(step, {}), config(), {})
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_100000000.pt"
 
 
@@ -92,7 +96,7 @@ def short(content: bytes) -> bytes:
 def test_a_damaged_one_is_named_and_what_to_do_instead(damage: Any, tmp_path: Path) -> None:
     settings = config()
     for step in (7, 8):
-        path = write_checkpoint(tmp_path, step, settings, STATE, {})
+        path = write_checkpoint(tmp_path, moment(step, STATE), settings, {})
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError) as raised:
         read_checkpoint(path, settings)
@@ -105,7 +109,7 @@ def test_a_damaged_one_is_named_and_what_to_do_instead(damage: Any, tmp_path: Pa
 
 
 def test_a_disk_that_does_not_answer_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_checkpoint(tmp_path, 1, config(), STATE, {})
+    path = write_checkpoint(tmp_path, moment(1, STATE), config(), {})
 
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -135,7 +139,7 @@ def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
     settings = load_config(settings={"data": {"real": {os.fsdecode(b"/caf\xe9"): 1}}})
     run = tmp_path / os.fsdecode(b"\xe9")
     run.mkdir()
-    path = write_checkpoint(run, 1, settings, STATE, {})
+    path = write_checkpoint(run, moment(1, STATE), settings, {})
     assert read_checkpoint(path, settings)["config"] == plain(settings)
 
 

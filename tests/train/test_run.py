@@ -218,10 +218,31 @@ def test_two_datasets_are_mixed_by_their_weights(coded_synthetic: Path, coded_re
     assert read_config(tmp_path / "run" / "config.yaml").data.synthetic == json.loads(weights)
 
 
-def test_a_full_disk_stops_the_run_which_goes_on_as_if_undisturbed(
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
     finished: Path, coded_synthetic: Path, coded_real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From step 6 on no file may grow: metrics come first, and the summary that cannot be written hides nothing."""
+    """From step 3 to step 7 no file may grow: the checkpoint of step 4 is missed, and all lines come in the end."""
+    run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int, total: int | None = None, words: str = "") -> None:
+        # Called after the metrics of a step and before its checkpoint.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 if 2 <= done < 8 else before[0], before[1]))
+
+    try:
+        start_run(settings(coded_synthetic, coded_real, "train.steps=8", "train.checkpoint_every=4"), run, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caplog.text.count("metrics.jsonl cannot be written, and the training goes on") == 1
+    assert "a checkpoint could not be written, and the training goes on" in caplog.text
+    assert "step_00000004.pt" in caplog.text
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008.pt"]
+    assert_same(state(finished, 8), state(run, 8))
+    assert [line["step"] for line in read_metrics(run)] == [2, 4, 6, 8]
+
+
+def test_a_disk_that_is_full_at_the_end_stops_the_run_which_goes_on_as_if_undisturbed(
+    finished: Path, coded_synthetic: Path, coded_real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(done: int, total: int | None = None, words: str = "") -> None:
@@ -229,12 +250,11 @@ def test_a_full_disk_stops_the_run_which_goes_on_as_if_undisturbed(
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
 
     try:
-        with pytest.raises(MachineError, match=r"metrics.jsonl(.|\n)*continue with --resume"):
+        with pytest.raises(MachineError, match=r"summary.json(.|\n)*--resume"):
             start_run(settings(coded_synthetic, coded_real, "train.steps=8", "train.checkpoint_every=4"), run, fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "damaged samples are not in the summary" in caplog.text
-    assert "without TensorBoard events" not in caplog.text
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000004.pt"]
     resume_run(run, quiet)
     assert_same(state(finished, 8), state(run, 8))

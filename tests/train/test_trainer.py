@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastssl.ranks import Ranks
 from fastssl.train import trainer
 
 
 def test_the_loader_s_start_is_not_waiting_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: now)
-    meter = trainer._Meter(torch.device("cpu"), "pairs")
+    meter = trainer._Meter(torch.device("cpu"), "pairs", Ranks())
     now += 60  # the first batch, on a machine that compiles code for it
     meter.waited(60)
     loss = {"depth": torch.tensor(1.0)}
@@ -35,7 +36,7 @@ def test_a_first_step_alone_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else could be told of it; what follows leaves it out again."""
     now = 1000.0
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: now)
-    meter = trainer._Meter(torch.device("cpu"), "pairs")
+    meter = trainer._Meter(torch.device("cpu"), "pairs", Ranks())
     assert meter.summary() == {}
     meter.waited(5)
     now += 4

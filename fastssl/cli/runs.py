@@ -1,0 +1,43 @@
+"""`fastssl runs`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.cli.options import AsJson, path_of
+from fastssl.cli.output import print_data, print_json, say
+from fastssl.errors import one_line
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(parser=path_of, metavar="[DIR]", help="Where to look for runs.")] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """The runs below a folder, one line each: how they stand, steps, rate and losses."""
+    from fastssl.runs import find_runs
+
+    found = list(find_runs(folder))
+    if as_json:
+        print_json([asdict(run) for run in found])
+        return
+    widths = [max((len(str(part)) for part in column), default=0) for column in zip(*map(_cells, found), strict=True)]
+    for run in found:
+        cells = _cells(run)
+        first = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells[:3], widths[:3], strict=True))
+        numbers = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells[3:], widths[3:], strict=True))
+        losses = " ".join(f"{name} {value:.3f}" for name, value in run.losses.items())
+        print_data(f"{first}  {numbers}  {one_line(run.why) or losses}".rstrip() + "\n")
+    if not found:
+        say(f"there is no run below {one_line(str(folder))}")
+
+
+def _cells(run: object) -> tuple[str, ...]:
+    values = asdict(run)  # type: ignore[call-overload]
+    rate = "" if values["rate"] is None else f"{values['rate']:.0f}/s"
+    return one_line(values["path"]), values["state"], values["method"], f"{values['steps']:,}", rate
