@@ -116,6 +116,10 @@ def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> N
         ("batch_size", 2.5, "batch_size"),
         ("batch_size", 0, "batch_size"),
         ("batch_size", "8", "batch_size"),
+        ("batch_size", 10**9, "batch_size"),
+        ("threads", 10**6, "threads"),
+        ("targets", 3, "no such target"),
+        ("targets", [["depth"]], "no such target"),
         ("seed", -1, "seed"),
         ("prefetch", 0, "prefetch"),
         ("half", "yes", "half"),
@@ -155,7 +159,29 @@ def test_targets_that_do_not_exist_are_refused(coded_synthetic: Path, targets: t
         first(coded_synthetic, targets=targets)
 
 
-@pytest.mark.parametrize("state", [{}, {"position": -4, "fingerprint": ""}, {"position": 4.5, "fingerprint": ""}])
+def test_targets_may_come_one_by_one(coded_synthetic: Path) -> None:
+    (batch,) = first(coded_synthetic, 1, targets=(name for name in ["depth"]))
+    assert batch.depth.shape == (4, 1, 67, 67)
+
+
+@pytest.mark.parametrize("data", ["", None, [], 3, b"rooms"])
+def test_what_is_no_dataset_is_refused(data: object) -> None:
+    with pytest.raises(ConfigError, match="this is no dataset"):
+        fastssl.load(data, batch_size=4, size=67)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        3,
+        "abc",
+        {"position": True, "fingerprint": ""},
+        {"position": 10**30, "fingerprint": ""},
+        {"position": -4, "fingerprint": ""},
+        {"position": 4.5, "fingerprint": ""},
+    ],
+)
 def test_a_state_that_is_none_is_refused(coded_synthetic: Path, state: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match="cannot be used"):
         first(coded_synthetic, state=state)

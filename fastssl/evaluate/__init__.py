@@ -59,8 +59,15 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
             expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
             raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)
     subject = run_subject(run)
-    if lack := evaluation.lack(subject.config):
-        raise UsageError(lack.rstrip("."), where=run, seen=f"method {subject.config.method}")
-    measured = evaluation(subject, [run_subject(other, name) for name, other in (beside or {}).items()])
+    others = [run_subject(other, name) for name, other in (beside or {}).items()]
+    for one in (subject, *others):
+        if lack := evaluation.lack(one.config):
+            raise UsageError(
+                lack.rstrip("."),
+                where=one.run,
+                seen=f"method {one.config.method}",
+                hint=None if one is subject else "leave it out",
+            )
+    measured = evaluation(subject, others)
     keep_results(run, {evaluation.name: measured.section()}, measured.pictures)
     return measured

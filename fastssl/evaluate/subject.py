@@ -91,7 +91,7 @@ class RunSubject(Subject):
             raise UsageError(
                 f"the run names no {name} dataset",
                 where=self.run,
-                hint=f"train with --{name}, even if nothing learns it",
+                hint=f"give --fit-{name}, or train with --{name}, even if nothing learns it",
             )
         try:
             domain = evaluation_domain(name, weights, self.config, targets)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastssl.addresses import masked
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import Config
-from fastssl.errors import DataError, UsageError
+from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Better, Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
 from fastssl.evaluate.subject import Subject, every_sample
@@ -108,13 +108,16 @@ class Tasks:
         """
         images = subject.domain("synthetic", self.synthetic, PLANES)
         subjects = [subject, *beside, *subject.baselines()]
-        metrics = {one.name: measure(_predictor(one), one.sees(images), subject.tasks) for one in subjects}
+        metrics = {
+            one.name: measure(_predictor(one), one.sees(images), [task for task in subject.tasks if task in one.tasks])
+            for one in subjects
+        }
         constant = fit_constant(every_sample(subject.training_domain("synthetic", PLANES)))
         metrics["constant"] = measure(constant, images, subject.tasks)
         _say_what_lacks(subject.name, metrics, images)
         results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}
         rows = [
-            Row(metric, {name: results[name][task][value] for name in results})
+            Row(metric, {name: found[task][value] for name, found in results.items() if task in found})
             for metric in self.metrics
             for task, value in [metric.path]
             if task in subject.tasks
@@ -129,8 +132,7 @@ class Tasks:
 
 def _predictor(subject: Subject) -> Predictor:
     predict = subject.predict
-    if predict is None:
-        raise UsageError("a run beside others has learnt none of the tasks", where=subject.name)
+    assert predict is not None  # `Tasks.lack` was asked
     return lambda batch: predict(batch.image)
 
 
@@ -152,7 +154,7 @@ def _say_what_lacks(subject: str, metrics: Mapping[str, Mapping[Task, Metrics]],
         seen = "; ".join(dict.fromkeys(whys))
         raise DataError("no task of the run can be measured on these images", where=images.samples.path, seen=seen)
     for task, own in lacks[subject].items():
-        for name, why in ((name, lacks[name][task]) for name in lacks):
+        for name, why in ((name, of_tasks[task]) for name, of_tasks in lacks.items() if task in of_tasks):
             if name == "constant" and why is not None and own is None:
                 why = "no pixel of the training images is valid, so there is none"
             if why is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, get_args
 
 import torch
@@ -59,14 +59,17 @@ class Loader:
         return self._batches.damaged()
 
 
+_MOST_POSITIONS = 1 << 60
+
+
 class _Arguments(Section):
     """Arguments of `load` that are numbers."""
 
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1 << 16)]
     seed: Annotated[int, Field(ge=0)]
     rank: Annotated[int, Field(ge=0)]
     world_size: Annotated[int, Field(ge=1)]
-    threads: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=0, le=1024)]
     prefetch: Annotated[int, Field(ge=1)]
     half: bool
 
@@ -131,7 +134,11 @@ def load(
         DeviceError: there is no such device.
         CheckpointError: the state is of other datasets.
     """
-    _check_targets(targets)
+    if not isinstance(data, str | os.PathLike | Mapping) or data == "":
+        raise ConfigError(
+            "this is no dataset", seen=repr(data), expected="a folder, an address, or several with their weights: {...}"
+        )
+    targets = _checked_targets(targets)
     numbers = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size, "threads": threads}
     given = validated(_Arguments, {**numbers, "prefetch": prefetch, "half": half})
     where = _device(device)
@@ -158,16 +165,18 @@ def load(
     return Loader(samples, load_batches(samples, plan, options, targets), position, rank_slice.global_batch)
 
 
-def _check_targets(targets: Collection[Target] | None) -> None:
+def _checked_targets(targets: Collection[Target] | None) -> tuple[Target, ...] | None:
     known = get_args(Target)
-    if isinstance(targets, str) or not set(targets or ()) <= set(known):
+    given = None if targets is None else tuple(targets) if isinstance(targets, Iterable) else (targets,)
+    if isinstance(targets, str) or any(target not in known for target in given or ()):
         raise ConfigError("there is no such target", seen=repr(targets), expected=f"some of {', '.join(known)}")
+    return given
 
 
 def _position(state: Mapping[str, Any]) -> int:
-    position = state.get("position")
-    if not isinstance(position, int) or position < 0 or "fingerprint" not in state:
-        raise CheckpointError("a loader's state cannot be used", seen=dict(state), expected="that of Loader.state_dict")
+    position = state.get("position") if isinstance(state, Mapping) else None
+    if type(position) is not int or not 0 <= position < _MOST_POSITIONS or "fingerprint" not in state:
+        raise CheckpointError("a loader's state cannot be used", seen=repr(state), expected="that of Loader.state_dict")
     return position
 
 

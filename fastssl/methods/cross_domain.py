@@ -53,7 +53,7 @@ class ModelConfig(settings.BackboneSettings):
     once; or photos in all of B, and H each batch twice, as in the authors' code (docs/reproduction.md, section 5.2)."""
     # Not less: where all ReLUs of a fresh head are shut the raw normal is the bias, exactly zero, whose gradient of
     # 1 / length would swamp Adam's running mean of squares.
-    shortest_normal: Positive = 1e-4
+    shortest_normal: Annotated[float, Field(ge=1e-30, le=1)] = 1e-4
     """A shorter raw normal is divided by this; the authors' code has 1e-12 (docs/reproduction.md, section 5.1)."""
 
     @model_validator(mode="after")

@@ -122,7 +122,7 @@ def test_a_run_beside_another_needs_a_name_of_its_own(run: Path, coded_real: Pat
 def test_the_classifier_can_be_fitted_on_other_images(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
     """Fitted on what the run was trained on it is the same; a run without a domain needs images to fit on."""
     rotation = make_run(tmp_path / "rotation", None, coded_real, method="rotation")
-    with pytest.raises(UsageError, match="names no synthetic dataset"):
+    with pytest.raises(UsageError, match=r"names no synthetic dataset(.|\n)*--fit-synthetic"):
         evaluate(DomainAccuracy(synthetic=coded_synthetic, real=coded_real), rotation)
     evaluation = DomainAccuracy(synthetic=coded_synthetic, real=coded_real, fit_synthetic=coded_synthetic)
     explicit = DomainAccuracy(
@@ -134,6 +134,20 @@ def test_the_classifier_can_be_fitted_on_other_images(tmp_path: Path, coded_synt
         evaluate(DomainAccuracy(synthetic=coded_synthetic, real=coded_real, fit_synthetic=coded_real), rotation)
     with pytest.raises(UsageError, match="predicts neither"):
         evaluate(Tasks(synthetic=coded_synthetic), rotation)
+
+
+def test_a_run_beside_another_that_learnt_less(
+    run: Path, tmp_path: Path, coded_synthetic: Path, coded_real: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no value of what it did not learn, and nothing is said of the images."""
+    depth = make_run(tmp_path / "depth", coded_synthetic, coded_real, "model.tasks=[depth]")
+    found = evaluate(Tasks(synthetic=coded_synthetic), run, {"depth": depth})
+    for row in found.rows:
+        assert ("depth" in row.values) == (row.metric.path[0] == "depth")
+    assert "has no value" not in caplog.text
+    rotation = make_run(tmp_path / "rotation", None, coded_real, method="rotation")
+    with pytest.raises(UsageError, match=r"predicts neither(.|\n)*method rotation(.|\n)*leave it out"):
+        evaluate(Tasks(synthetic=coded_synthetic), run, {"other": rotation})
 
 
 def test_a_table_shows_what_has_a_value() -> None:

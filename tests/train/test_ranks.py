@@ -59,7 +59,7 @@ def ended(ranks: Sequence[subprocess.Popen[str]], timeout: float = 120) -> list[
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [*((name, []) for name in METHODS), ("cross_domain", ["optim.order=discriminator_first", "model.tasks=[edge]"])],
+    [*((name, []) for name in METHODS), ("cross_domain", ["model.tasks=[edge]", "model.adapted_layer=conv2"])],
 )
 def test_gradients_are_the_mean_over_the_ranks(name: str, overrides: list[str], tmp_path: Path) -> None:
     """Two ranks have the two halves of one process's joint batch, each normalised by itself: the mean of both.
@@ -77,12 +77,12 @@ def test_gradients_are_the_mean_over_the_ranks(name: str, overrides: list[str], 
     alone = rank_process.config(name, 4, *overrides)
     halves = [rank_process.gradients(alone, rank_process.part(joint, rows)) for rows in (slice(4), slice(4, 8))]
     assert len(halves[0]) > 10
+    assert any(not torch.allclose(first, second, rtol=0.1) for first, second in zip(*halves, strict=True))
     for mine, others, first, second in zip(found[0]["gradients"], found[1]["gradients"], *halves, strict=True):
         assert torch.equal(mine, others)
         mean = (first.double() + second.double()) / 2
         # Sums are rounded otherwise with other threads; biases before a batch norm have no gradient but rounding.
         assert (mine - mean).norm() <= 1e-4 * mean.norm() + 1e-5
-        assert not torch.allclose(first, second) or not first.any()
 
 
 def launched(run: Path, coded: dict[str, Path], *more: object, ranks: int = 2, resume: bool = False) -> list[str]:
@@ -226,17 +226,10 @@ def test_torchrun_and_two_machines_begin_ranks_too(two: Path, tmp_path: Path, co
     assert_same(state(two, 6), state(run, 6))
     run = tmp_path / "machines"
     words = launched(run, coded, *config)
-    endpoint = [
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "1",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        f"localhost:{port()}",
-    ]
-    both = [fastssl(words, [*torchrun, *endpoint]) for _ in range(2)]
+    endpoint = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    endpoint += ["--rdzv-endpoint", f"localhost:{port()}"]
+    alike = os.environ | {"OMP_NUM_THREADS": "1"}  # as launchers of two ranks set it; sums are rounded by it
+    both = [fastssl(words, [*torchrun, *endpoint], env=alike) for _ in range(2)]
     for code, err in ended(both, 200):
         assert code == 0, err
     assert_same(state(two, 6), state(run, 6))
