@@ -191,9 +191,10 @@ def test_state_continues_bit_for_bit() -> None:
     step = method(settings)
     for number in range(3):
         step(batches(number))
-    state = copy.deepcopy(step.state_dict())
+    state, of_rank = copy.deepcopy((step.state_dict(), step.rank_state_dict()))
     later = method(small_config("optim.pool_size=6", "train.seed=77"))
     later.load_state_dict(state)
+    later.load_rank_state_dicts([of_rank])
     for number in (3, 4):
         later(batches(number))
     assert same(whole, later.networks)

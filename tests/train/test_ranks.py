@@ -57,9 +57,15 @@ def ended(ranks: Sequence[subprocess.Popen[str]], timeout: float = 120) -> list[
     return [(rank.returncode, err) for rank, err in zip(ranks, words, strict=True)]
 
 
+CONTOURS_ALONE = ["model.tasks=[edge]", "model.adapted_layer=conv2"]
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [*((name, []) for name in METHODS), ("cross_domain", ["model.tasks=[edge]", "model.adapted_layer=conv2"])],
+    [
+        *((name, []) for name in METHODS),
+        pytest.param("cross_domain", CONTOURS_ALONE, marks=pytest.mark.soak, id="contours alone"),
+    ],
 )
 def test_gradients_are_the_mean_over_the_ranks(name: str, overrides: list[str], tmp_path: Path) -> None:
     """Two ranks have the two halves of one process's joint batch, each normalised by itself: the mean of both.
