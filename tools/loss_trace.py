@@ -60,7 +60,8 @@ def trace(root: Path, preset: str, run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [{name: value for name, value in line.items() if name.startswith("loss/")} for line in lines]
     (checkpoint,) = (run / "checkpoints").glob("step_*.pt")
-    return {"losses": losses, "weights": weights_hash(torch.load(checkpoint, weights_only=True)["state"])}
+    content = torch.load(checkpoint, weights_only=True)
+    return {"losses": losses, "weights": weights_hash([content["state"], content["ranks"]])}
 
 
 def weights_hash(state: Any) -> str:
