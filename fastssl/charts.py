@@ -30,7 +30,7 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 196
 """Size of a line chart in the units of its drawing."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 348, 8, 158
-"""What the axes enclose."""
+"""The area that the axes enclose."""
 _MOST_POINTS = 200
 _LOG_FROM_RATIO = 50
 _STEPS = (1, 2, 5, 10)
@@ -106,11 +106,11 @@ class LineChart:
     last: str
     """The last value."""
     notes: str
-    """What has to be known to read the axes."""
+    """Words without which the axes cannot be read."""
     words: str
     """Number of values, range and end of the series."""
     readings: Sequence[Reading]
-    """Of every point that is drawn."""
+    """Step and value of every point that is drawn."""
 
 
 def line_chart(
@@ -254,7 +254,7 @@ def _exponent(text: str) -> str:
 # Pictures
 
 Panel = Callable[[Axes], None]
-"""What draws a panel of a picture."""
+"""A function that draws a panel of a picture."""
 
 
 def panels(draw: Sequence[Panel]) -> Image.Image:

@@ -40,7 +40,7 @@ LIGHT = [
     "errors",
     "faults",
 ]
-LIGHT += ["compiled", "native", "show", "cli"]
+LIGHT += ["compiled", "native", "show", "runs", "cli"]
 HEAVY = ("torch", "nvidia.dali", "mitsuba", "matplotlib", "jinja2")
 
 

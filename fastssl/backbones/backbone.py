@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     compared: ClassVar[str]
     """The layer that evaluations look at where nothing names another."""
     discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]]
-    """Of the layers that can be adapted: all convolutions but the last of a discriminator of patches of the map."""
+    """Convolutions, but the last, of a discriminator of patches of the map, for each layer that can be adapted."""
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
 

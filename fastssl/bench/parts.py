@@ -283,7 +283,7 @@ PARTS: dict[Part, Measured] = {
 
 
 def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
-    """What a domain's loading has; a GPU makes the targets in its graph, where they cannot be told apart."""
+    """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
     if domain == "real":
         return ["reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"]
     return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("target")]

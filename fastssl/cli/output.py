@@ -1,4 +1,4 @@
-"""What commands print: data to stdout, words to stderr."""
+"""Output of the commands: data to stdout, words to stderr."""
 
 from __future__ import annotations
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastssl.cli.options import AsJson, path_of
 from fastssl.cli.output import print_data, print_json, say
 from fastssl.errors import one_line
+
+if TYPE_CHECKING:
+    from fastssl.runs import RunState
 
 
 def runs(
@@ -26,7 +29,7 @@ def runs(
     if as_json:
         print_json([asdict(run) for run in found])
         return
-    widths = [max((len(str(part)) for part in column), default=0) for column in zip(*map(_cells, found), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*map(_cells, found), strict=True)]
     for run in found:
         cells = _cells(run)
         first = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells[:3], widths[:3], strict=True))
@@ -37,7 +40,6 @@ def runs(
         say(f"there is no run below {one_line(str(folder))}")
 
 
-def _cells(run: object) -> tuple[str, ...]:
-    values = asdict(run)  # type: ignore[call-overload]
-    rate = "" if values["rate"] is None else f"{values['rate']:.0f}/s"
-    return one_line(values["path"]), values["state"], values["method"], f"{values['steps']:,}", rate
+def _cells(run: RunState) -> tuple[str, ...]:
+    rate = "" if run.rate is None else f"{run.rate:.0f}/s"
+    return one_line(run.path), run.state, run.method, f"{run.steps:,}", rate

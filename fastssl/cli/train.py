@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,11 @@ from typer.core import TyperCommand
 from fastssl.cli.options import path_of
 from fastssl.cli.output import say
 from fastssl.config import dataset_weights
-from fastssl.errors import UsageError, one_line
+from fastssl.errors import PeerLostError, UsageError, one_line
 from fastssl.telemetry import progress_bar
+
+_BEHIND_S = 5
+"""For a rank that ends because another one has."""
 
 
 class NamesMethods(TyperCommand):
@@ -88,6 +92,10 @@ def train(
         if leads:
             say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
+    except PeerLostError:
+        # The rank that failed ends first, so that whoever began them sees its exit code and not this one's.
+        time.sleep(_BEHIND_S)
+        raise
     if leads:
         say(f"the run is in {one_line(str(out))}")
 

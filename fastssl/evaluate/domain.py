@@ -1,4 +1,4 @@
-"""How well a linear classifier tells synthetic from real by the adapted layer's features: chance is 0.5."""
+"""Accuracy of a linear classifier that tells synthetic from real by a layer's features: chance is 0.5."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FEW = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DomainAccuracy:
-    """How well a linear classifier tells synthetic from real by the compared layer's features."""
+    """Accuracy of a linear classifier that tells synthetic from real by the compared layer's features."""
 
     name: ClassVar[str] = "domain"
     title: ClassVar[str] = "Telling rendered from real"

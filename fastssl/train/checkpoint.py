@@ -121,7 +121,7 @@ def copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return type(value)((name, copied(part)) for name, part in value.items())  # type: ignore[call-arg]
+        return {name: copied(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(copied(part) for part in value)
     return value

@@ -8,10 +8,14 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastssl.errors import DeviceError, PeerLostError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _PATIENCE_S = 20
 """For ranks that are asked to end, before they are killed."""
@@ -61,9 +65,9 @@ def launch(num_ranks: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _code(failures: Mapping[int, object]) -> int:
+def _code(failures: Mapping[int, ProcessFailure]) -> int:
     """The exit code of the ranks that failed by themselves, and not because another one had."""
-    codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}  # type: ignore[attr-defined]
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
     for rank, code in codes.items():
         if code < 0:
             name = signal.Signals(-code).name
