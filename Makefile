@@ -45,8 +45,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two tests at a time, each with one core.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 matrix: $(VENV)/.installed
 	@for version in $(VERSIONS); do \

@@ -36,7 +36,7 @@ def main() -> None:
     paths = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}"]
     config = load_config(arguments.preset, overrides=[*paths, *arguments.overrides])
     device = run_device()
-    step = find_method(config.method)(config, StepContext(config.train, device))
+    step = find_method(config.method)(config, StepContext(config, device))
 
     batches = step_batches(config, device)
     resident = next(batches)

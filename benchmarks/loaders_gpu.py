@@ -212,7 +212,7 @@ def step_work(config: Config, resident: dict[str, StepBatch], device: torch.devi
     """The training step on the same batches, over and over; tells how many pairs it was."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    step = find_method(config.method)(config, StepContext(config.train, device))
+    step = find_method(config.method)(config, StepContext(config, device))
 
     def work() -> int:
         step(resident)

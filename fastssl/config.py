@@ -69,6 +69,13 @@ def _fraction_or_auto(given: Any) -> Any:
     return given
 
 
+def _bool_or_auto(given: Any, info: ValidationInfo) -> Any:
+    if not (isinstance(given, bool) or given == "auto"):
+        raise ValueError(f"train.{info.field_name} is {shown(given)}; expected true, false or auto")
+    return given
+
+
+AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 DecoderLoad = Annotated[float | Literal["auto"], BeforeValidator(_fraction_or_auto)]
 
 
@@ -185,10 +192,18 @@ class OptimSettings(Section):
     """Learning rate and schedule; a method's own `optim` section adds to these."""
 
     lr: Positive = 1e-3
-    schedule: Literal["drops", "constant"] = "drops"
+    schedule: Literal["drops", "cosine", "constant"] = "drops"
     drop_at: tuple[Fraction, ...] = (0.6, 0.9)
     """Fractions of the run after which each learning rate is multiplied by `drop_factor`."""
     drop_factor: Fraction = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which each learning rate grows linearly to what the schedule says."""
+    clip_norm: NonNegative = 0.0
+    """Longest gradient of all weights that one optimizer has; a longer one is shortened to it. 0 = none is."""
+    average_decay: BelowOne = 0.0
+    """Decay of a running mean of all weights, which evaluations and exports then take; 0 = the weights themselves."""
+    backend: Literal["torch", "apex"] = "torch"
+    """Whose optimizers: torch's fused ones, or those of NVIDIA apex, on a GPU and where it is installed."""
 
 
 class TrainConfig(Section):
@@ -199,11 +214,14 @@ class TrainConfig(Section):
     steps: Annotated[int, Field(ge=0)] = 0
     """Steps in all; 0 = as `epochs` says."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches of each domain in a step, whose gradients are averaged; batch norms see each by itself."""
     amp: bool = False
     """Mixed precision."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """float16 trains with a gradient scaler."""
-    channels_last: bool = True
+    channels_last: AutoBool = "auto"
+    """Memory layout of networks and images; auto = the faster one, which for wide networks on a CPU is the other."""
     tf32: bool = True
     streams: bool = True
     """Run D's update on a CUDA stream of its own."""

@@ -181,6 +181,8 @@ class GradientMean:
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         self._ranks = ranks
+        self.is_last = True
+        """Whether gradients that come are complete then, and not yet to be added to."""
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._sent = 0
@@ -220,6 +222,8 @@ class GradientMean:
 
     def _arrived(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)
+        if not self.is_last:
+            return
         self._bucket_of[parameter].missing.discard(parameter)
         self._send(complete_only=True)
 

@@ -25,7 +25,7 @@ def make_run(
     config = load_config("tiny", method=method, overrides=[*small, *data, *overrides])
     folder.mkdir()
     write_config(config, folder / "config.yaml")
-    context = StepContext(config.train, torch.device("cpu"))
+    context = StepContext(config, torch.device("cpu"))
     method_of_run = find_method(config.method)(config, context)
     state = {**method_of_run.state_dict(), "context": context.state_dict()}
     read = {request.name for request in find_method(method).domains(config)}

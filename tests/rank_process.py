@@ -64,7 +64,7 @@ def part(batches: Mapping[str, Batch], rows: slice) -> dict[str, Batch]:
 
 
 def gradients(settings: Any, batches: Mapping[str, Batch], *ranks: Any) -> list[Tensor]:
-    context = Recording(settings.train, torch.device("cpu"), *ranks)
+    context = Recording(settings, torch.device("cpu"), *ranks)
     find_method(settings.method)(settings, context)(batches)
     return context.gradients
 

@@ -48,7 +48,7 @@ def batches(seed: int, device: torch.device = CPU, size: int = SIZE) -> dict[str
 
 
 def method(settings: Config, device: torch.device = CPU) -> CrossDomain:
-    return CrossDomain(settings, StepContext(settings.train, device))
+    return CrossDomain(settings, StepContext(settings, device))
 
 
 def after_steps(

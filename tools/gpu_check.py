@@ -311,7 +311,7 @@ def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
     from fastssl.train.run import _configure_torch
 
     _configure_torch(config)
-    work, batches = find_method(config.method)(config, StepContext(config.train, bench.device)), _made_up(bench, config)
+    work, batches = find_method(config.method)(config, StepContext(config, bench.device)), _made_up(bench, config)
     return lambda: work(batches)
 
 

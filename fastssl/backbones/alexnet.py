@@ -93,7 +93,7 @@ class AlexNet(Backbone):
         if until is not None:
             self.check_layer(until)
         features: dict[str, Tensor] = {}
-        x = image.to(self.get_parameter("layers.conv1.conv.weight").dtype)  # batches on a GPU are half floats
+        x = self.as_weights(image)
         for name, layer in self.layers.items():
             if name in _POOLED:
                 stride, padding = _POOLED[name]

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastssl.config import BackboneSettings
@@ -86,6 +87,15 @@ class Backbone(nn.Module):
                 expected=", ".join(("none", *cls.discriminators)),
             )
         return cls.discriminators[layer]
+
+    def as_weights(self, image: Tensor) -> Tensor:
+        """The image in the precision and memory layout of the first weights; batches may be half floats."""
+        weight = next(parameter for parameter in self.parameters() if parameter.dim() == image.dim())
+        # Of convolutions over one of each all layouts are alike to torch, which then takes that of the image.
+        layout = (
+            torch.channels_last if weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        return image.to(weight.dtype, memory_format=layout)
 
     def check_layer(self, layer: str) -> None:
         """Refuse a layer that the backbone does not have.

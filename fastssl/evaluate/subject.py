@@ -122,7 +122,7 @@ class RunSubject(Subject):
         the statistics they are built with, 0 and 1, a deep network's features would be arbitrary, and too easy to beat.
         """
         kind = find_method(self.config.method)
-        method = kind(self.config, StepContext(self.config.train, torch.device("cpu")))
+        method = kind(self.config, StepContext(self.config, torch.device("cpu")))
         method.networks.to(run_device())
         _calibrate(method, self.training_domain(kind.domains(self.config)[0].name))
         return _subject("untrained", method, self.config)

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 
 from fastssl import config as settings
 from fastssl.backbones import Backbone, find_backbone
@@ -34,6 +34,7 @@ from fastssl.layers import Discriminator, FeaturePool, Heads, xavier_initialise
 from fastssl.loader import DomainRequest
 from fastssl.losses import adversarial_loss, depth_loss, discriminator_loss, edge_loss, normal_loss
 from fastssl.methods.method import StepContext
+from fastssl.optimizers import adam, restore, sgd
 from fastssl.pictures import prediction_sheet
 
 
@@ -265,23 +266,20 @@ class CrossDomain:
 
     def __init__(self, config: CrossDomainConfig, context: StepContext) -> None:
         self.config, self.context = config, context
-        self.networks = build_networks(config.model, config.train.seed).to(context.device)
-        if config.train.channels_last:
-            self.networks = self.networks.to(memory_format=torch.channels_last)
-        optim, on_gpu = config.optim, context.device.type == "cuda"
+        self.networks = context.placed(build_networks(config.model, config.train.seed))
+        optim = config.optim
         trained = [*self.networks.backbone.parameters(), *self.networks.heads.parameters()]
-        # The fused forms skip a step of infinite gradients, with float16, without asking the device for it.
-        self.task_optimizer = Adam(trained, lr=optim.lr, betas=optim.betas, fused=on_gpu)
-        self.discriminator_optimizer: SGD | None = None
+        self.task_optimizer = adam(trained, optim, context.device, betas=optim.betas)
+        self.discriminator_optimizer: Optimizer | None = None
         if self.networks.discriminator is not None:
-            self.discriminator_optimizer = SGD(
+            self.discriminator_optimizer = sgd(
                 self.networks.discriminator.parameters(),
+                optim,
+                context.device,
                 lr=optim.discriminator_lr,
                 momentum=optim.discriminator_momentum,
                 weight_decay=optim.discriminator_weight_decay,
-                fused=on_gpu or None,
             )
-            _at_rest(self.discriminator_optimizer)
         # Nothing is made of what lies above the adapted layer: it moves running statistics, and no more.
         self._photos_until = config.model.adapted_layer if config.model.running_statistics == "adapted" else None
         context.trains(self.task_optimizer)
@@ -359,7 +357,7 @@ class CrossDomain:
         context.update(self.task_optimizer)
         if not discriminator_first:  # not before the adversarial gradient has passed through D
             self._update_discriminator()
-        context.scaler.update()
+        context.finish()
         return {name: loss.detach() for name, loss in (objective | losses).items()}
 
     def _update_discriminator(self) -> None:
@@ -397,9 +395,10 @@ class CrossDomain:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; raises what the parts raise where the shapes differ."""
         for name, part in self._parts().items():
-            part.load_state_dict(_fused_as(part, state[name]) if isinstance(part, Optimizer) else state[name])
-        if self.discriminator_optimizer is not None:
-            _at_rest(self.discriminator_optimizer)
+            if isinstance(part, Optimizer):
+                restore(part, state[name])
+            else:
+                part.load_state_dict(state[name])
 
     def rank_state_dict(self) -> dict[str, Any]:
         """The feature pools: each rank has seen other images."""
@@ -456,21 +455,3 @@ def _contours(batch: Batch, count: Literal["window", "stored", "released"]) -> T
     if count == "window":
         return None
     return batch.stored_edge_count if count == "released" else batch.stored_edge_fraction * batch.edge[0].numel()
-
-
-def _fused_as(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state for this optimizer's form: one that was saved on a CPU would bring the CPU's form to a GPU."""
-    fused = optimizer.param_groups[0]["fused"]
-    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
-
-
-def _at_rest(optimizer: SGD) -> None:
-    """Momenta of zero where a fused optimizer has none yet; its first step begins from them in any case.
-
-    It would make them without a value in its first step, and where that is skipped for infinite gradients, as
-    float16's often is, keep what the memory held.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["fused"] else ():
-            if optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

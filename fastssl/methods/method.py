@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL import Image
@@ -13,22 +13,41 @@ from torch.optim import Optimizer
 
 from fastssl.backbones import Backbone
 from fastssl.batch import Batch, Task
-from fastssl.config import Config, Preset, TrainConfig
+from fastssl.config import Config, Preset
 from fastssl.loader import DomainRequest
 from fastssl.ranks import GradientMean, Ranks
 from fastssl.streams import SideStream
 
+N = TypeVar("N", bound=nn.Module)
+
+_SLOW_CHANNELS_LAST = 16 << 20
+"""Numbers in a layer's weights from which on a CPU is slower with channels last (benchmarks/LOG.md)."""
+
 
 class StepContext:
-    """What every step runs in: device, precision, gradient scaler, a side stream and the ranks."""
+    """What every step runs in: device, memory layout, precision, gradient scaler, a side stream and the ranks."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
-        self.device, self._config = device, config
+    def __init__(self, config: Config, device: torch.device, ranks: Ranks | None = None) -> None:
+        self.device, self._config = device, config.train
+        self._clip_norm = config.optim.clip_norm
         self.ranks = ranks or Ranks()
+        self._parts, self._is_last = 1, True
+        self.channels_last = False
+        """The memory layout of what was placed."""
         self._means: dict[Optimizer, GradientMean] = {}
-        self.side = SideStream(device, enabled=config.streams)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and config.amp_dtype == "float16")
+        self.side = SideStream(device, enabled=self._config.streams)
+        uses_scaler = self._config.amp and self._config.amp_dtype == "float16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_scaler)
         self.scaler.scale(torch.zeros((), device=device))  # makes its state on this stream, not on the side's
+
+    def placed(self, networks: N) -> N:
+        """The networks on the device, in the memory layout that is faster there, unless the settings name one."""
+        chosen = self._config.channels_last
+        if chosen == "auto":
+            largest = max((weight.numel() for weight in networks.parameters()), default=0)
+            chosen = self.device.type != "cpu" or largest < _SLOW_CHANNELS_LAST
+        self.channels_last = chosen
+        return networks.to(self.device).to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
 
     def precision(self) -> AbstractContextManager[object]:
         """Mixed precision, where the settings ask for it."""
@@ -36,9 +55,17 @@ class StepContext:
         config = self._config
         return torch.autocast(self.device.type, dtype=getattr(torch, config.amp_dtype), enabled=config.amp)
 
+    @contextmanager
+    def part(self, number: int, parts: int) -> Iterator[None]:
+        """One of the batches, from 0 on, whose gradients a step averages."""
+        self._parts, self._is_last = parts, number == parts - 1
+        for mean in self._means.values():
+            mean.is_last = self._is_last
+        yield
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients, scaled where the precision needs it."""
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss / self._parts if self._parts > 1 else loss).backward()
 
     def trains(self, optimizer: Optimizer) -> None:
         """Let the gradients of an optimizer's parameters be means over all ranks; to be called when it is made."""
@@ -46,10 +73,24 @@ class StepContext:
         self._means[optimizer] = GradientMean(parameters, self.ranks)
 
     def update(self, optimizer: Optimizer) -> None:
-        """Make the optimizer's step by the gradients of all ranks, and forget them."""
+        """Make the optimizer's step by the gradients of all ranks, and forget them; not before the step's last batch.
+
+        Sync: none.
+        """
+        if not self._is_last:
+            return
         self._means[optimizer].finish()
+        if self._clip_norm:
+            self.scaler.unscale_(optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         self.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()  # without words: apex's take none
+
+    def finish(self) -> None:
+        """To be called when all optimizers have made their steps."""
+        if self._is_last:
+            self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()

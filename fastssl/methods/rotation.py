@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from fastssl import config as settings
 from fastssl.backbones import Backbone, find_backbone
@@ -28,6 +27,7 @@ from fastssl.config import Fraction, NonNegative, Preset
 from fastssl.layers import xavier_initialise
 from fastssl.loader import DomainRequest
 from fastssl.methods.method import StepContext
+from fastssl.optimizers import restore, sgd
 from fastssl.pictures import framed, grid, image_picture
 
 TURNS = 4
@@ -145,12 +145,12 @@ class Rotation:
 
     def __init__(self, config: RotationConfig, context: StepContext) -> None:
         self.config, self.context = config, context
-        self.networks = build_networks(config.model, config.train.seed).to(context.device)
-        if config.train.channels_last:
-            self.networks = self.networks.to(memory_format=torch.channels_last)
+        self.networks = context.placed(build_networks(config.model, config.train.seed))
         optim = config.optim
-        self.optimizer = SGD(
+        self.optimizer = sgd(
             self.networks.parameters(),
+            optim,
+            context.device,
             lr=optim.lr,
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
@@ -185,7 +185,7 @@ class Rotation:
         loss = F.cross_entropy(logits.float(), turns)
         self.context.backward(loss)
         self.context.update(self.optimizer)
-        self.context.scaler.update()
+        self.context.finish()
         return {"rotation": loss.detach()}
 
     def set_lr_factor(self, factor: float) -> None:
@@ -218,7 +218,7 @@ class Rotation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; raises what its parts raise where the shapes differ."""
         self.networks.load_state_dict(state["networks"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Nothing: all ranks are alike."""

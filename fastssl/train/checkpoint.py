@@ -21,6 +21,7 @@ from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
 from fastssl.methods import Method, StepContext, find_method, read_config
 from fastssl.telemetry import CONTINUE
+from fastssl.train.average import load_average
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Moment:
     positions: Mapping[str, int]
     """The next position of each domain's endless sequence: how many samples all ranks together have taken."""
     state: dict[str, Any]
-    """What all ranks have in common: the method's `state_dict` and, under `context`, that of the context."""
+    """What all ranks have in common: the method's `state_dict`, under `context` that of the context, and under
+    `average` the mean of the weights, where one is kept."""
     ranks: list[Any]
     """`Method.rank_state_dict` of each rank."""
 
@@ -292,7 +294,8 @@ class Trained:
     """What a run has learnt."""
 
     method: Method
-    """As it stands after the last checkpoint, in evaluation mode on the CPU."""
+    """As it stands after the last checkpoint, in evaluation mode on the CPU; with the mean of its weights, if the run
+    keeps one (`optim.average_decay`)."""
     config: Config
     fingerprints: Mapping[str, str]
     """Fingerprint of the datasets of each domain that it was trained on."""
@@ -313,8 +316,10 @@ def load_trained(run: Path) -> Trained:
         )
     config = read_config(run / "config.yaml")
     content = read_checkpoint(path, config)
-    method = find_method(config.method)(config, StepContext(config.train, torch.device("cpu")))
+    method = find_method(config.method)(config, StepContext(config, torch.device("cpu")))
     method.load_state_dict(content["state"])
+    if "average" in content["state"]:
+        load_average(method.networks, content["state"]["average"])
     method.networks.eval()
     return Trained(method, config, content["data"])
 

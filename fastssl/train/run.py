@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import PARTIAL, alone_in
 from fastssl.loader import Batches, Domain, LoaderOptions, training_domains
 from fastssl.loader.calibration import calibrated
-from fastssl.methods import Method, StepContext, find_method, load_config, read_config
+from fastssl.methods import StepContext, find_method, load_config, read_config
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
@@ -197,7 +197,7 @@ def _train(
     kind = find_method(config.method)
     _configure_torch(config)
     device = run_device(ranks.local_rank)
-    context = StepContext(config.train, device, ranks)
+    context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
@@ -205,17 +205,12 @@ def _train(
     if content is not None:
         check_data(content["data"], fingerprints, config)
         start = Start(step=content["step"], positions=content["positions"])
-        _restore(method, context, content)
     main = next(iter(domains.values()))
     total_steps = _total_steps(main, start, ranks)
-    if start.step >= total_steps:
-        raise CheckpointError(
-            "the run is finished",
-            where=run,
-            seen=f"{start.step} steps",
-            expected=f"fewer than {total_steps}",
-            hint="measure it (fastssl eval), or make it longer: --set train.steps=...",
-        )
+    _check_unfinished(run, start.step, total_steps)
+    trainer = Trainer(method, context, config, run, total_steps, fingerprints)
+    if content is not None:
+        trainer.restore(content["state"], content["ranks"])
     options = calibrated_options(main, device)
     with ExitStack() as stack:
         # Not before: a start that fails leaves nothing behind.
@@ -237,7 +232,6 @@ def _train(
                 sections["hw_decoder_load"] = options.hw_decoder_load
             merge_summary(run, sections)
 
-        trainer = Trainer(method, context, config, run, total_steps, fingerprints)
         try:
             with stop.deferred():
                 trainer.fit(batches, start, advance, summarise, stop)
@@ -273,22 +267,23 @@ def _opened(config: Config, *, resumed: bool) -> dict[str, Domain]:
         ) from error
 
 
-def _restore(method: Method, context: StepContext, content: Mapping[str, Any]) -> None:
-    """Put a checkpoint's state into place; where the ranks are others than before, the log says what that changes."""
-    ranks = context.ranks
-    method.load_state_dict(content["state"])
-    method.load_rank_state_dicts(content["ranks"])
-    context.load_state_dict(content["state"]["context"])
-    if ranks.leads and len(content["ranks"]) != ranks.world_size:
-        log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and what "
-                 "each rank had for itself is spread anew", ranks.world_size, len(content["ranks"]))  # fmt: skip
+def _check_unfinished(run: Path, step: int, total_steps: int) -> None:
+    if step >= total_steps:
+        raise CheckpointError(
+            "the run is finished",
+            where=run,
+            seen=f"{step} steps",
+            expected=f"fewer than {total_steps}",
+            hint="measure it (fastssl eval), or make it longer: --set train.steps=...",
+        )
 
 
 def _total_steps(main: Domain, start: Start, ranks: Ranks) -> int:
     """Steps of the whole run; an epoch is a pass over the first domain, whatever the ranks and batches were before."""
     train = main.config.train
     left = train.epochs * len(main.samples) - start.positions[main.name]
-    return train.steps or start.step + max(math.ceil(left / (main.batch_size * ranks.world_size)), 0)
+    per_step = main.batch_size * ranks.world_size * train.accumulate
+    return train.steps or start.step + max(math.ceil(left / per_step), 0)
 
 
 def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:

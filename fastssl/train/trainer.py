@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.train.average import WeightAverage
 from fastssl.train.checkpoint import CheckpointWriter, Moment, copied
 from fastssl.train.stop import Stopped, StopSignals
 
@@ -62,8 +64,28 @@ class Trainer:
         self.method, self.context, self.config = method, context, config
         self.run, self.total_steps = run, total_steps
         self._fingerprints = fingerprints
+        decay = config.optim.average_decay
+        self.average = WeightAverage(method.networks, decay) if decay else None
+        """The mean of the weights, where the settings ask for one."""
         self.step = 0
         """The last step that is made."""
+
+    def restore(self, state: dict[str, Any], of_ranks: Sequence[dict[str, Any]]) -> None:
+        """Continue from a checkpoint; where the ranks are others than before, the log says what that changes.
+
+        Args:
+            state: as `Moment.state`.
+            of_ranks: as `Moment.ranks`.
+        """
+        ranks = self.context.ranks
+        self.method.load_state_dict(state)
+        self.method.load_rank_state_dicts(of_ranks)
+        self.context.load_state_dict(state["context"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if ranks.leads and len(of_ranks) != ranks.world_size:
+            log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and "
+                     "what each rank had for itself is spread anew", ranks.world_size, len(of_ranks))  # fmt: skip
 
     def fit(
         self,
@@ -91,15 +113,15 @@ class Trainer:
         """
         settings, ranks = self.config.train, self.context.ranks
         meter = _Meter(self.context.device, self.method.unit, ranks)
+        if ranks.leads:
+            layout = "channels-last" if self.context.channels_last else "contiguous"
+            log.info("on %s: %s's fused optimizers, networks %s in memory",
+                     self.context.device.type, self.config.optim.backend, layout)  # fmt: skip
         with self._files(start.step) as files:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
                 self.method.set_lr_factor(factor)
-                started = time.perf_counter()
-                step_batches = {name: next(domain) for name, domain in batches.items()}
-                meter.waited(time.perf_counter() - started)
-                meter.add(self.method(step_batches), number, len(next(iter(step_batches.values())).keys))
-
+                step_batches = self._make_step(number, batches, meter)
                 self.step = number
                 (asked,) = ranks.largest([stop.wanted or 0])
                 last = number == self.total_steps
@@ -121,6 +143,20 @@ class Trainer:
                     self._finish(files)
                     raise Stopped(signal.Signals(asked), number)
             self._finish(files)
+
+    def _make_step(self, number: int, batches: Mapping[str, Batches], meter: _Meter) -> dict[str, Batch]:
+        """One step, on one batch of each domain or several; returns the last ones."""
+        parts, taken = self.config.train.accumulate, dict[str, Batch]()
+        for part in range(parts):
+            started = time.perf_counter()
+            taken = {name: next(domain) for name, domain in batches.items()}
+            meter.waited(time.perf_counter() - started)
+            with self.context.part(part, parts):
+                losses = self.method(taken)
+            meter.add(losses, number, len(next(iter(taken.values())).keys))
+        if self.average is not None:
+            self.average.add(number)
+        return taken
 
     @contextmanager
     def _files(self, first_step: int) -> Iterator[_Files | None]:
@@ -144,7 +180,9 @@ class Trainer:
         if files is None:
             return
         state = {**self.method.state_dict(), "context": self.context.state_dict()}
-        made = (number - start.step) * ranks.world_size
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        made = (number - start.step) * ranks.world_size * self.config.train.accumulate
         positions = {name: first + made * data.batch_size(name) for name, first in start.positions.items()}
         files.checkpoints.begin(Moment(step=number, positions=positions, state=state, ranks=of_ranks))
 
@@ -194,10 +232,14 @@ def _is_due(number: int, *every: int) -> bool:
 
 def lr_factor(optim: OptimSettings, steps_done: int, total_steps: int) -> float:
     """The fraction of the configured learning rate that the step after `steps_done` uses."""
+    warmed = min((steps_done + 1) / (optim.warmup_steps + 1), 1.0)
     if optim.schedule == "constant":
-        return 1.0
+        return warmed
+    if optim.schedule == "cosine":
+        done = max(steps_done - optim.warmup_steps, 0) / max(total_steps - optim.warmup_steps, 1)
+        return warmed * (1 + math.cos(math.pi * done)) / 2
     drops = sum(steps_done >= fraction * total_steps for fraction in optim.drop_at)
-    return optim.drop_factor**drops
+    return float(warmed * optim.drop_factor**drops)
 
 
 @dataclass(slots=True)

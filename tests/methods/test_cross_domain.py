@@ -21,12 +21,12 @@ from small_steps import (
 )
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fastssl.batch import Batch
 from fastssl.config import Config
 from fastssl.losses import adversarial_loss, discriminator_loss
-from fastssl.methods.cross_domain import Networks, _at_rest, build_networks, task_losses
+from fastssl.methods.cross_domain import Networks, build_networks, task_losses
 
 ORDERS = ("together", "discriminator_first")
 
@@ -38,8 +38,9 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
     assert discriminator is not None
     layer, optim = settings.model.adapted_layer, settings.optim
     trained, judging = [*backbone.parameters(), *heads.parameters()], list(discriminator.parameters())
-    adam = torch.optim.Adam(trained, lr=optim.lr, betas=optim.betas)
-    sgd = torch.optim.SGD(judging, optim.discriminator_lr, 0.9, weight_decay=5e-4)
+    # Of one form: what they round differently, Adam makes large where gradients are almost zero.
+    adam = torch.optim.Adam(trained, lr=optim.lr, betas=optim.betas, fused=True)
+    sgd = torch.optim.SGD(judging, optim.discriminator_lr, 0.9, weight_decay=5e-4, fused=True)
     for number in range(steps):
         synthetic, real = batches(number).values()
         features = backbone(synthetic.image)
@@ -206,54 +207,6 @@ def test_mixed_precision_stays_near_full_precision() -> None:
         for name in before:
             assert after[name].isfinite()
             torch.testing.assert_close(after[name], before[name], rtol=0.1, atol=0.02)
-
-
-def test_state_of_another_device_keeps_this_one_s_form_of_the_optimizers() -> None:
-    """A GPU's optimizers are fused; a run that goes on elsewhere goes on as if it had always been there."""
-    step, other = (method(small_config()) for _ in range(2))
-    step(batches(0))
-    state = copy.deepcopy(step.state_dict())
-    for name in ("task_optimizer", "discriminator_optimizer"):
-        for group in state[name]["param_groups"]:
-            group["fused"] = True
-    other.load_state_dict(state)
-    assert [group["fused"] for group in other.task_optimizer.param_groups] == [False]
-    assert other.discriminator_optimizer is not None
-    assert [group["fused"] for group in other.discriminator_optimizer.param_groups] == [None]
-    step(batches(1))
-    other(batches(1))
-    assert same(step.networks, other.networks)
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_a_skipped_first_step_leaves_no_momentum(loaded: bool) -> None:
-    """A GPU's fused form, which the CPU has too: its first step is skipped, and the second begins from rest."""
-    weight = torch.nn.Parameter(torch.ones(64))
-    optimizer = SGD([weight], lr=0.1, momentum=0.9, fused=True)
-    if loaded:
-        optimizer.load_state_dict(optimizer.state_dict())
-    _at_rest(optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    for gradient in (float("inf"), 1.0, 1.0):
-        weight.grad = torch.full_like(weight, gradient) * scaler.scale(torch.ones(()))
-        scaler.step(optimizer)
-        scaler.update()
-    # One step of 0.1, one of 0.1 * (1 + 0.9).
-    torch.testing.assert_close(weight.detach(), torch.full((64,), 0.71))
-
-
-def test_momenta_are_at_rest_after_a_state_without_them() -> None:
-    """What a CPU saves before its first step has no momenta, and a fused optimizer would make them of anything."""
-    settings = small_config()
-    step = method(settings)
-    optimizer = step.discriminator_optimizer
-    assert optimizer is not None
-    state = copy.deepcopy(step.state_dict())
-    optimizer.param_groups[0]["fused"] = True
-    step.load_state_dict(state)
-    momenta = [optimizer.state[weight]["momentum_buffer"] for weight in optimizer.param_groups[0]["params"]]
-    assert momenta
-    assert not any(momentum.any() for momentum in momenta)
 
 
 @pytest.mark.parametrize("how", [{"channels_last": True}, {"scale": TOO_LARGE}])

@@ -29,7 +29,7 @@ def random_images(num: int, side: int = 67) -> Tensor:
 def method(*overrides: str) -> Rotation:
     small = ["data.size=67", "model.width=0.1", "model.fc_channels=16", "train.channels_last=false"]
     config = load_config("tiny", method="rotation", overrides=[*small, *overrides])
-    return Rotation(config, StepContext(config.train, torch.device("cpu")))
+    return Rotation(config, StepContext(config, torch.device("cpu")))
 
 
 def test_turns_are_numpys() -> None:

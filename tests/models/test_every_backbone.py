@@ -171,7 +171,7 @@ def test_every_method_trains_it(name: str, method: str) -> None:
             domain: replace(batch, stored_size=(128, 128))
             for domain, batch in batches(0, size=config.data.size).items()
         }
-        step = METHODS[method](config, StepContext(config.train, CPU))
+        step = METHODS[method](config, StepContext(config, CPU))
         weights = [parameter for parameter in step.backbone.parameters() if parameter.dim() > 1]
         before = [weight.clone() for weight in weights]
         losses = step({request.name: made[request.name] for request in METHODS[method].domains(config)})
