@@ -202,8 +202,9 @@ class OptimSettings(Section):
     """Longest gradient of all weights that one optimizer has; a longer one is shortened to it. 0 = none is."""
     average_decay: BelowOne = 0.0
     """Decay of a running mean of all weights, which evaluations and exports then take; 0 = the weights themselves."""
-    backend: Literal["torch", "apex"] = "torch"
-    """Whose optimizers: torch's fused ones, or those of NVIDIA apex, on a GPU and where it is installed."""
+    backend: Literal["fused", "foreach", "apex"] = "fused"
+    """Form of the optimizers: torch's fused ones, torch's others, or those of NVIDIA apex, on a GPU where it is
+    installed."""
 
 
 class TrainConfig(Section):
@@ -222,6 +223,9 @@ class TrainConfig(Section):
     """float16 trains with a gradient scaler."""
     channels_last: AutoBool = "auto"
     """Memory layout of networks and images; auto = the faster one, which for wide networks on a CPU is the other."""
+    compile: bool = False
+    """Let `torch.compile` make kernels of the networks, where the machine has what it needs; the first step then takes
+    a minute or more."""
     tf32: bool = True
     streams: bool = True
     """Run D's update on a CUDA stream of its own."""

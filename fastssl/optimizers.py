@@ -1,4 +1,4 @@
-"""Optimizers: torch's in their fused forms, or NVIDIA apex's."""
+"""Optimizers: torch's, fused or not, or NVIDIA apex's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fastssl.config import OptimSettings
 from fastssl.errors import DeviceError, UsageError
+
+_FORMS: dict[str, dict[str, bool]] = {"fused": {"fused": True}, "foreach": {"foreach": True}}
 
 
 def adam(
@@ -35,7 +37,7 @@ def adam(
         return fused
     # The fused form reads and writes each number once, and skips a step of infinite gradients, with float16, without
     # asking the device for it.
-    return Adam(parameters, lr=settings.lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return Adam(parameters, lr=settings.lr, betas=betas, weight_decay=weight_decay, **_FORMS[settings.backend])
 
 
 def sgd(
@@ -57,15 +59,15 @@ def sgd(
     if settings.backend == "apex":
         fused: Optimizer = _apex("FusedSGD", device)(parameters, **values)
         return fused
-    optimizer = SGD(parameters, **values, fused=True)
+    optimizer = SGD(parameters, **values, **_FORMS[settings.backend])
     _at_rest(optimizer)
     return optimizer
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Continue from the optimizer's `state_dict`, in the form that this one has."""
-    own = optimizer.param_groups[0].get("fused")
-    groups = [{**group, "fused": own} if "fused" in group else group for group in state["param_groups"]]
+    own = {name: optimizer.param_groups[0].get(name) for name in _FORMS}
+    groups = [{**group, **own} if "fused" in group else group for group in state["param_groups"]]
     optimizer.load_state_dict({**state, "param_groups": groups})
     if isinstance(optimizer, SGD):
         _at_rest(optimizer)
@@ -90,7 +92,7 @@ def _apex(name: str, device: torch.device) -> Any:
             "apex's optimizers need a CUDA GPU",
             where="optim.backend",
             seen=device.type,
-            hint="leave optim.backend at torch, whose optimizers are fused on a CPU too",
+            hint="take optim.backend=fused, which a CPU has too",
         )
     try:
         return getattr(import_module("apex.optimizers"), name)
@@ -99,6 +101,6 @@ def _apex(name: str, device: torch.device) -> Any:
             "NVIDIA apex is not installed",
             where="optim.backend",
             seen=str(error),
-            hint="leave optim.backend at torch, or build apex from https://github.com/NVIDIA/apex with its C++ and "
+            hint="take optim.backend=fused, or build apex from https://github.com/NVIDIA/apex with its C++ and "
             "CUDA extensions; the package called apex on the Python index is another project, to be removed first",
         ) from error

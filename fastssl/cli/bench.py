@@ -67,3 +67,30 @@ def bench_pack(
         print_json({**asdict(measured), "limited_by": measured.limited_by, "verdict": verdict})
     else:
         print_data(packing_table(measured) + "\n" + "".join(f"{words}\n" for words in verdict))
+
+
+@benchmarks.command("step")
+def bench_step(
+    method: Annotated[str | None, typer.Option(help="cross_domain if not given.")] = None,
+    preset: Annotated[str, typer.Option(help="paper, released or tiny.")] = "paper",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per step; not given: the preset's, and 8 on a CPU at most.", min=2)
+    ] = None,
+    turns: Annotated[int, typer.Option(help="Of which the rates are medians.", min=1)] = 5,
+    loss_steps: Annotated[int, typer.Option(help="Steps for the losses beside one another; 0 = none.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The training step: what each of its parts gains, on a batch of random numbers that stays where it is."""
+    from fastssl.methods import load_config
+
+    settings = load_config(preset, method=method, overrides=overrides or ())
+
+    from fastssl.bench.step import measure_steps, sized, step_table
+
+    with progress_bar("measuring") as advance:
+        report = measure_steps(sized(settings, batch), loss_steps=loss_steps, turns=turns, progress=advance)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print_data(step_table(report))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fastssl.backbones import Backbone
 from fastssl.batch import Batch, Task
 from fastssl.config import Config, Preset
+from fastssl.kernels import can_compile
 from fastssl.loader import DomainRequest
 from fastssl.ranks import GradientMean, Ranks
 from fastssl.streams import SideStream
@@ -41,13 +42,20 @@ class StepContext:
         self.scaler.scale(torch.zeros((), device=device))  # makes its state on this stream, not on the side's
 
     def placed(self, networks: N) -> N:
-        """The networks on the device, in the memory layout that is faster there, unless the settings name one."""
+        """The networks on the device, in the memory layout that is faster there, unless the settings name one.
+
+        Each of them is compiled, where the settings ask for it and the machine can.
+        """
         chosen = self._config.channels_last
         if chosen == "auto":
             largest = max((weight.numel() for weight in networks.parameters()), default=0)
             chosen = self.device.type != "cpu" or largest < _SLOW_CHANNELS_LAST
         self.channels_last = chosen
-        return networks.to(self.device).to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
+        networks = networks.to(self.device).to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
+        if self._config.compile and can_compile(self.device):
+            for network in networks.children():
+                network.compile()
+        return networks
 
     def precision(self) -> AbstractContextManager[object]:
         """Mixed precision, where the settings ask for it."""

@@ -1,7 +1,7 @@
 """The trainer, its runs and their files; methods come from `fastssl.methods`."""
 
 from fastssl.train.checkpoint import Trained, check_data, load_trained
-from fastssl.train.run import calibrated_options, loader_options, resume_run, run_device, start_run
+from fastssl.train.run import calibrated_options, configure_torch, loader_options, resume_run, run_device, start_run
 from fastssl.train.stop import Stopped
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Trained",
     "calibrated_options",
     "check_data",
+    "configure_torch",
     "load_trained",
     "loader_options",
     "resume_run",

@@ -195,7 +195,7 @@ def _train(
     config: Config, run: Path, content: dict[str, Any] | None, advance: Advance, stop: StopSignals, ranks: Ranks
 ) -> None:
     kind = find_method(config.method)
-    _configure_torch(config)
+    configure_torch(config)
     device = run_device(ranks.local_rank)
     context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
@@ -313,7 +313,8 @@ def loader_options(config: Config, device: torch.device) -> LoaderOptions:
     )
 
 
-def _configure_torch(config: Config) -> None:
+def configure_torch(config: Config) -> None:
+    """Set what torch has for the whole process, as the settings say."""
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")

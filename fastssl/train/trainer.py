@@ -115,7 +115,7 @@ class Trainer:
         meter = _Meter(self.context.device, self.method.unit, ranks)
         if ranks.leads:
             layout = "channels-last" if self.context.channels_last else "contiguous"
-            log.info("on %s: %s's fused optimizers, networks %s in memory",
+            log.info("on %s: %s optimizers, networks %s in memory",
                      self.context.device.type, self.config.optim.backend, layout)  # fmt: skip
         with self._files(start.step) as files:
             for number in range(start.step + 1, self.total_steps + 1):

@@ -1,0 +1,295 @@
+"""What the training step gains by each of its parts, on one resident batch: a ladder, each rung with those below it."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastssl.batch import Batch
+from fastssl.bench.authors import AuthorsStep
+from fastssl.bench.made_up import made_up_batches
+from fastssl.bench.rates import STRETCHES, num_cores, processor_name
+from fastssl.config import Config, validated
+from fastssl.methods import StepContext, find_method
+from fastssl.methods.cross_domain import CrossDomain
+from fastssl.telemetry import Advance
+from fastssl.train import configure_torch, run_device
+
+Step = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
+
+_MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
+_CPU_BATCH = 8
+_PLAIN = {"amp": False, "channels_last": False, "compile": False, "streams": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A form of the step."""
+
+    name: str
+    words: str
+    on_gpu_alone: bool = False
+    train: Mapping[str, Any]
+    """Settings of `train` in which it differs from the rung below."""
+    backend: str = "foreach"
+    """Of the optimizers; a rung keeps that of the one below."""
+
+
+RUNGS = (
+    Rung(name="authors", words="the authors' order of work", train=_PLAIN),
+    Rung(name="lean", words="nothing done twice", train={}),
+    Rung(name="fused", words="+ fused optimizers", train={}, backend="fused"),
+    Rung(name="channels_last", words="+ channels-last", train={"channels_last": True}, backend="fused"),
+    Rung(name="default_layout", words="or the layout that is chosen", train={"channels_last": "auto"}, backend="fused"),
+    Rung(name="bf16", words="+ bfloat16", train={"amp": True}, backend="fused"),
+    Rung(name="compile", words="+ torch.compile", train={"compile": True}, backend="fused"),
+    Rung(
+        name="streams",
+        words="+ D beside B",
+        on_gpu_alone=True,
+        train={"compile": False, "streams": True},
+        backend="fused",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungReport:
+    """What was measured of a rung."""
+
+    name: str
+    words: str
+    per_s: float
+    """Pairs, or what the method counts, per second: median of the turns."""
+    turns: tuple[float, ...]
+    gmac: float
+    """Of one pair, forward and backward."""
+    matrix_fraction: float
+    """Of the rate at which the device multiplies large bfloat16 matrices, that the step reaches."""
+    memory_mb: float
+    """That a step needs at most beside what lies there between two steps: activations, gradients, scratch."""
+    losses: dict[str, float]
+    """After `loss_steps` steps on the one batch; empty where none were asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """The ladder."""
+
+    device: str
+    cores: int
+    threads: int
+    batch: int
+    unit: str
+    matrix_tflops: float
+    """Measured, of bfloat16 matrices."""
+    loss_steps: int
+    rungs: tuple[RungReport, ...]
+
+
+def measure_steps(
+    config: Any, *, loss_steps: int = 0, turns: int = STRETCHES, progress: Advance | None = None
+) -> StepReport:
+    """Measure every form of the step that this machine has, in turns, so that what disturbs one disturbs all.
+
+    Args:
+        config: a method's; the settings that a rung stands for are replaced.
+        loss_steps: after the measurement each rung trains so many steps from the start, for the losses.
+        turns: of which a rate is the median.
+        progress: called as `fastssl.telemetry.Advance`.
+    """
+    device = run_device()
+    configure_torch(config)
+    ladder = [(rung, form) for rung, form in forms(config) if device.type == "cuda" or not rung.on_gpu_alone]
+    if not isinstance(config, CrossDomain.Config):
+        ladder = ladder[1:]  # the authors' order of work is that of one method
+    rates: dict[str, list[float]] = {rung.name: [] for rung, _ in ladder}
+    found: dict[str, tuple[float, float]] = {}
+    total = turns * len(ladder) + (len(ladder) if loss_steps else 0)
+    done = 0
+    for _ in range(turns):
+        for rung, form in ladder:
+            _tell(progress, done, total, rung.words)
+            step, batches = built(rung, form, device), made_up_batches(form, device)
+            if rung.name not in found:
+                found[rung.name] = _work(step, batches, device)
+            rates[rung.name].append(_rate(step, batches, device))
+            done += 1
+            del step, batches
+            gc.collect()
+    losses: dict[str, dict[str, float]] = {}
+    for rung, form in ladder if loss_steps else ():
+        _tell(progress, done, total, f"losses, {rung.words}")
+        losses[rung.name] = _losses(built(rung, form, device), made_up_batches(form, device), loss_steps)
+        done += 1
+    _tell(progress, total, total, "")
+    matrix = matrix_tflops(device)
+    return StepReport(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        cores=num_cores(),
+        threads=torch.get_num_threads(),
+        batch=_images(config),
+        unit=find_method(config.method).unit,
+        matrix_tflops=matrix,
+        loss_steps=loss_steps,
+        rungs=tuple(
+            _report(rung, rates[rung.name], found[rung.name], _images(config), matrix, losses.get(rung.name, {}))
+            for rung, _ in ladder
+        ),
+    )
+
+
+def sized(config: Any, batch: int | None) -> Any:
+    """The settings with batches of this size; None = their own, or such as a CPU does in seconds."""
+    values = config.model_dump()
+    for name in ("batch_synthetic", "batch_real"):
+        own = values["data"][name]
+        values["data"][name] = batch or (own if run_device().type == "cuda" else min(own, _CPU_BATCH))
+    return validated(type(config), values)
+
+
+def forms(config: Config) -> Iterator[tuple[Rung, Any]]:
+    """The configuration of each rung."""
+    values: dict[str, Any] = config.model_dump()
+    for rung in RUNGS:
+        values["train"] |= rung.train
+        values["optim"] |= {"backend": rung.backend}
+        yield rung, validated(type(config), values)
+
+
+def built(rung: Rung, config: Any, device: torch.device) -> Step:
+    """The step of a rung, with fresh networks."""
+    context = StepContext(config, device)
+    return AuthorsStep(config, context) if rung.name == "authors" else find_method(config.method)(config, context)
+
+
+def _images(config: Config) -> int:
+    return config.data.batch_size(find_method(config.method).domains(config)[0].name)
+
+
+def _tell(progress: Advance | None, done: int, total: int, words: str) -> None:
+    if progress is not None:
+        progress(done, total, words)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _work(step: Step, batches: Mapping[str, Batch], device: torch.device) -> tuple[float, float]:
+    """Multiply-adds of a step, and the bytes that it needs at most."""
+    with FlopCounterMode(display=False) as counter:
+        step(batches)
+    with _peak(device) as needed:
+        step(batches)
+        _wait(device)
+    return counter.get_total_flops() / 2, needed[0]
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[float]]:
+    """The most bytes that were in use beyond those before: on a GPU by torch's allocator, else of the process."""
+    needed = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        yield needed
+        needed[0] = float(torch.cuda.max_memory_allocated(device) - held)
+        return
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = _process_bytes("VmRSS")
+    yield needed
+    needed[0] = _process_bytes("VmHWM") - before
+
+
+def _process_bytes(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
+
+
+def _rate(step: Step, batches: Mapping[str, Batch], device: torch.device) -> float:
+    """Images of the first domain per second."""
+    num, repeats = len(next(iter(batches.values())).keys), 20 if device.type == "cuda" else 2
+    for _ in range(3 if device.type == "cuda" else 1):
+        step(batches)
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        step(batches)
+    _wait(device)
+    return repeats * num / (time.perf_counter() - started)
+
+
+def _losses(step: Step, batches: Mapping[str, Batch], steps: int) -> dict[str, float]:
+    for _ in range(steps - 1):
+        step(batches)
+    return {name: float(loss) for name, loss in step(batches).items()}
+
+
+def matrix_tflops(device: torch.device) -> float:
+    """How fast the device multiplies large bfloat16 matrices: the best of five, in TFLOP/s."""
+    side = _MATRIX_SIDE[device.type]
+    first, second = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    repeats, seconds = 10 if device.type == "cuda" else 1, []
+    multiply = partial(torch.matmul, first, second)
+    multiply()
+    for _ in range(5):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            multiply()
+        _wait(device)
+        seconds.append((time.perf_counter() - started) / repeats)
+    return 2 * side**3 / min(seconds) / 1e12
+
+
+def _report(
+    rung: Rung,
+    rates: Sequence[float],
+    work: tuple[float, float],
+    images: int,
+    matrix: float,
+    losses: dict[str, float],
+) -> RungReport:
+    macs, needed = work
+    per_s = statistics.median(rates)
+    return RungReport(
+        name=rung.name,
+        words=rung.words,
+        per_s=per_s,
+        turns=tuple(rates),
+        gmac=macs / images / 1e9,
+        matrix_fraction=2 * macs / images * per_s / (matrix * 1e12),
+        memory_mb=needed / 1e6,
+        losses=losses,
+    )
+
+
+def step_table(report: StepReport) -> str:
+    """The ladder as lines that fit 100 columns, each ending in a line break."""
+    first = report.rungs[0].per_s
+    lines = [
+        f"{report.device}, {report.threads} threads on {report.cores} cores; {report.batch} {report.unit} a step; "
+        f"{report.matrix_tflops:.3g} TFLOP/s in bfloat16 matrices",
+        "",
+        f"{'':32}{report.unit + '/s':>10}{'':8}{'GMAC':>8}{'of matrices':>13}{'MB':>8}   loss",
+    ]
+    for rung in report.rungs:
+        loss = f"   {sum(rung.losses.values()):.4f}" if rung.losses else ""
+        lines.append(
+            f"{rung.words:32}{rung.per_s:10.2f}{rung.per_s / first:7.2f}x{rung.gmac:8.1f}{rung.matrix_fraction:13.0%}"
+            f"{rung.memory_mb:8.0f}{loss}"
+        )
+    return "".join(f"{line}\n" for line in lines)
