@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from small_steps import CPU
 from fastssl.bench.authors import AuthorsStep
 from fastssl.bench.made_up import made_up_batches
 from fastssl.bench.step import RUNGS, StepReport, forms, measure_steps, step_table
+from fastssl.kernels import can_compile
 from fastssl.methods import METHODS, StepContext, find_method, load_config
 from fastssl.methods.cross_domain import CrossDomain
 
@@ -21,6 +21,7 @@ SMALL = [
     "data.size=67", "data.batch_synthetic=4", "data.batch_real=4", "model.width=0.1", "model.fc_channels=32",
     "train.channels_last=false",
 ]  # fmt: skip
+UNCOMPILED = tuple(rung.name for rung in RUNGS if rung.name != "compile" and not rung.on_gpu_alone)
 
 
 def small(preset: str, *overrides: str) -> Any:
@@ -58,13 +59,11 @@ def test_the_authors_order_of_work_moves_our_running_statistics() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> StepReport:
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")  # torch.compile looks at what warns
-        return measure_steps(small("tiny", "model.head_channels=4"), turns=1, loss_steps=2)
+    return measure_steps(small("tiny", "model.head_channels=4"), names=UNCOMPILED, turns=1, loss_steps=2)
 
 
 def test_every_rung_of_a_cpu_is_there_with_its_figures(report: StepReport) -> None:
-    assert [rung.name for rung in report.rungs] == [rung.name for rung in RUNGS if not rung.on_gpu_alone]
+    assert tuple(rung.name for rung in report.rungs) == UNCOMPILED
     by_name = {rung.name: rung for rung in report.rungs}
     assert all(rung.per_s > 0 and 0 < rung.matrix_fraction < 1 for rung in report.rungs)
     assert by_name["authors"].gmac > by_name["lean"].gmac == by_name["fused"].gmac
@@ -86,3 +85,29 @@ def test_every_method_has_batches_and_a_ladder(name: str) -> None:
         assert find_method(form.method) is METHODS[name]
     losses = find_method(name)(config, StepContext(config, CPU))(batches)
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("default")  # torch.compile looks at what warns
+def test_compiled_steps_learn_the_same() -> None:
+    report = measure_steps(small("tiny", "model.head_channels=4"), names=("bf16", "compile"), turns=1, loss_steps=10)
+    plain, compiled = (sum(rung.losses.values()) for rung in report.rungs)
+    assert compiled == pytest.approx(plain, rel=0.02)
+
+
+def test_what_cannot_be_compiled_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(function: Any) -> Any:
+        raise RuntimeError("no compiler was found\nand more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    can_compile.cache_clear()
+    config = small("tiny", "train.compile=true")
+    for _ in range(2):
+        losses = CrossDomain(config, StepContext(config, CPU))(made_up_batches(config, CPU))
+        assert all(loss.isfinite() for loss in losses.values())
+    can_compile.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile does not work here, and the training goes on without: no compiler was found"
+    ]

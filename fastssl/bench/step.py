@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from fastssl.methods import StepContext, find_method
 from fastssl.methods.cross_domain import CrossDomain
 from fastssl.telemetry import Advance
 from fastssl.train import configure_torch, run_device
+from fastssl.train.estimate import Live
 
 Step = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
 
@@ -78,7 +78,7 @@ class RungReport:
     matrix_fraction: float
     """Of the rate at which the device multiplies large bfloat16 matrices, that the step reaches."""
     memory_mb: float
-    """That a step needs at most beside what lies there between two steps: activations, gradients, scratch."""
+    """Of the tensors that a step makes, at their most: activations and gradients, without the libraries' workspaces."""
     losses: dict[str, float]
     """After `loss_steps` steps on the one batch; empty where none were asked for."""
 
@@ -99,55 +99,78 @@ class StepReport:
 
 
 def measure_steps(
-    config: Any, *, loss_steps: int = 0, turns: int = STRETCHES, progress: Advance | None = None
+    config: Any,
+    *,
+    names: Collection[str] = (),
+    loss_steps: int = 0,
+    turns: int = STRETCHES,
+    progress: Advance | None = None,
 ) -> StepReport:
-    """Measure every form of the step that this machine has, in turns, so that what disturbs one disturbs all.
+    """Measure the forms of the step that this machine has, in turns, so that what disturbs one disturbs all.
 
     Args:
         config: a method's; the settings that a rung stands for are replaced.
+        names: of the rungs; none = all.
         loss_steps: after the measurement each rung trains so many steps from the start, for the losses.
         turns: of which a rate is the median.
         progress: called as `fastssl.telemetry.Advance`.
     """
     device = run_device()
     configure_torch(config)
-    ladder = [(rung, form) for rung, form in forms(config) if device.type == "cuda" or not rung.on_gpu_alone]
-    if not isinstance(config, CrossDomain.Config):
-        ladder = ladder[1:]  # the authors' order of work is that of one method
-    rates: dict[str, list[float]] = {rung.name: [] for rung, _ in ladder}
+    ladder = [(rung, form) for rung, form in forms(config) if _is_there(rung, config, device, names)]
+    tell = _Telling(progress, (turns + 1 + (loss_steps > 0)) * len(ladder))
     found: dict[str, tuple[float, float]] = {}
-    total = turns * len(ladder) + (len(ladder) if loss_steps else 0)
-    done = 0
-    for _ in range(turns):
-        for rung, form in ladder:
-            _tell(progress, done, total, rung.words)
-            step, batches = built(rung, form, device), made_up_batches(form, device)
-            if rung.name not in found:
-                found[rung.name] = _work(step, batches, device)
-            rates[rung.name].append(_rate(step, batches, device))
-            done += 1
-            del step, batches
-            gc.collect()
+    for rung, form in ladder:
+        tell(rung.words)
+        found[rung.name] = _work(built(rung, with_train(form, compile=False), device), form, device)
+    rates: dict[str, list[float]] = {rung.name: [] for rung, _ in ladder}
+    for _, (rung, form) in product(range(turns), ladder):
+        tell(rung.words)
+        rates[rung.name].append(_rate(built(rung, form, device), form, device))
+        gc.collect()  # the networks of the one before
     losses: dict[str, dict[str, float]] = {}
     for rung, form in ladder if loss_steps else ():
-        _tell(progress, done, total, f"losses, {rung.words}")
-        losses[rung.name] = _losses(built(rung, form, device), made_up_batches(form, device), loss_steps)
-        done += 1
-    _tell(progress, total, total, "")
-    matrix = matrix_tflops(device)
+        tell(f"losses, {rung.words}")
+        losses[rung.name] = _losses(built(rung, form, device), form, device, loss_steps)
+    images, matrix = _images(config), matrix_tflops(device)
     return StepReport(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         cores=num_cores(),
         threads=torch.get_num_threads(),
-        batch=_images(config),
+        batch=images,
         unit=find_method(config.method).unit,
         matrix_tflops=matrix,
         loss_steps=loss_steps,
         rungs=tuple(
-            _report(rung, rates[rung.name], found[rung.name], _images(config), matrix, losses.get(rung.name, {}))
+            _report(rung, rates[rung.name], found[rung.name], images, matrix, losses.get(rung.name, {}))
             for rung, _ in ladder
         ),
     )
+
+
+class _Telling:
+    """Tells how far the measurements are."""
+
+    def __init__(self, progress: Advance | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, words: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, words)
+        self._done += 1
+
+
+def _is_there(rung: Rung, config: Config, device: torch.device, names: Collection[str]) -> bool:
+    if names and rung.name not in names:
+        return False
+    # The authors' order of work is that of one method.
+    is_of_method = rung.name != "authors" or isinstance(config, CrossDomain.Config)
+    return is_of_method and (device.type == "cuda" or not rung.on_gpu_alone)
+
+
+def with_train(config: Any, **changes: Any) -> Any:
+    """The configuration with other values in its section `train`."""
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
 def sized(config: Any, batch: int | None) -> Any:
@@ -178,49 +201,25 @@ def _images(config: Config) -> int:
     return config.data.batch_size(find_method(config.method).domains(config)[0].name)
 
 
-def _tell(progress: Advance | None, done: int, total: int, words: str) -> None:
-    if progress is not None:
-        progress(done, total, words)
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _work(step: Step, batches: Mapping[str, Batch], device: torch.device) -> tuple[float, float]:
-    """Multiply-adds of a step, and the bytes that it needs at most."""
+def _work(step: Step, config: Any, device: torch.device) -> tuple[float, float]:
+    """Multiply-adds of a step, and the bytes of all tensors that it makes at their most."""
+    batches = made_up_batches(config, device)
+    step(batches)  # optimizers make their states
     with FlopCounterMode(display=False) as counter:
         step(batches)
-    with _peak(device) as needed:
+    with Live(device) as live:
         step(batches)
-        _wait(device)
-    return counter.get_total_flops() / 2, needed[0]
+    return counter.get_total_flops() / 2, float(live.peak)
 
 
-@contextmanager
-def _peak(device: torch.device) -> Iterator[list[float]]:
-    """The most bytes that were in use beyond those before: on a GPU by torch's allocator, else of the process."""
-    needed = [0.0]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        yield needed
-        needed[0] = float(torch.cuda.max_memory_allocated(device) - held)
-        return
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before = _process_bytes("VmRSS")
-    yield needed
-    needed[0] = _process_bytes("VmHWM") - before
-
-
-def _process_bytes(name: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
-
-
-def _rate(step: Step, batches: Mapping[str, Batch], device: torch.device) -> float:
+def _rate(step: Step, config: Any, device: torch.device) -> float:
     """Images of the first domain per second."""
+    batches = made_up_batches(config, device)
     num, repeats = len(next(iter(batches.values())).keys), 20 if device.type == "cuda" else 2
     for _ in range(3 if device.type == "cuda" else 1):
         step(batches)
@@ -232,7 +231,8 @@ def _rate(step: Step, batches: Mapping[str, Batch], device: torch.device) -> flo
     return repeats * num / (time.perf_counter() - started)
 
 
-def _losses(step: Step, batches: Mapping[str, Batch], steps: int) -> dict[str, float]:
+def _losses(step: Step, config: Any, device: torch.device, steps: int) -> dict[str, float]:
+    batches = made_up_batches(config, device)
     for _ in range(steps - 1):
         step(batches)
     return {name: float(loss) for name, loss in step(batches).items()}

@@ -13,10 +13,12 @@ import typer
 from typer.core import TyperCommand
 
 from fastssl.cli.options import path_of
-from fastssl.cli.output import say
+from fastssl.cli.output import print_data, print_json, say
 from fastssl.config import dataset_weights
 from fastssl.errors import PeerLostError, UsageError, one_line
 from fastssl.telemetry import progress_bar
+
+log = logging.getLogger(__name__)
 
 _BEHIND_S = 5
 """For a rank that ends because another one has."""
@@ -61,8 +63,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest sound checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what the training would take; nothing is written.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON on stdout.")] = False,
 ) -> None:
     """Learn features by a method."""
+    _check_options(resume=resume, dry_run=dry_run, as_json=as_json)
     if resume and any([config, amp, preset, method]):
         what = "a run is continued with its own method, preset and precision"
         raise UsageError(what, hint="give --out and --resume; --set, --synthetic and --real may stand beside them")
@@ -77,6 +84,10 @@ def train(
     if not resume:
         new = load_config(preset or "paper", method=method, file=config, overrides=changes, settings=settings)
     place = begun()
+    if dry_run and (place is None or place.leads):
+        _tell_estimate(new, out, gpus if place is None else place.world_size, as_json=as_json)
+    if dry_run:
+        return
     if gpus > 1 and place is None:
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     leads = place is None or place.leads
@@ -98,6 +109,22 @@ def train(
         raise
     if leads:
         say(f"the run is in {one_line(str(out))}")
+
+
+def _check_options(*, resume: bool, dry_run: bool, as_json: bool) -> None:
+    if dry_run and resume:
+        raise UsageError("--dry-run tells of a new training, and --resume continues one", hint="leave one of them out")
+    if as_json and not dry_run:
+        raise UsageError("--json is for --dry-run", hint="a training writes metrics.jsonl and summary.json")
+
+
+def _tell_estimate(config: Any, out: Path, world_size: int, *, as_json: bool) -> None:
+    from fastssl.train import as_text, dry_run
+
+    told = dry_run(config, out, world_size=world_size)
+    if told["refused"] is not None:
+        log.warning("a training would be refused: %s", told["refused"])
+    print_json(told) if as_json else print_data(as_text(told))
 
 
 def _unheard(done: int, total: int | None = None, words: str = "") -> None:

@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 
-from fastssl.batch import Target
+from fastssl.batch import PLANES, Target
 from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
 from fastssl.loader.plan import Plan, RankSlice, ViewSettings, evaluation_plan
-from fastssl.shards import DomainName
+from fastssl.shards import JPEG, DomainName
 
 _SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
 
@@ -51,6 +51,18 @@ class Domain:
         """Hash of all that is in the shards."""
         return self.samples.fingerprint
 
+    @property
+    def bytes_per_image(self) -> float:
+        """Mean of what is read of a sample, over the datasets by their weights."""
+        samples = self.samples
+        members = [JPEG, *([] if self.targets.isdisjoint(PLANES) else [samples.target_member])]
+        means = [
+            sum(bytes_of[name].total / bytes_of[name].count for name in members)
+            for bytes_of in (dataset.manifest.statistics.member_bytes for dataset in samples.datasets)
+        ]
+        weighted = zip(samples.weights, means, strict=True)
+        return sum(weight * mean for weight, mean in weighted) / sum(samples.weights)
+
     def plan(self, *, position: int = 0, batch_size: int | None = None, rank: int = 0, world_size: int = 1) -> Plan:
         """Endless random steps of a rank, of which the first, over all ranks, begins at `position`."""
         config = self.config
@@ -79,8 +91,13 @@ class Domain:
         return ViewSettings(data=data, augment=augment, stored=self.samples.image_size, whole=whole)
 
 
-def training_domains(requests: Iterable[DomainRequest], config: Config) -> dict[str, Domain]:
+def training_domains(requests: Iterable[DomainRequest], config: Config, *, any_size: bool = False) -> dict[str, Domain]:
     """Open the datasets that the settings name for each domain; by the domains' names.
+
+    Args:
+        requests: the domains that the method wants.
+        config: the run's settings.
+        any_size: the packed images may be smaller than the network's input, which no training takes.
 
     Raises:
         UsageError: the settings name none for a domain.
@@ -97,7 +114,7 @@ def training_domains(requests: Iterable[DomainRequest], config: Config) -> dict[
         domain = Domain(name=request.name, samples=samples, targets=frozenset(request.targets), config=config)
         _check_targets(domain)
         domains[request.name] = domain
-    for domain in domains.values():
+    for domain in () if any_size else domains.values():
         check_input_size(domain, ConfigError, "pack them larger, or lower data.size")
     return domains
 

@@ -16,12 +16,13 @@ from fastssl.config import Config, Preset, plain, write_config
 from fastssl.errors import CheckpointError, ConfigError, DataError, DeviceError, FastsslError, MachineError, UsageError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import PARTIAL, alone_in
-from fastssl.loader import Batches, Domain, LoaderOptions, training_domains
+from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, training_domains
 from fastssl.loader.calibration import calibrated
 from fastssl.methods import StepContext, find_method, load_config, read_config
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
+from fastssl.train.estimate import check_memory, estimate
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
 
@@ -81,6 +82,32 @@ def resume_run(run: Path, advance: Advance, *, overrides: Sequence[str] = (), se
         if content is None and ranks.leads:
             log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
         _train(config, run, content, advance, stop, ranks)
+
+
+def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]:
+    """What a training from the beginning would take (`fastssl.train.estimate.estimate`); nothing is written.
+
+    Whatever refuses the training refuses this. Images that are packed too small alone are told under `refused`, beside
+    the estimate, since the work does not depend on them.
+
+    Raises:
+        UsageError, DataError, ConfigError, MachineError: as `start_run`.
+    """
+    _check_unused(run)
+    with _alone(run) if run.exists() else nullcontext():
+        configure_torch(config)
+        domains = _opened(config, resumed=False, any_size=True)
+        options = loader_options(config, run_device())
+        check_memory(config, domains, options)
+        start = Start(step=0, positions=dict.fromkeys(domains, 0))
+        steps = _total_steps(next(iter(domains.values())), start, world_size)
+        refused = None
+        try:
+            for domain in domains.values():
+                check_input_size(domain, ConfigError, "pack them larger, or lower data.size")
+        except ConfigError as error:
+            refused = str(error)
+        return {"refused": refused, **estimate(config, domains, options, steps, world_size)}
 
 
 @contextmanager
@@ -199,6 +226,7 @@ def _train(
     device = run_device(ranks.local_rank)
     context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
+    check_memory(config, domains, loader_options(config, device))
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
@@ -206,7 +234,7 @@ def _train(
         check_data(content["data"], fingerprints, config)
         start = Start(step=content["step"], positions=content["positions"])
     main = next(iter(domains.values()))
-    total_steps = _total_steps(main, start, ranks)
+    total_steps = _total_steps(main, start, ranks.world_size)
     _check_unfinished(run, start.step, total_steps)
     trainer = Trainer(method, context, config, run, total_steps, fingerprints)
     if content is not None:
@@ -250,10 +278,10 @@ def _ending(error: BaseException, step: int) -> dict[str, object]:
     return {"how": how, "why": (str(error) or type(error).__name__).splitlines()[0], "step": step}
 
 
-def _opened(config: Config, *, resumed: bool) -> dict[str, Domain]:
+def _opened(config: Config, *, resumed: bool, any_size: bool = False) -> dict[str, Domain]:
     requests = find_method(config.method).domains(config)
     try:
-        return training_domains(requests, config)
+        return training_domains(requests, config, any_size=any_size)
     except DataError as error:
         if not resumed or error.hint is not None or machine_fault(error) is not None:
             raise
@@ -278,11 +306,11 @@ def _check_unfinished(run: Path, step: int, total_steps: int) -> None:
         )
 
 
-def _total_steps(main: Domain, start: Start, ranks: Ranks) -> int:
+def _total_steps(main: Domain, start: Start, world_size: int) -> int:
     """Steps of the whole run; an epoch is a pass over the first domain, whatever the ranks and batches were before."""
     train = main.config.train
     left = train.epochs * len(main.samples) - start.positions[main.name]
-    per_step = main.batch_size * ranks.world_size * train.accumulate
+    per_step = main.batch_size * world_size * train.accumulate
     return train.steps or start.step + max(math.ceil(left / per_step), 0)
 
 
