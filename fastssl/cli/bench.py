@@ -11,6 +11,7 @@ import typer
 from fastssl.cli.options import AsJson, Workers, path_of
 from fastssl.cli.output import print_data, print_json
 from fastssl.config import dataset_weights
+from fastssl.errors import UsageError
 from fastssl.telemetry import progress_bar
 
 benchmarks = typer.Typer(no_args_is_help=True, help="Measure what limits this machine, in numbers and in words.")
@@ -77,6 +78,9 @@ def bench_step(
     batch: Annotated[
         int | None, typer.Option(help="Images per step; not given: the preset's, and 8 on a CPU at most.", min=2)
     ] = None,
+    rungs: Annotated[
+        list[str] | None, typer.Option("--rung", help="One of the rungs, by name; may be repeated; not given: all.")
+    ] = None,
     turns: Annotated[int, typer.Option(help="Of which the rates are medians.", min=1)] = 5,
     loss_steps: Annotated[int, typer.Option(help="Steps for the losses beside one another; 0 = none.", min=0)] = 0,
     as_json: AsJson = False,
@@ -86,10 +90,16 @@ def bench_step(
 
     settings = load_config(preset, method=method, overrides=overrides or ())
 
-    from fastssl.bench.step import measure_steps, sized, step_table
+    from fastssl.bench.step import RUNGS, measure_steps, sized, step_table
 
+    known = [rung.name for rung in RUNGS]
+    for name in rungs or ():
+        if name not in known:
+            raise UsageError("there is no such rung", where="--rung", seen=name, expected=", ".join(known))
     with progress_bar("measuring") as advance:
-        report = measure_steps(sized(settings, batch), loss_steps=loss_steps, turns=turns, progress=advance)
+        report = measure_steps(
+            sized(settings, batch), names=rungs or (), loss_steps=loss_steps, turns=turns, progress=advance
+        )
     if as_json:
         print_json(asdict(report))
     else:
