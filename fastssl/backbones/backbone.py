@@ -15,7 +15,6 @@ from torch.func import functional_call
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError
 
-
 HeadForm = Literal["transposed", "skip", "pyramid"]
 """Forms of the heads that predict planes, each a class of `fastssl.layers.heads`."""
 

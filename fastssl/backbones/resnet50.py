@@ -77,10 +77,9 @@ class ResNet50(Backbone):
         if until is not None:
             self.check_layer(until)
         features: dict[str, Tensor] = {}
-        normed = self.bn1(self.conv1(image.to(self.conv1.weight.dtype)))
+        x = image.to(self.conv1.weight.dtype)
         for number, name in enumerate(self.feature_info):
-            if number:
-                normed = self._stage(number, x)
+            normed = self._stage(number, x)
             after = self._returns_post_relu or name == self.last
             x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
             features[name] = x if after else normed
@@ -89,7 +88,10 @@ class ResNet50(Backbone):
         return features
 
     def _stage(self, number: int, x: Tensor) -> Tensor:
-        """A stage's map before its last ReLU."""
+        """A stage's map before its last ReLU, of the map below it; the stem is number 0."""
+        if number == 0:
+            stem: Tensor = self.bn1(self.conv1(x))
+            return stem
         if number == 1:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         first, *others = self.get_submodule(f"layer{number}").children()

@@ -101,7 +101,7 @@ class TimmModel(Backbone):
         """
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)  # timm draws from it alone
+            torch.default_generator.manual_seed(seed)  # timm draws from it alone
             self.model.load_state_dict(_created(self.model_name).state_dict())
 
 
@@ -160,12 +160,12 @@ def _timm() -> Any:
     return timm
 
 
-def _created(model_name: str) -> nn.Module:
+def _created(model_name: str) -> Any:
     """A model up to its last map, with timm's initialisation."""
     timm = _timm()
-    known = {name for kind in type(_plain(model_name)).__mro__ for name in inspect.signature(kind.__init__).parameters}
+    known = {name for kind in type(_plain(model_name)).__mro__ for name in inspect.signature(kind).parameters}
     options = {name: value for name, value in _ANY_SIZE.items() if name in known}
-    model: nn.Module = timm.create_model(model_name, pretrained=False, **options)
+    model = timm.create_model(model_name, pretrained=False, **options)
     if hasattr(model, "prune_intermediate_layers"):
         model.prune_intermediate_layers(list(range(len(model.feature_info))), prune_norm=True)
     return model
