@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from functools import cache
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from fastssl.backbones.backbone import Backbone, LayerInfo, patch_convolutions
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError, UsageError
+
+log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 
@@ -127,12 +130,8 @@ def timm_backbone(name: str) -> type[Backbone]:
             seen=name,
             expected=f"{offered}?" if nearest else "a name of timm.list_models()",
         )
-    model = _shape_model(model_name)
-    info = {
-        entry["module"].replace(".", "_"): LayerInfo(entry["num_chs"], entry["reduction"])
-        for entry in getattr(model, "feature_info", ())
-    }
-    if not info or not hasattr(model, "forward_intermediates"):
+    info = _layer_info(model_name)
+    if not info:
         raise ConfigError("this model of timm gives no maps", where="model.backbone", seen=name)
     last = list(info)[-1]
     members = {
@@ -192,6 +191,26 @@ def _maps(model: Any, image: Tensor, number: int) -> list[Tensor]:
         image, indices=list(range(number)), stop_early=True, intermediates_only=True
     )
     return maps
+
+
+def _layer_info(model_name: str) -> dict[str, LayerInfo]:
+    """Layers and their maps, as a pass of the published size gives them; none where timm gives no maps.
+
+    Measured, as what timm lists of channels and strides is not right for every model.
+    """
+    model = _shape_model(model_name)
+    listed = getattr(model, "feature_info", ())
+    if not listed or not hasattr(model, "forward_intermediates"):
+        return {}
+    height, width = model.pretrained_cfg["input_size"][-2:]
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            maps = _maps(model, torch.empty(2, 3, height, width), len(listed))
+    except (AssertionError, IndexError, RuntimeError) as error:
+        log.info("timm's %s gives no maps: %s", model_name, error)
+        return {}
+    names = [entry["module"].replace(".", "_") or f"map_{number}" for number, entry in enumerate(listed)]
+    return {name: LayerInfo(x.shape[1], round(height / x.shape[2])) for name, x in zip(names, maps, strict=True)}
 
 
 @cache
