@@ -179,13 +179,16 @@ class BackboneSettings(Section):
     """The backbone and its size; a method's own `model` section adds to these."""
 
     backbone: str = "alexnet"
-    """Name of the backbone (`fastssl.backbones`)."""
+    """Name of the backbone (`fastssl.backbones`); `timm:NAME` is a model of timm, from the extra `timm`."""
+    frozen: str = "none"
+    """Layer of the backbone that is not trained, with all below it: weights and statistics stay; none = all learn."""
     width: Positive = 1.0
-    """Multiplies the channels of the backbone's convolutions and of the discriminator; 1 is the published network."""
+    """Multiplies the channels of the backbone's convolutions and of the discriminator; 1 is the published network.
+    A model of timm has the channels that its name says."""
     fc_channels: Annotated[int, Field(ge=1)] = 4096
     """Channels of the layers that stand for fully connected ones, where the backbone has any."""
     init_gain: Positive = 0.02
-    """Gain of the Xavier normal initialisation of every convolution."""
+    """Gain of the Xavier normal initialisation of every convolution; models of timm have timm's own initialisation."""
 
 
 class OptimSettings(Section):

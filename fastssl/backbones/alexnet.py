@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.backbones.backbone import Backbone, Convolution, LayerInfo, check_sides, scaled_channels
+from fastssl.backbones.backbone import Backbone, Convolution, HeadForm, LayerInfo, check_sides, scaled_channels
 from fastssl.config import BackboneSettings
 
 
@@ -56,6 +56,7 @@ class AlexNet(Backbone):
     name: ClassVar[str] = "alexnet"
     last: ClassVar[str] = "fc7"
     compared: ClassVar[str] = "conv5"
+    heads: ClassVar[HeadForm] = "transposed"
     discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]] = {
         layer: tuple(Convolution(*shape) for shape in shapes) for layer, shapes in _DISCRIMINATORS.items()
     }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from itertools import count
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError
+
+HeadForm = Literal["transposed", "skip", "pyramid"]
+"""Forms of the heads that predict planes, each a class of `fastssl.layers.heads`."""
 
 
 class LayerInfo(NamedTuple):
@@ -27,6 +33,7 @@ class Convolution(NamedTuple):
     channels: int
     kernel: int
     stride: int
+    padding: int = 0
 
 
 class Backbone(nn.Module):
@@ -34,7 +41,8 @@ class Backbone(nn.Module):
 
     Args:
         settings: its size.
-        post_relu: layers give their maps after the ReLU; the last layer always does.
+        post_relu: layers give their maps after the ReLU; the last layer always does. A backbone without `has_relu`
+            gives the same maps either way.
     """
 
     name: ClassVar[str]
@@ -44,12 +52,19 @@ class Backbone(nn.Module):
     """The layer that evaluations look at where nothing names another."""
     discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]]
     """Convolutions, but the last, of a discriminator of patches of the map, for each layer that can be adapted."""
+    heads: ClassVar[HeadForm] = "pyramid"
+    """The form of its heads; `pyramid` fits every backbone."""
+    has_relu: ClassVar[bool] = True
+    """Layers end in a ReLU, and give their maps before or after it; if not, a map has one form, whatever ends it."""
+    draws_own_weights: ClassVar[bool] = False
+    """The backbone initialises itself, by `draw_weights`, and not as `fastssl.layers.xavier_initialise` does."""
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
 
     @abstractmethod
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
         super().__init__()
+        self._frozen: tuple[nn.Module, ...] = ()
 
     @abstractmethod
     def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
@@ -91,11 +106,8 @@ class Backbone(nn.Module):
     def as_weights(self, image: Tensor) -> Tensor:
         """The image in the precision and memory layout of the first weights; batches may be half floats."""
         weight = next(parameter for parameter in self.parameters() if parameter.dim() == image.dim())
-        # Of convolutions over one of each all layouts are alike to torch, which then takes that of the image.
-        layout = (
-            torch.channels_last if weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        )
-        return image.to(weight.dtype, memory_format=layout)
+        channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+        return image.to(weight.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def check_layer(self, layer: str) -> None:
         """Refuse a layer that the backbone does not have.
@@ -106,8 +118,81 @@ class Backbone(nn.Module):
         if layer not in self.feature_info:
             raise ConfigError("the backbone has no such layer", seen=layer, expected=", ".join(self.feature_info))
 
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Initialise all weights and statistics anew, where `draws_own_weights`.
 
-def check_sides(height: int, width: int, *, step: int, rest: int, least: int) -> None:
+        Args:
+            generator: a CPU generator, the only source of randomness.
+        """
+        raise NotImplementedError
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen, which an optimizer is to get."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def freeze(self, layer: str) -> None:
+        """Keep a layer and all that its map depends on as they are, whatever is trained from now on.
+
+        Their parameters want no gradient, and optimizers are not to get them; their modules stay in evaluation mode,
+        so that batch norms use and keep the statistics that they have.
+
+        Raises:
+            ConfigError: no such layer.
+        """
+        if layer not in self.feature_info:
+            raise ConfigError(
+                "the backbone has no such layer",
+                where="model.frozen",
+                seen=layer,
+                expected=", ".join(("none", *self.feature_info)),
+            )
+        entered: dict[nn.Module, None] = {}
+        hooks = [
+            module.register_forward_pre_hook(lambda module, _: entered.setdefault(module))
+            for module in self.modules()
+            if module is not self
+        ]
+        try:
+            parameters = self._parameters_of(layer)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        # One that goes deeper than the layer, as the whole of another library's network does, is no part of it.
+        self._frozen = tuple(module for module in entered if not any(p.requires_grad for p in module.parameters()))
+        self.train(self.training)
+
+    def _parameters_of(self, layer: str) -> list[nn.Parameter]:
+        """The parameters that a layer's map depends on, found by a pass without content."""
+        side = next(side for side in count(64) if self._takes(side))
+        # Copies without content, beside which buffers that a pass changes stay as they are.
+        empty = {name: torch.empty_like(x, device="meta") for name, x in self.named_buffers()}
+        weights = {name: nn.Parameter(torch.empty_like(x, device="meta")) for name, x in self.named_parameters()}
+        with torch.enable_grad():
+            image = torch.empty(2, 3, side, side, device="meta")
+            features: Tensor = functional_call(self, weights | empty, (image, layer))[layer]
+            gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+        found = zip(self.named_parameters(), gradients, strict=True)
+        return [parameter for (_, parameter), gradient in found if gradient is not None]
+
+    @classmethod
+    def _takes(cls, side: int) -> bool:
+        try:
+            cls.check_size(side, side)
+        except ConfigError:
+            return False
+        return True
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode, in which frozen layers stay."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
+
+
+def check_sides(height: int, width: int, *, least: int, step: int = 1, rest: int = 0) -> None:
     """Refuse an image with a side that is not of the form `step` k + `rest`, or that is below `least`.
 
     Raises:
@@ -116,13 +201,30 @@ def check_sides(height: int, width: int, *, step: int, rest: int, least: int) ->
     for side in (height, width):
         if side % step != rest or side < least:
             lower = max((side - rest) // step * step + rest, least)
+            form = f"{step} k + {rest}" if rest else f"{step} k"
             raise ConfigError(
                 "the image's size does not fit the network",
                 where="data.size",
                 seen=f"{height} x {width}",
-                expected=f"sides of the form {step} k + {rest}, at least {least}",
-                hint=f"set data.size to {lower} or {lower + step}, the nearest",
+                expected=f"sides of at least {least}" if step == 1 else f"sides of the form {form}, at least {least}",
+                hint=f"set data.size to {lower} or {'more' if step == 1 else f'{lower + step}, the nearest'}",
             )
+
+
+def patch_convolutions(channels: int, stride: int) -> tuple[Convolution, ...]:
+    """A discriminator's convolutions for a layer to which the authors of the method give none.
+
+    The rule: 3 x 3 convolutions of stride 2 lead to a stride of 32, as in the authors' discriminators, which is 7 x 7
+    decisions at 224 pixels. They double the map's channels up to 512. Convolutions of 1 x 1 with 512 channels make two
+    of them at least. They are padded, so that maps of any size leave a decision.
+
+    Args:
+        channels: of the layer's map.
+        stride: of the layer's map.
+    """
+    halvings = max(0, round(math.log2(32 / stride)))
+    halving = [Convolution(min(512, channels << number), 3, 2, 1) for number in range(1, halvings + 1)]
+    return (*halving, *[Convolution(512, 1, 1)] * (2 - halvings))
 
 
 def scaled_channels(channels: int, width: float) -> int:

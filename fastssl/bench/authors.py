@@ -43,7 +43,7 @@ class AuthorsStep:
         with context.precision():  # all networks first, whose predictions and decisions nobody looks at
             features = backbone(synthetic.image)
             z_x, z_y = features[layer], backbone(batches["real"].image)[layer]
-            heads(features[backbone.last])
+            heads(features, *synthetic.image.shape[-2:])
             discriminator(z_y), discriminator(z_x)
 
         pooled_x = self.method.synthetic_pool.mix(z_x.detach().cpu()).to(z_x.device)
@@ -56,7 +56,7 @@ class AuthorsStep:
 
         discriminator.requires_grad_(False)
         with context.precision():
-            predictions, adversarial = heads(features[backbone.last]), discriminator(z_x)
+            predictions, adversarial = heads(features, *synthetic.image.shape[-2:]), discriminator(z_x)
         discriminator.requires_grad_(True)
         objective = task_losses(predictions, synthetic, weights)
         objective["adversarial"] = weights.adversarial_weight * adversarial_loss(adversarial)

@@ -153,13 +153,13 @@ def _subject(name: str, method: Method, config: Config) -> Subject:
 
 
 def _calibrate(method: Method, training: Domain) -> None:
-    """Give the batch norms the statistics of some batches."""
+    """Give the batch norms the statistics of some batches, but for those of frozen layers, which keep theirs."""
     forward = method.predict if isinstance(method, Dense) else method.backbone
+    method.networks.train()
     for norm in method.networks.modules():
-        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        if isinstance(norm, nn.BatchNorm2d) and norm.training and norm.track_running_stats:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
-    method.networks.train()
     with torch.no_grad(), every_sample(training) as batches:
         for batch in islice(batches, _CALIBRATION_BATCHES):
             forward(batch.image)

@@ -15,7 +15,8 @@ class Discriminator(nn.Module):
     synthetic and real features through D for its own update while the backbone's update passes the synthetic ones
     through it again: running statistics would make these passes depend on each other's order.
 
-    Source: the authors' patch discriminators, without their sigmoid (docs/reproduction.md, sections 3.5 and 4.14).
+    Source: the authors' patch discriminators, without their sigmoid (docs/reproduction.md, sections 3.5 and 4.14);
+    which of a backbone's are theirs, the backbone says.
 
     Args:
         backbone: whose features it looks at.
@@ -28,16 +29,18 @@ class Discriminator(nn.Module):
         hidden = backbone.patch_discriminator(layer)
         inputs = backbone.feature_info[layer].channels
         modules: list[nn.Module] = []
-        for channels, kernel, stride in hidden:
+        for channels, kernel, stride, padding in hidden:
             outputs = scaled_channels(channels, width)
             modules += [
-                nn.Conv2d(inputs, outputs, kernel, stride=stride),
+                nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding),
                 nn.BatchNorm2d(outputs, track_running_stats=False),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             inputs = outputs
         self.layers = nn.Sequential(*modules, nn.Conv2d(inputs, 1, 1))
-        self._smallest_side = 2 ** (1 + sum(stride == 2 for _, _, stride in hidden)) - 1
+        self._smallest_side = 1
+        for _, kernel, stride, padding in reversed(hidden):
+            self._smallest_side = max(1, (self._smallest_side - 1) * stride + kernel - 2 * padding)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits, (N, 1, h, w): one per patch.

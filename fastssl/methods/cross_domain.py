@@ -26,11 +26,11 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from fastssl import config as settings
-from fastssl.backbones import Backbone, find_backbone
+from fastssl.backbones import Backbone, build_backbone
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import BelowOne, Fraction, NonNegative, Positive, Preset, Section
 from fastssl.errors import ConfigError
-from fastssl.layers import Discriminator, FeaturePool, Heads, xavier_initialise
+from fastssl.layers import Discriminator, FeaturePool, Heads, build_heads, xavier_initialise
 from fastssl.loader import DomainRequest
 from fastssl.losses import adversarial_loss, depth_loss, discriminator_loss, edge_loss, normal_loss
 from fastssl.methods.method import StepContext
@@ -166,9 +166,9 @@ class Networks(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         post_relu = model.adapted_feature == "post_relu"
-        self.backbone: Backbone = find_backbone(model.backbone)(model, post_relu=post_relu)
-        inputs = self.backbone.feature_info[self.backbone.last].channels
-        self.heads = Heads(inputs, model.tasks, model.head_channels, shortest_normal=model.shortest_normal)
+        self.backbone: Backbone = build_backbone(model, post_relu=post_relu)
+        shortest = model.shortest_normal
+        self.heads: Heads = build_heads(self.backbone, model.tasks, model.head_channels, shortest_normal=shortest)
         if model.running_statistics == "all":
             _count_batches_twice(self.heads)
         self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
@@ -179,8 +179,30 @@ class Networks(nn.Module):
 
     def predict(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions of the tasks, as `Heads.forward` gives them."""
-        predictions: dict[str, Tensor] = self.heads(self.backbone(image)[self.backbone.last])
+        predictions: dict[str, Tensor] = self.heads(self.backbone(image), *image.shape[-2:])
         return predictions
+
+
+def _check_adapted(model: ModelConfig, backbone: Backbone) -> None:
+    """Refuse an adapted layer that has no map of the kind asked for, or that nothing can change."""
+    if not model.adapts:
+        return
+    if model.adapted_feature == "pre_relu" and not backbone.has_relu:
+        raise ConfigError(
+            "this backbone's layers have no map before their ReLU",
+            where="model.adapted_feature",
+            seen=model.adapted_feature,
+            expected="post_relu: the map as the layer gives it",
+            hint="set model.adapted_feature=post_relu",
+        )
+    layers = list(backbone.feature_info)
+    if model.frozen != "none" and layers.index(model.adapted_layer) <= layers.index(model.frozen):
+        raise ConfigError(
+            "the adapted layer is frozen, so nothing would be adapted",
+            where="model.adapted_layer",
+            seen=f"{model.adapted_layer}, with model.frozen={model.frozen}",
+            expected="a layer above the frozen ones, or none",
+        )
 
 
 def _count_batches_twice(heads: Heads) -> None:
@@ -232,14 +254,15 @@ class CrossDomain:
             features = networks.backbone(torch.empty(2, 3, size, size))
             if networks.discriminator is not None:
                 networks.discriminator(features[config.model.adapted_layer])
-            side = networks.heads(features[networks.backbone.last])[config.model.tasks[0]].shape[-1]
+            side = networks.heads(features, size, size)[config.model.tasks[0]].shape[-1]
+        _check_adapted(config.model, networks.backbone)
         if side != size:
             raise ConfigError(
                 "the heads do not give one prediction per pixel with this backbone",
                 where="model.backbone",
                 seen=f"{side} x {side} predictions of an image of {size} x {size}",
-                expected="a last map of k - 1 x k - 1 for images of 16 k + 3 pixels",
-                hint="take another backbone, or a method without heads",
+                expected=f"{size} x {size}, by heads of the backbone's form {networks.backbone.heads!r}",
+                hint="let the backbone name another form, take another backbone, or a method without heads",
             )
 
     @staticmethod
@@ -268,7 +291,7 @@ class CrossDomain:
         self.config, self.context = config, context
         self.networks = context.placed(build_networks(config.model, config.train.seed))
         optim = config.optim
-        trained = [*self.networks.backbone.parameters(), *self.networks.heads.parameters()]
+        trained = [*self.networks.backbone.trained_parameters(), *self.networks.heads.parameters()]
         self.task_optimizer = adam(trained, optim, context.device, betas=optim.betas)
         self.discriminator_optimizer: Optimizer | None = None
         if self.networks.discriminator is not None:
@@ -345,7 +368,7 @@ class CrossDomain:
                 self._update_discriminator()
 
         with context.precision():
-            predictions = heads(features[backbone.last])
+            predictions = heads(features, *synthetic.image.shape[-2:])
             if discriminator is not None:  # D frozen: its parameters enter as constants
                 constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
                 adversarial = functional_call(discriminator, constants, z_x)

@@ -78,7 +78,7 @@ class StepContext:
     def trains(self, optimizer: Optimizer) -> None:
         """Let the gradients of an optimizer's parameters be means over all ranks; to be called when it is made."""
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self._means[optimizer] = GradientMean(parameters, self.ranks)
+        self._means[optimizer] = GradientMean((one for one in parameters if one.requires_grad), self.ranks)
 
     def update(self, optimizer: Optimizer) -> None:
         """Make the optimizer's step by the gradients of all ranks, and forget them; not before the step's last batch.

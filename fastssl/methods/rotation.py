@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastssl import config as settings
-from fastssl.backbones import Backbone, find_backbone
+from fastssl.backbones import Backbone, build_backbone
 from fastssl.batch import IMAGE_MEAN, Batch
 from fastssl.config import Fraction, NonNegative, Preset
 from fastssl.layers import xavier_initialise
@@ -73,7 +73,7 @@ class Networks(nn.Module):
 
     def __init__(self, model: settings.BackboneSettings) -> None:
         super().__init__()
-        self.backbone: Backbone = find_backbone(model.backbone)(model)
+        self.backbone: Backbone = build_backbone(model)
         self.classifier = nn.Linear(self.backbone.feature_info[self.backbone.last].channels, TURNS)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -126,12 +126,13 @@ class Rotation:
 
     @staticmethod
     def check(config: RotationConfig) -> None:
-        """Refuse an input of a size that the backbone cannot take.
+        """Pass images without content through a backbone without content: its name, layers and sizes are checked.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: there is no such backbone, or it has no such layer or cannot take images of this size.
         """
-        find_backbone(config.model.backbone).check_size(config.data.size, config.data.size)
+        with torch.device("meta"):
+            build_backbone(config.model)(torch.empty(2, 3, config.data.size, config.data.size))
 
     @staticmethod
     def describe(config: RotationConfig) -> str:
@@ -148,7 +149,7 @@ class Rotation:
         self.networks = context.placed(build_networks(config.model, config.train.seed))
         optim = config.optim
         self.optimizer = sgd(
-            self.networks.parameters(),
+            [*self.backbone.trained_parameters(), *self.networks.classifier.parameters()],
             optim,
             context.device,
             lr=optim.lr,

@@ -174,8 +174,11 @@ class Trainer:
     def _save(self, files: _Files | None, number: int, start: Start) -> None:
         """Begin a checkpoint; every rank gives its part."""
         ranks, data = self.context.ranks, self.config.data
-        # Steps use the statistics of their batches: these means change nothing but what is kept.
-        ranks.average(buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point())
+        # Steps use the statistics of their batches: these means change nothing but what is kept. Those of frozen
+        # layers, which are in evaluation mode, are the same on all ranks, and a mean would round them.
+        learning = (module for module in self.method.networks.modules() if module.training)
+        buffers = (buffer for module in learning for buffer in module.buffers(recurse=False))
+        ranks.average(buffer for buffer in buffers if buffer.is_floating_point())
         of_ranks = ranks.gathered(copied(self.method.rank_state_dict()))
         if files is None:
             return

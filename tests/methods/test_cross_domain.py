@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_steps import (
     CPU,
+    SIZE,
     TOO_LARGE,
     after_steps,
     assert_a_step_of_infinite_gradients_is_skipped,
@@ -51,7 +52,7 @@ def reference_steps(settings: Config, steps: int = 3) -> Networks:
         own_gradients = torch.autograd.grad(own, judging)
         if optim.order == "discriminator_first":
             make_step(sgd, judging, own_gradients)
-        terms = list(task_losses(heads(features["fc7"]), synthetic, settings.loss).values())
+        terms = list(task_losses(heads(features, SIZE, SIZE), synthetic, settings.loss).values())
         total = sum(terms) + settings.loss.adversarial_weight * adversarial_loss(discriminator(z_x))
         make_step(adam, trained, torch.autograd.grad(total, trained))
         if optim.order == "together":
@@ -150,10 +151,10 @@ def test_all_running_statistics_are_those_of_the_passes_that_the_authors_make() 
         made = batches(number)
         step(made)
         with torch.no_grad():
-            features = by_hand.backbone(made["synthetic"].image)["fc7"]
-            by_hand.heads(features)
+            features = by_hand.backbone(made["synthetic"].image)
+            by_hand.heads(features, SIZE, SIZE)
             by_hand.backbone(made["real"].image)
-            by_hand.heads(features)
+            by_hand.heads(features, SIZE, SIZE)
         for name, value in statistics(by_hand):
             torch.testing.assert_close(step.networks.get_buffer(name), value, rtol=1e-6, atol=1e-7, msg=name)
 

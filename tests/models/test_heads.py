@@ -9,22 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastssl.batch import Task
-from fastssl.layers import Heads
+from fastssl.backbones.alexnet import AlexNet
+from fastssl.batch import PLANES, Task
+from fastssl.layers import build_heads
 from fastssl.methods.cross_domain import ModelConfig, build_networks
 
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
 
 
-def _features(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 24, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+def _features(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    return {"fc7": torch.randn(2, 24, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)}
 
 
 def test_the_published_heads_have_7_5_million_parameters() -> None:
     shared = (4096 * 9 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 25 + 1) * 64 + 3 * 2 * 64
     expected = 3 * shared + (1 + 1 + 3) * (64 * 9 + 1)
     with torch.device("meta"):
-        heads = Heads(4096, ("depth", "normal", "edge"), 64, shortest_normal=1e-4)
+        heads = build_heads(AlexNet(ModelConfig()), PLANES, 64, shortest_normal=1e-4)
     assert sum(p.numel() for p in heads.parameters()) == expected
     assert round(expected / 1e6, 1) == 7.5
 
@@ -34,8 +35,8 @@ def test_the_published_heads_have_7_5_million_parameters() -> None:
 def test_one_output_per_input_pixel(rows: int, columns: int) -> None:
     height, width = 16 * rows + 3, 16 * columns + 3
     with torch.device("meta"):
-        heads = Heads(24, ("depth", "normal", "edge"), 8, shortest_normal=1e-4)
-        predictions = heads(torch.empty(1, 24, rows - 1, columns - 1))
+        heads = build_heads(AlexNet(NARROW), PLANES, 8, shortest_normal=1e-4)
+        predictions = heads({"fc7": torch.empty(1, 24, rows - 1, columns - 1)}, height, width)
     assert {task: tuple(x.shape) for task, x in predictions.items()} == {
         "depth": (1, 1, height, width),
         "normal": (1, 3, height, width),
@@ -46,7 +47,7 @@ def test_one_output_per_input_pixel(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("tasks", [("edge",), ("normal", "depth"), ("depth", "normal", "edge")])
 def test_one_head_per_task_and_none_shared(tasks: tuple[Task, ...]) -> None:
     heads = build_networks(NARROW.model_copy(update={"tasks": tasks}), seed=1).heads
-    predictions = heads(_features())
+    predictions = heads(_features(), 83, 83)
     assert set(predictions) == set(tasks)
     for task in tasks:
         gradients = torch.autograd.grad(
@@ -60,10 +61,10 @@ def test_one_head_per_task_and_none_shared(tasks: tuple[Task, ...]) -> None:
 def test_values_are_those_of_transposed_convolutions_written_out() -> None:
     heads = build_networks(NARROW, seed=1).heads.double()
     features = _features(torch.float64)
-    predictions = heads(features)
+    predictions = heads(features, 83, 83)
     for task in ("depth", "normal", "edge"):
         state = {name: x.detach() for name, x in heads.get_submodule(f"heads.{task}").named_parameters()}
-        x = features
+        x = features["fc7"]
         for i in (0, 3, 6):
             x = F.conv_transpose2d(x, state[f"{i}.weight"], state[f"{i}.bias"], stride=2)
             mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
@@ -79,7 +80,7 @@ def test_values_are_those_of_transposed_convolutions_written_out() -> None:
 def test_normals_are_unit_vectors_in_float32_under_mixed_precision() -> None:
     heads = build_networks(NARROW.model_copy(update={"head_channels": 64}), seed=1).heads
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        predictions = heads(_features())
+        predictions = heads(_features(), 83, 83)
     assert predictions["normal"].dtype == torch.float32
     assert predictions["depth"].dtype == torch.bfloat16
     length = predictions["normal"].norm(dim=1)
@@ -92,7 +93,7 @@ def test_a_normal_of_length_0_has_a_bounded_gradient(shortest: float) -> None:
     bias = heads.get_parameter("heads.normal.9.bias")
     with torch.no_grad():
         heads.get_parameter("heads.normal.9.weight").zero_()
-    normal = heads(_features())["normal"]
+    normal = heads(_features(), 83, 83)["normal"]
     (gradient,) = torch.autograd.grad(normal.mean((0, 2, 3)).sum(), bias)
     assert not normal.any()
     torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / shortest), rtol=1e-3, atol=0)
@@ -104,6 +105,6 @@ def test_a_normal_shorter_than_the_shortest_is_divided_by_that(shortest: float, 
     with torch.no_grad():  # the raw normal is the bias, 1e-6 long
         heads.get_parameter("heads.normal.9.weight").zero_()
         heads.get_parameter("heads.normal.9.bias").copy_(1e-6 * torch.tensor([0.0, 0.6, -0.8]))
-    normal = heads(_features())["normal"]
+    normal = heads(_features(), 83, 83)["normal"]
     direction = torch.tensor([0.0, 0.6, -0.8])[None, :, None, None]
     torch.testing.assert_close(normal, (expected * direction).expand_as(normal))

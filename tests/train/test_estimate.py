@@ -163,7 +163,7 @@ def resident():
 def made(config):
     options = LoaderOptions(device=torch.device("cpu"), threads=1)
     domains = training_domains(find_method(config.method).domains(config), config)
-    method = find_method(config.method)(config, StepContext(config.train, torch.device("cpu")))
+    method = find_method(config.method)(config, StepContext(config, torch.device("cpu")))
     with _batches(domains, options, {n: d.batch_size for n, d in domains.items()}) as loaders:
         for _ in range(3):
             method({n: next(l) for n, l in loaders.items()})
