@@ -20,7 +20,7 @@ GROUPS = [
     ["cli"],
     ["bench", "report", "show", "runs", "evaluate", "train"],
     ["methods"],
-    ["layers", "losses", "loader", "render", "sources"],
+    ["layers", "losses", "metrics", "loader", "render", "sources"],
     ["shards", "backbones"],
     ["geometry", "pictures", "charts", "streams", "ranks", "telemetry"],
     ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],

@@ -23,8 +23,8 @@ from PIL import Image
 from fastssl.cli import main
 from fastssl.config import write_config
 from fastssl.errors import DataError, MachineError
-from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, NormalMetrics
 from fastssl.methods import load_config
+from fastssl.metrics.planes import ContourMetrics, DepthMetrics, NormalMetrics
 from fastssl.report import summary_table, write_report
 
 _VOID = {"meta", "link", "img", "br"}

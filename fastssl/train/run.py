@@ -24,18 +24,20 @@ from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
+from fastssl.train.validation import Validation, open_validation, validation_summary
 
 log = logging.getLogger(__name__)
 
 
 MAY_CHANGE = {
-    "data": ("synthetic", "real", "max_bad", "paranoid"),
+    "data": ("synthetic", "real", "validation_synthetic", "validation_real", "max_bad", "paranoid"),
     "train": (
         *("epochs", "steps", "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "keep_every"),
-        *("threads", "prefetch", "hw_decoder_load", "streams"),
+        *("threads", "prefetch", "hw_decoder_load", "streams", "validate_every", "best_by"),
     ),
 }
-"""Settings, by section, that a run may be continued with others of; datasets are compared by fingerprint then."""
+"""Settings, by section, that a run may be continued with others of; training datasets are compared by fingerprint then.
+Held-out ones may be others: what was the best on those before is no longer compared with."""
 
 
 def start_run(config: Config, run: Path, advance: Advance) -> None:
@@ -201,6 +203,7 @@ def _train(
     domains = _opened(config, resumed=content is not None)
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
+    validation = _validation(method, config, fingerprints, context, resumed=content is not None)
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
     if content is not None:
         check_data(content["data"], fingerprints, config)
@@ -232,19 +235,26 @@ def _train(
 
         def summarise(summary: dict[str, object]) -> None:
             ended = {"how": "finished", "why": "", "step": total_steps}
-            sections = {"steps": total_steps, **summary, "damaged_samples": damaged(), "ended": ended}
+            sections = {
+                "steps": total_steps,
+                **summary,
+                **validation_summary(run),
+                "damaged_samples": damaged(),
+                "ended": ended,
+            }
             if device.type == "cuda":
                 sections["hw_decoder_load"] = options.hw_decoder_load
             merge_summary(run, sections)
 
-        trainer = Trainer(method, context, config, run, total_steps, fingerprints)
+        trainer = Trainer(method, context, config, run, total_steps, fingerprints, validation)
         try:
             with stop.deferred():
                 trainer.fit(batches, start, advance, summarise, stop)
         except BaseException as error:
             try:
                 if ranks.leads:
-                    merge_summary(run, {"damaged_samples": damaged(), "ended": _ending(error, trainer.step)})
+                    ended = _ending(error, trainer.step)
+                    merge_summary(run, {**validation_summary(run), "damaged_samples": damaged(), "ended": ended})
             except FastsslError as second:  # the training's error is the one that is told
                 log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
             raise
@@ -258,12 +268,30 @@ def _ending(error: BaseException, step: int) -> dict[str, object]:
 
 def _opened(config: Config, *, resumed: bool) -> dict[str, Domain]:
     requests = find_method(config.method).domains(config)
-    try:
+    with _told_where([request.name for request in requests], resumed=resumed):
         return training_domains(requests, config)
+
+
+def _validation(
+    method: Method, config: Config, fingerprints: Mapping[str, str], context: StepContext, *, resumed: bool
+) -> Validation | None:
+    with _told_where(("validation-synthetic", "validation-real"), resumed=resumed):
+        validation = open_validation(method, config, loader_options(config, context.device))
+    if validation is not None and context.ranks.leads:
+        for name, _ in validation.fingerprints.items() & fingerprints.items():
+            log.warning("the %s images of the validation are those of the training, and not held out", name)
+    return validation
+
+
+@contextmanager
+def _told_where(options: Sequence[str], *, resumed: bool) -> Iterator[None]:
+    """Of a run that goes on, a dataset that is gone has perhaps moved."""
+    try:
+        yield
     except DataError as error:
         if not resumed or error.hint is not None or machine_fault(error) is not None:
             raise
-        names = " or ".join(f"--{request.name}" for request in requests)
+        names = " or ".join(f"--{name}" for name in options)
         raise DataError(
             error.what,
             where=error.where,

@@ -6,9 +6,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,9 @@ from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
-from fastssl.train.checkpoint import CheckpointWriter, Moment, copied
+from fastssl.train.checkpoint import Best, CheckpointWriter, Moment, copied, read_best
 from fastssl.train.stop import Stopped, StopSignals
+from fastssl.train.validation import PREFIX, Validation, mean_statistics
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +60,11 @@ class Trainer:
         run: Path,
         total_steps: int,
         fingerprints: dict[str, str],
+        validation: Validation | None = None,
     ) -> None:
         self.method, self.context, self.config = method, context, config
         self.run, self.total_steps = run, total_steps
-        self._fingerprints = fingerprints
+        self._fingerprints, self._validation = fingerprints, validation
         self.step = 0
         """The last step that is made."""
 
@@ -81,7 +84,8 @@ class Trainer:
             advance: is told how far it is.
             summarise: called with the run's `throughput` and `limited_by` before the last checkpoint is written. That
                 one makes the run finished, so where the summary cannot be kept, the run can still be continued.
-            stop: tells whether a signal asks for an end; it comes after the step that is being made.
+            stop: tells whether a signal asks for an end; it comes after the step that is being made, or while
+                held-out images are measured.
 
         Raises:
             Stopped: a signal asked for it, and the checkpoint of the last step is written.
@@ -104,10 +108,19 @@ class Trainer:
                 (asked,) = ranks.largest([stop.wanted or 0])
                 last = number == self.total_steps
                 checkpoint_due = last or asked or _is_due(number, settings.checkpoint_every, settings.keep_every)
-                if number % settings.log_every == 0 or checkpoint_due:
+                validation_due = not asked and self._has_validation(number)
+                outcome = _Outcome()
+                if number % settings.log_every == 0 or checkpoint_due or validation_due:
                     values = meter.read()
                     self._check_damage(batches)
                     values["lr"] = self.config.optim.lr * factor
+                    if validation_due:
+                        advance(number, self.total_steps, "validation")
+                        with meter.paused():
+                            outcome = self._validate(files, number, stop)
+                        values |= outcome.values
+                        asked = outcome.asked
+                        checkpoint_due = checkpoint_due or bool(asked)
                     if files is not None:
                         files.metrics.write(number, values | self._gpu())
                         advance(number, self.total_steps, meter.words(values))
@@ -115,8 +128,8 @@ class Trainer:
                     self._draw(step_batches, number)
                 if files is not None and last:
                     summarise(meter.summary())
-                if checkpoint_due:
-                    self._save(files, number, start)
+                if checkpoint_due or outcome.is_best:
+                    self._save(files, number, start, outcome, regular=bool(checkpoint_due))
                 if asked and not last:
                     self._finish(files)
                     raise Stopped(signal.Signals(asked), number)
@@ -129,24 +142,48 @@ class Trainer:
             yield None
             return
         logged = first_step - first_step % self.config.train.log_every
+        best = None
+        if self._validation is not None and self.config.train.best_by:
+            best = read_best(self.run, self.config, self._validation.fingerprints)
         with (
             MetricsWriter(self.run, first_step, logged) as metrics,
-            closing(CheckpointWriter(self.run, self.config, self._fingerprints)) as checkpoints,
+            closing(CheckpointWriter(self.run, self.config, self._fingerprints, best)) as checkpoints,
         ):
             yield _Files(metrics, checkpoints)
 
-    def _save(self, files: _Files | None, number: int, start: Start) -> None:
+    def _has_validation(self, number: int) -> bool:
+        is_due = number == self.total_steps or _is_due(number, self.config.train.validate_every)
+        return self._validation is not None and is_due
+
+    def _validate(self, files: _Files | None, number: int, stop: StopSignals) -> _Outcome:
+        """Measure on held-out data; every rank waits for the one that leads."""
+        validation, ranks, name = self._validation, self.context.ranks, self.config.train.best_by
+        assert validation is not None
+        found = validation(ranks, stop)
+        best = None
+        if files is not None and name in found.values:
+            before, cost = files.checkpoints.best, validation.metrics[name].cost
+            if before is None or cost(found.values[name]) < cost(before.value):
+                best = Best(name=name, value=found.values[name], step=number, data=validation.fingerprints)
+        (is_best,) = ranks.largest([int(best is not None)])
+        values = {f"{PREFIX}{name}": value for name, value in found.values.items()}
+        return _Outcome(values=values, asked=found.asked, best=best, is_best=bool(is_best))
+
+    def _save(self, files: _Files | None, number: int, start: Start, outcome: _Outcome, *, regular: bool) -> None:
         """Begin a checkpoint; every rank gives its part."""
-        ranks, data = self.context.ranks, self.config.data
-        # Steps use the statistics of their batches: these means change nothing but what is kept.
-        ranks.average(buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point())
+        ranks, data, networks = self.context.ranks, self.config.data, self.method.networks
+        if regular:
+            # Steps use the statistics of their batches: these means change nothing but what is kept.
+            ranks.average(buffer for buffer in networks.buffers() if buffer.is_floating_point())
         of_ranks = ranks.gathered(copied(self.method.rank_state_dict()))
-        if files is None:
-            return
-        state = {**self.method.state_dict(), "context": self.context.state_dict()}
         made = (number - start.step) * ranks.world_size
         positions = {name: first + made * data.batch_size(name) for name, first in start.positions.items()}
-        files.checkpoints.begin(Moment(step=number, positions=positions, state=state, ranks=of_ranks))
+        # Of one that is only the best, no trace is left in the run.
+        with nullcontext() if regular else mean_statistics(networks, ranks):
+            if files is not None:
+                state = {**self.method.state_dict(), "context": self.context.state_dict()}
+                moment = Moment(step=number, positions=positions, state=state, ranks=of_ranks)
+                files.checkpoints.begin(moment, regular=regular, best=outcome.best)
 
     def _finish(self, files: _Files | None) -> None:
         if files is not None:
@@ -186,6 +223,18 @@ class Trainer:
 class _Files(NamedTuple):
     metrics: MetricsWriter
     checkpoints: CheckpointWriter
+
+
+class _Outcome(NamedTuple):
+    """What came of a validation, or of a step without one."""
+
+    values: Mapping[str, float] = MappingProxyType({})
+    """By their names in `metrics.jsonl`."""
+    asked: int = 0
+    """Number of the signal that ended it."""
+    best: Best | None = None
+    """On the rank that leads, where none before was better."""
+    is_best: bool = False
 
 
 def _is_due(number: int, *every: int) -> bool:
@@ -255,6 +304,13 @@ class _Meter:
         else:
             self._now.steps += 1
             self._now.images += images
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that counts for no step."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
 
     def read(self) -> dict[str, float]:
         """Means since the last call over all ranks, and the rate of all of them, by metric name."""
