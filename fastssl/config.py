@@ -230,6 +230,8 @@ class TrainConfig(Section):
     best_by: str = ""
     """Metric of the validation, such as tasks/depth/abs_rel or probe/knn, by which `checkpoints/best.pt` is kept beside
     the others: the best value so far. Empty = none."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the numbers of `metrics.jsonl` are also shown: tensorboard, wandb, mlflow."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2

@@ -21,6 +21,7 @@ from fastssl.loader.calibration import calibrated
 from fastssl.methods import Method, StepContext, find_method, load_config, read_config
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
+from fastssl.trackers import check_trackers
 from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
@@ -33,7 +34,7 @@ MAY_CHANGE = {
     "data": ("synthetic", "real", "validation_synthetic", "validation_real", "max_bad", "paranoid"),
     "train": (
         *("epochs", "steps", "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "keep_every"),
-        *("threads", "prefetch", "hw_decoder_load", "streams", "validate_every", "best_by"),
+        *("threads", "prefetch", "hw_decoder_load", "streams", "validate_every", "best_by", "trackers"),
     ),
 }
 """Settings, by section, that a run may be continued with others of; training datasets are compared by fingerprint then.
@@ -197,6 +198,7 @@ def _train(
     config: Config, run: Path, content: dict[str, Any] | None, advance: Advance, stop: StopSignals, ranks: Ranks
 ) -> None:
     kind = find_method(config.method)
+    check_trackers(config.train.trackers)
     _configure_torch(config)
     device = run_device(ranks.local_rank)
     context = StepContext(config.train, device, ranks)

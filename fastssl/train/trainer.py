@@ -24,6 +24,8 @@ from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.trackers import Trackers
+from fastssl.train.balance import Balance
 from fastssl.train.checkpoint import Best, CheckpointWriter, Moment, copied, read_best
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.validation import PREFIX, Validation, mean_statistics
@@ -95,6 +97,7 @@ class Trainer:
         """
         settings, ranks = self.config.train, self.context.ranks
         meter = _Meter(self.context.device, self.method.unit, ranks)
+        balance = Balance(self.method.chance(self.config))
         with self._files(start.step) as files:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
@@ -122,7 +125,9 @@ class Trainer:
                         asked = outcome.asked
                         checkpoint_due = checkpoint_due or bool(asked)
                     if files is not None:
-                        files.metrics.write(number, values | self._gpu())
+                        balance.look(values, number)
+                        values |= self._gpu()
+                        files.write(number, values)
                         advance(number, self.total_steps, meter.words(values))
                 if files is not None and (last or number % settings.picture_every == 0):
                     self._draw(step_batches, number)
@@ -147,9 +152,10 @@ class Trainer:
             best = read_best(self.run, self.config, self._validation.fingerprints)
         with (
             MetricsWriter(self.run, first_step, logged) as metrics,
+            Trackers(self.run, self.config, first_step) as trackers,
             closing(CheckpointWriter(self.run, self.config, self._fingerprints, best)) as checkpoints,
         ):
-            yield _Files(metrics, checkpoints)
+            yield _Files(metrics, trackers, checkpoints)
 
     def _has_validation(self, number: int) -> bool:
         is_due = number == self.total_steps or _is_due(number, self.config.train.validate_every)
@@ -222,7 +228,12 @@ class Trainer:
 
 class _Files(NamedTuple):
     metrics: MetricsWriter
+    trackers: Trackers
     checkpoints: CheckpointWriter
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.metrics.write(step, values)
+        self.trackers.write(step, values)
 
 
 class _Outcome(NamedTuple):
@@ -336,7 +347,8 @@ class _Meter:
         """What `read` found, for the progress."""
         losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
         rate, wait = values[f"throughput/{self._unit}_per_s"], values["throughput/data_wait_fraction"]
-        return f"{losses} | {rate:.0f} {self._unit}/s, data wait {wait:.0%}"
+        gpu = f", GPU {values['gpu/memory_gib']:.1f} GiB" if "gpu/memory_gib" in values else ""
+        return f"{losses} | {rate:.0f} {self._unit}/s, data wait {wait:.0%}{gpu}"
 
     def summary(self) -> dict[str, object]:
         timed = self._all if self._all.steps else self._first

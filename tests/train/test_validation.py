@@ -18,6 +18,7 @@ from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, MachineError
 from fastssl.evaluate import Tasks, evaluate
 from fastssl.methods import load_config
+from fastssl.report import write_report
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import Stopped, checkpoint, load_trained, resume_run, start_run, validation
@@ -90,6 +91,14 @@ def test_the_summary_has_the_last_and_the_best(validated: Path) -> None:
     best = max(found, key=lambda step: found[step]["val/probe/rankme"])
     assert told["best"]["probe/rankme"] == {"value": found[best]["val/probe/rankme"], "step": best}
     assert "tasks/edge/threshold" not in told["best"]  # no threshold is better than another
+
+
+def test_the_report_draws_what_was_measured(validated: Path) -> None:
+    page = write_report(validated).read_text()
+    section = page.partition('<section id="validation">')[2].partition("</section>")[0]
+    assert section.count("<figure") == len(values(validated)[8])
+    assert "Depth: absolute relative error" in section
+    (validated / "report.html").unlink()
 
 
 def test_a_method_without_tasks_is_probed(coded_real: Path, held_out: list[str], tmp_path: Path) -> None:
