@@ -101,6 +101,12 @@ class DataConfig(Section):
     """Packed datasets of rendered images and their weights (`--synthetic`); one path alone may be given instead."""
     real: Datasets = {}
     """Packed datasets of photos and their weights (`--real`)."""
+    validation_synthetic: Datasets = {}
+    """Packed rendered images that are held out; a method that predicts planes is measured on them during training
+    (`--validation-synthetic`). Their weights mean nothing."""
+    validation_real: Datasets = {}
+    """Packed photos that are held out (`--validation-real`): the features of any method are measured on them, by their
+    classes where they have some."""
     size: Annotated[int, Field(ge=16)] = 227
     """Side of the network's input in pixels; the backbone says which it takes."""
     window: tuple[Fraction, Fraction] = (227 / 256, 227 / 256)
@@ -244,6 +250,13 @@ class TrainConfig(Section):
     """So many of the newest checkpoints are kept; an older one is removed when a newer one is complete."""
     keep_every: Annotated[int, Field(ge=0)] = 0
     """Each so many steps a checkpoint is written that is kept for good; 0 = none."""
+    validate_every: Annotated[int, Field(ge=0)] = 1000
+    """Steps between two validations, where there are held-out data; one more comes at the end. 0 = never."""
+    best_by: str = ""
+    """Metric of the validation, such as tasks/depth/abs_rel or probe/knn, by which `checkpoints/best.pt` is kept beside
+    the others: the best value so far. Empty = none."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the numbers of `metrics.jsonl` are also shown: tensorboard, wandb, mlflow."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1)] = 2
@@ -460,6 +473,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+_DATASETS = ("synthetic", "real", "validation_synthetic", "validation_real")
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     name, separator, value = text.partition("=")
     parts = name.strip().split(".")
@@ -467,7 +483,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(
             "an override must read section.key=value", where="--set", seen=text, expected="such as optim.lr=0.001"
         )
-    if parts[0] == "data" and parts[1] in ("synthetic", "real") and _is_there(dataset_path(value)) and value:
+    if parts[0] == "data" and parts[1] in _DATASETS and _is_there(dataset_path(value)) and value:
         return {"data": {parts[1]: value}}  # what exists is a path, also where YAML would see something else in it
     try:
         return {parts[0]: {parts[1]: core_yaml.parse(value)}}

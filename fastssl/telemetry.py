@@ -1,11 +1,10 @@
-"""What a run tells: log lines, a progress bar, metrics as JSON lines and TensorBoard events, GPU readings."""
+"""What a run tells: log lines, a progress bar, metrics as JSON lines, GPU readings."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -159,10 +158,10 @@ def _duration(seconds: float) -> str:
 
 
 class MetricsWriter:
-    """Writes one mapping of numbers per logged step to `metrics.jsonl` and to TensorBoard events.
+    """Writes one mapping of numbers per logged step to `metrics.jsonl`.
 
     Lines of steps after `first_step` that an earlier, interrupted process left behind are dropped, so the file reads as
-    if the run had never stopped. Events are a copy: where they cannot be written, a warning says so once.
+    if the run had never stopped.
 
     Args:
         run: the run folder.
@@ -187,7 +186,6 @@ class MetricsWriter:
         self._end = self._file.seek(0, os.SEEK_END)
         self._untold = list[bytes]()
         self._is_late = False
-        self._events = _Events(run / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line; one that cannot be written is kept, told of once, and tried again with the next."""
@@ -198,7 +196,6 @@ class MetricsWriter:
             if not self._is_late:
                 log.warning("%s cannot be written, and the training goes on: %s", self._path, error.strerror)
             self._is_late = True
-        self._events.write(step, values)
 
     def _write_out(self) -> None:
         self._file.seek(self._end)
@@ -214,7 +211,6 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._events.close()
         try:
             with machine_faults_named(self._path, hint=CONTINUE), self._file:
                 if self._untold:
@@ -223,63 +219,6 @@ class MetricsWriter:
             if error is None:
                 raise
             # The line that could not be written is what is already being told.
-
-
-class _Events:
-    """Numbers as TensorBoard reads them.
-
-    Written in the caller's thread: the thread of TensorBoard's own writer dies of a full disk with a traceback, and
-    takes the caller along at some later step.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
-
-        seconds, rest = divmod(time.time_ns(), 10**9)
-        self._path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
-        self._records: Any = None
-        try:
-            folder.mkdir(exist_ok=True)
-            is_continued = any(folder.iterdir())
-            self._records = RecordWriter(self._path.open("xb"))
-        except OSError as error:
-            self._give_up(error)
-        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if first_step or (self._records is not None and is_continued):
-            # What an interrupted process wrote of later steps is not shown.
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-
-        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=numbers)))
-
-    def close(self) -> None:
-        self._attempt(lambda: self._records.close())
-        self._records = None
-
-    def _add(self, event: Any) -> None:
-        self._attempt(lambda: (self._records.write(event.SerializeToString()), self._records.flush()))
-
-    def _attempt(self, action: Callable[[], object]) -> None:
-        if self._records is None:
-            return
-        try:
-            action()
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        if self._records is not None:
-            with suppress(OSError):  # the same again, for what was not yet written
-                self._records.close()
-        self._records = None
-        reason = error.strerror or error
-        log.warning("%s: %s; the run goes on without TensorBoard events, metrics.jsonl has all", self._path, reason)
 
 
 def _step(line: Any, path: Path) -> float:

@@ -20,9 +20,9 @@ GROUPS = [
     ["cli"],
     ["bench", "report", "show", "runs", "evaluate", "train"],
     ["methods"],
-    ["layers", "losses", "loader", "render", "sources"],
+    ["layers", "losses", "metrics", "loader", "render", "sources"],
     ["shards", "backbones"],
-    ["geometry", "pictures", "charts", "streams", "kernels", "optimizers", "ranks", "telemetry"],
+    ["geometry", "pictures", "charts", "streams", "kernels", "optimizers", "ranks", "trackers", "telemetry"],
     ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}

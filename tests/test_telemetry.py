@@ -1,4 +1,4 @@
-"""Metrics as a reader and as TensorBoard's own reader see them, also torn; progress and log where nobody looks."""
+"""Metrics as a reader sees them, also torn; progress and log where nobody looks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastssl import telemetry
 from fastssl.errors import DataError, MachineError
 from fastssl.telemetry import MetricsWriter, gpu_readings, log_to_stderr, merge_summary, progress_bar, read_metrics
 
 
-def test_metrics_reach_json_lines_and_tensorboard(tmp_path: Path) -> None:
+def test_metrics_reach_json_lines(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path) as metrics:
         metrics.write(10, {"loss/depth": 0.5, "lr": 1e-3})
         metrics.write(20, {"loss/depth": 0.25, "lr": 1e-3})
     assert [line["loss/depth"] for line in read_metrics(tmp_path)] == [0.5, 0.25]
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss/depth")] == [(10, 0.5), (20, 0.25)]
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -49,37 +45,6 @@ def test_a_section_of_the_summary_is_replaced_whole(tmp_path: Path) -> None:
     merge_summary(tmp_path, {"tasks": {"edge": 2}, "domain": 3})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"tasks": {"edge": 2}, "steps": 5, "domain": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_events_are_a_copy_that_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "tensorboard").touch()  # a file where their folder belongs
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write(1, {"loss": 1.0})
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
-    assert caplog.text.count("without TensorBoard events") == 1
-
-
-def test_a_disk_that_fills_up_costs_events_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write(1, {"loss": 1.0})
-        metrics._events._records.close()
-        metrics._events._records = RecordWriter(open("/dev/full", "wb"))  # noqa: PTH123, SIM115
-        for step in (2, 3):
-            metrics.write(step, {"loss": 1.0})
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
-    assert caplog.text.count("No space left on device; the run goes on without TensorBoard events") == 1
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1]
-
-
-def test_tensorboard_forgets_what_a_killed_process_wrote(tmp_path: Path) -> None:
-    for first_step, steps in ((0, (10, 20, 30)), (20, (30,)), (0, (10,))):
-        with MetricsWriter(tmp_path, first_step) as metrics:
-            for step in steps:
-                metrics.write(step, {"loss": first_step + step})
-        shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
-        told = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
-        assert [(event.step, event.value) for event in shown] == told
 
 
 def test_a_full_disk_names_the_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

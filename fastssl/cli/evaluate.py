@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from fastssl.cli.options import AsJson, Run, home, path_of
+from fastssl.cli.options import AsJson, Subject, home, path_of
 from fastssl.cli.output import print_data, print_json
 from fastssl.errors import UsageError
 
@@ -59,7 +59,7 @@ def _evaluation_command(evaluation: type[Evaluation]) -> Callable[..., None]:
     return command
 
 
-def _common_options(run: Run, *, beside: Beside = None, as_json: AsJson = False) -> None:
+def _common_options(run: Subject, *, beside: Beside = None, as_json: AsJson = False) -> None:
     """The signature that the commands of all evaluations have."""
 
 

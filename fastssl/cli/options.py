@@ -30,4 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON 
 Dataset = Annotated[
     str, typer.Argument(parser=home, help="Packed dataset: a folder, or an address as s3://bucket/rooms.")
 ]
+Subject = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_of, metavar="RUN", help="Run folder, or one of its checkpoints such as RUN/checkpoints/best.pt."
+    ),
+]
 Run = Annotated[Path, typer.Argument(parser=path_of, help="Run folder, the --out of a training.")]

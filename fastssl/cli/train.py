@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,10 @@ def train(
     ],
     synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
     real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
+    validation_synthetic: Annotated[
+        list[str] | None, typer.Option(help="Held-out rendered images, measured during training; may be repeated.")
+    ] = None,
+    validation_real: Annotated[list[str] | None, typer.Option(help="Held-out photos, the same.")] = None,
     method: Annotated[
         str | None, typer.Option(help="How features are learnt: cross_domain if not given; the names stand below.")
     ] = None,
@@ -72,8 +77,14 @@ def train(
     _check_options(resume=resume, dry_run=dry_run, as_json=as_json)
     if resume and any([config, amp, preset, method]):
         what = "a run is continued with its own method, preset and precision"
-        raise UsageError(what, hint="give --out and --resume; --set, --synthetic and --real may stand beside them")
-    settings = _training_settings(synthetic, real, amp=amp, paranoid=paranoid)
+        raise UsageError(what, hint="give --out and --resume; --set and the options of datasets may stand beside them")
+    datasets = {
+        "synthetic": synthetic,
+        "real": real,
+        "validation_synthetic": validation_synthetic,
+        "validation_real": validation_real,
+    }
+    settings = _training_settings(datasets, amp=amp, paranoid=paranoid)
     from fastssl.methods import load_config
     from fastssl.ranks import begun
     from fastssl.train import Stopped, resume_run, start_run
@@ -132,9 +143,8 @@ def _unheard(done: int, total: int | None = None, words: str = "") -> None:
 
 
 def _training_settings(
-    synthetic: list[str] | None, real: list[str] | None, *, amp: bool, paranoid: bool
+    datasets: Mapping[str, list[str] | None], *, amp: bool, paranoid: bool
 ) -> dict[str, dict[str, Any]]:
     """Settings that the options of `train` stand for, by section; nothing for those that are not given."""
-    named = {"synthetic": synthetic, "real": real}
-    data: dict[str, Any] = {name: dataset_weights(paths) for name, paths in named.items() if paths}
+    data: dict[str, Any] = {name: dataset_weights(paths) for name, paths in datasets.items() if paths}
     return {"data": data | ({"paranoid": True} if paranoid else {}), "train": {"amp": True} if amp else {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fastssl.errors import UsageError
@@ -47,7 +48,7 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
 
     Args:
         evaluation: such as ``Tasks(synthetic="rooms/val")``.
-        run: the run folder.
+        run: the run folder, or a checkpoint of it; the numbers of one say so under `conditions`.
         beside: other runs that are measured in the same way, by the name of their column.
 
     Raises:
@@ -69,5 +70,7 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
                 hint=None if one is subject else "leave it out",
             )
     measured = evaluation(subject, others)
-    keep_results(run, {evaluation.name: measured.section()}, measured.pictures)
+    if run.is_file():
+        measured = replace(measured, conditions={"checkpoint": run.name, **measured.conditions})
+    keep_results(subject.run, {evaluation.name: measured.section()}, measured.pictures)
     return measured

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from PIL import Image
 
 from fastssl.config import Config
 from fastssl.evaluate.subject import Subject
+from fastssl.metrics import Better as Better
+from fastssl.metrics import Metric as Metric
 
 Dataset = str | PathLike[str]
 """A packed dataset: a folder or an address. An evaluation's field of this type becomes an option that takes either."""
-
-Better = Literal["lower", "higher", "near 0.5", ""]
-"""Which values are good ones; empty where none is better than another."""
-
-_BETTER = {"lower": "lower is better", "higher": "higher is better", "near 0.5": "nearest to 0.5 is best", "": ""}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A number that an evaluation takes of each subject, and how it is shown."""
-
-    path: tuple[str, ...]
-    """Its place in the evaluation's section of `summary.json`."""
-    name: str
-    group: str = ""
-    """Heading of the lines that it stands among."""
-    key: str = ""
-    """Its name among the key results; empty where it is none of them."""
-    unit: str = ""
-    better: Better = ""
-    digits: int = 3
-    """Decimals that are shown."""
-    factor: float = 1
-    """By which the number is multiplied to be shown in `unit`."""
-
-    @property
-    def hint(self) -> str:
-        """Unit, and which values are better, in words."""
-        return ", ".join(part for part in (self.unit, _BETTER[self.better]) if part)
-
-    def shown(self, value: float) -> str:
-        """The number as it is printed, without its unit."""
-        return f"{value * self.factor:.{self.digits}f}" if math.isfinite(value) else "not finite"
-
-    def cost(self, value: float) -> float:
-        """Smaller is better; what is not a finite number is worst."""
-        if not math.isfinite(value):
-            return math.inf
-        return {"lower": value, "higher": -value, "near 0.5": abs(value - 0.5), "": 0.0}[self.better]
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,13 +131,17 @@ class RunSubject(Subject):
 def run_subject(run: Path, name: str = "trained") -> RunSubject:
     """The trained networks of a run and what is known of it.
 
+    Args:
+        run: the run folder, for its last checkpoint, or a checkpoint of it, such as ``RUN/checkpoints/best.pt``.
+        name: the word for it in tables.
+
     Raises:
         DataError: the folder is no run, or has no sound checkpoint.
     """
     trained = load_trained(run)
     trained.method.networks.to(run_device())
     subject = _subject(name, trained.method, trained.config)
-    return RunSubject(**vars(subject), run=run, fingerprints=trained.fingerprints)
+    return RunSubject(**vars(subject), run=trained.run, fingerprints=trained.fingerprints)
 
 
 def _subject(name: str, method: Method, config: Config) -> Subject:

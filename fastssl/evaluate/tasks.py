@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -16,42 +16,18 @@ from fastssl.addresses import masked
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import Config
 from fastssl.errors import DataError
-from fastssl.evaluate.evaluation import Better, Dataset, Measured, Metric, Row, Sheet
-from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
+from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.subject import Subject, every_sample
 from fastssl.loader import Domain
 from fastssl.methods import find_method
+from fastssl.metrics import PLANE_METRICS, Metrics, plane_metrics
+from fastssl.metrics.planes import Predictor
 from fastssl.pictures import prediction_sheet
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 8
 """Rows of the picture."""
-
-Predictor = Callable[[Batch], dict[str, Tensor]]
-"""A batch to depth (m), normal (unit) and edge (probability), the shapes of the batch's planes."""
-
-
-_GROUPS: dict[Task, str] = {"depth": "Depth", "normal": "Surface normals", "edge": "Object contours"}
-
-
-def _metric(
-    task: Task, name: str, words: str, key: str = "", *, unit: str = "", better: Better = "", digits: int | None = None
-) -> Metric:
-    digits = digits or (1 if unit == "degrees" else 3)
-    return Metric(path=(task, name), name=words, group=_GROUPS[task], key=key, unit=unit, better=better, digits=digits)
-
-
-def _fraction(task: Task, name: str, words: str) -> Metric:
-    return Metric(
-        path=(task, name),
-        name=words,
-        group=_GROUPS[task],
-        unit="% of pixels",
-        better="higher",
-        digits=1,
-        factor=100,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +47,7 @@ class Tasks:
         "where they point right, green where up, blue towards the viewer. Contours are dark where certain. Gray pixels "
         "of the ground truth are not known.",
     )
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        _metric("depth", "rmse", "Root mean square error", "Depth error, RMS", unit="m", better="lower"),
-        _metric("depth", "log_rmse", "Root mean square error of log depth", better="lower"),
-        _metric("depth", "abs_rel", "Absolute relative error", better="lower"),
-        _fraction("depth", "delta_1.25", "Within 1.25 times the truth"),
-        _metric("normal", "mean", "Mean angle to the truth", "Normal error, mean", unit="degrees", better="lower"),
-        _metric("normal", "median", "Median angle to the truth", unit="degrees", better="lower"),
-        _fraction("normal", "within_11.25", "Within 11.25 degrees"),
-        _fraction("normal", "within_22.5", "Within 22.5 degrees"),
-        _fraction("normal", "within_30", "Within 30 degrees"),
-        _metric("edge", "f", "F-measure at its best threshold", "Contour F-measure", better="higher"),
-        # None of these is better by itself: marking every pixel has a recall of 1.
-        _metric("edge", "precision", "Precision at that threshold"),
-        _metric("edge", "recall", "Recall at that threshold"),
-        _metric("edge", "threshold", "Best threshold", digits=2),
-    )
+    metrics: ClassVar[tuple[Metric, ...]] = PLANE_METRICS
 
     synthetic: Annotated[Dataset, "Packed dataset of held-out rendered images: a folder or an address."]
 
@@ -161,21 +122,10 @@ def _say_what_lacks(subject: str, metrics: Mapping[str, Mapping[Task, Metrics]],
                 log.warning("%s (%s) has no value: %s", task, name, why)
 
 
-@torch.no_grad()
 def measure(predictor: Predictor, images: Domain, tasks: Sequence[Task]) -> dict[Task, Metrics]:
     """The metrics of each task over a domain. A task that is not predicted has no values."""
-    depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
     with every_sample(images) as batches:
-        for batch in batches:
-            predicted = predictor(batch)
-            if "depth" in predicted:
-                depth.add(predicted["depth"], batch.depth, batch.valid)
-            if "normal" in predicted:
-                normal.add(predicted["normal"], batch.normal, batch.valid)
-            if "edge" in predicted:
-                edge.add(predicted["edge"], batch.edge)
-    metrics: dict[Task, Metrics] = {"depth": depth, "normal": normal, "edge": edge}
-    return {task: metrics[task] for task in tasks}
+        return plane_metrics(predictor, batches, tasks)
 
 
 def fit_constant(batches: Iterator[Batch]) -> Predictor:

@@ -13,6 +13,7 @@ from os import PathLike
 from fastssl.batch import PLANES, Target
 from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
+from fastssl.loader.damage import Damage
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
 from fastssl.loader.plan import Plan, RankSlice, ViewSettings, evaluation_plan
@@ -80,10 +81,13 @@ class Domain:
         plan = self.plan(position=position, rank=rank, world_size=world_size)
         return load_batches(self.samples, plan, options, self.targets)
 
-    def evaluation_batches(self, options: LoaderOptions, batch_size: int) -> Batches:
-        """Every sample once, in the order of the shards, through its centre window; the last batch may be smaller."""
+    def evaluation_batches(self, options: LoaderOptions, batch_size: int, damage: Damage | None = None) -> Batches:
+        """Every sample once, in the order of the shards, through its centre window; the last batch may be smaller.
+
+        With `damage`, known from an earlier pass, a damaged sample is not told again.
+        """
         plan = evaluation_plan(self._views(), len(self.samples), batch_size)
-        return load_batches(self.samples, plan, options, self.targets)
+        return load_batches(self.samples, plan, options, self.targets, damage)
 
     def _views(self) -> ViewSettings:
         data, augment = self.config.data, self.config.augment

@@ -80,7 +80,9 @@ class _Arguments(Section):
         return self
 
 
-_OF_A_TRAINING = frozenset(("synthetic", "real", "batch_synthetic", "batch_real", "real_window"))
+_OF_A_TRAINING = frozenset(
+    ("synthetic", "real", "validation_synthetic", "validation_real", "batch_synthetic", "batch_real", "real_window")
+)
 """Settings of `DataConfig` that tell the domains of a training apart."""
 
 

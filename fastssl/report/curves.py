@@ -9,9 +9,10 @@ from pydantic import BaseModel
 
 from fastssl.charts import LineChart, Reference, line_chart
 from fastssl.config import Config
+from fastssl.metrics import VALIDATION_METRICS
 from fastssl.report.run import Run
 
-_LOSS = "loss/"
+_LOSS, _VALIDATION = "loss/", "val/"
 _NAMES = {"edge": "contour"}
 _COLOURED = ("depth", "normal", "edge", "adversarial", "discriminator")
 """Losses whose curves have a colour of their own."""
@@ -53,6 +54,20 @@ def training_charts(run: Run) -> list[Drawn]:
     unit = "weighted" if is_weighted(run.config) else ""
     names = dict.fromkeys(name for line in run.metrics for name in line if name.startswith(_LOSS))
     return _drawn(run, "curve", [*(_loss(name, unit) for name in names), _LEARNING_RATE])
+
+
+def validation_charts(run: Run) -> list[Drawn]:
+    """The metrics of held-out images, in the order in which evaluations show them."""
+    curves = [
+        Curve(
+            f"{_VALIDATION}{name}",
+            f"{metric.group}: {metric.name[0].lower()}{metric.name[1:]}" if metric.group else metric.name,
+            metric.hint,
+            factor=metric.factor,
+        )
+        for name, metric in VALIDATION_METRICS.items()
+    ]
+    return _drawn(run, "validation", curves)
 
 
 def speed_charts(run: Run) -> list[Drawn]:

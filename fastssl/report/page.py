@@ -19,7 +19,7 @@ from fastssl.config import Config
 from fastssl.evaluate import EVALUATIONS, Evaluation
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
-from fastssl.report.curves import is_weighted, speed_charts, training_charts
+from fastssl.report.curves import is_weighted, speed_charts, training_charts, validation_charts
 from fastssl.report.results import Table, cards, measured_rows, table, without_value
 from fastssl.report.run import Picture, Run, read_run
 
@@ -110,6 +110,7 @@ def _content(run: Run) -> dict[str, Any]:
         "cards": cards(run),
         "legend": [column for column in columns if column.meaning],
         "curves": training_charts(run),
+        "validation": validation_charts(run),
         "is_weighted": is_weighted(config),
         "sections": sections,
         "caption": run.method.caption,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,22 @@ class WeightAverage:
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._means.values()), list(self._weights.values()), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The means in the networks, in the place of their weights, which come back afterwards."""
+        self._change_places()
+        try:
+            yield
+        finally:
+            self._change_places()
+
+    @torch.no_grad()
+    def _change_places(self) -> None:
+        for name, weight in self._weights.items():
+            kept = weight.clone()
+            weight.copy_(self._means[name])
+            self._means[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The means, by the names that the networks have for their weights."""

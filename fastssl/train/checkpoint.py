@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FORMAT = 3
+BEST = "best.pt"
+"""Name of the checkpoint with the best validation; `--resume` does not look at it."""
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -46,6 +48,18 @@ class Moment:
     """`Method.rank_state_dict` of each rank."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """A validation that no other of the run was better than."""
+
+    name: str
+    """Of the metric."""
+    value: float
+    step: int
+    data: Mapping[str, str]
+    """Fingerprint of the held-out datasets of each domain."""
+
+
 def write_checkpoint(run: Path, moment: Moment, config: Config, data: dict[str, str]) -> Path:
     """Write `checkpoints/step_XXXXXXXX.pt` under its final name only when it is complete, then remove old ones.
 
@@ -61,16 +75,60 @@ def write_checkpoint(run: Path, moment: Moment, config: Config, data: dict[str, 
     Raises:
         MachineError: the disk is full, or the like; the checkpoints that were there are still there.
     """
-    folder = run / "checkpoints"
-    path = folder / f"step_{moment.step:08d}.pt"
-    content = {"format": FORMAT, "step": moment.step, "config": plain(config), "data": data}
-    content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks}
+    path = run / "checkpoints" / f"step_{moment.step:08d}.pt"
+    _write(path, moment, config, data)
     with machine_faults_named(path, hint=CONTINUE):
-        folder.mkdir(exist_ok=True)
+        _remove_old(path.parent, config)
+    return path
+
+
+def write_best(run: Path, moment: Moment, config: Config, data: dict[str, str], best: Best) -> Path:
+    """Write `checkpoints/best.pt`; the one before stays until this one is complete.
+
+    Args:
+        run, moment, config, data: as for `write_checkpoint`.
+        best: the validation of this moment.
+
+    Raises:
+        MachineError: as `write_checkpoint`; the best one before is still there.
+    """
+    path = run / "checkpoints" / BEST
+    _write(path, moment, config, data, best=asdict(best))
+    return path
+
+
+def _write(path: Path, moment: Moment, config: Config, data: dict[str, str], **more: object) -> None:
+    content = {"format": FORMAT, "step": moment.step, "config": plain(config), "data": data}
+    content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks, **more}
+    with machine_faults_named(path, hint=CONTINUE):
+        path.parent.mkdir(exist_ok=True)
         with complete_or_absent(path) as file:
             _save(content, file)
-        _remove_old(folder, config)
-    return path
+
+
+def read_best(run: Path, config: Config, data: Mapping[str, str]) -> Best | None:
+    """The validation that a run's best checkpoint was kept for.
+
+    None where there is none, or it is damaged, or was measured by another metric or on other data than now: the first
+    validation is the best one then, and the log says so.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        data: fingerprints of the held-out datasets.
+    """
+    path = run / "checkpoints" / BEST
+    if not path.exists():
+        return None
+    try:
+        best = Best(**read_checkpoint(path, config)["best"])
+    except (DataError, CheckpointError) as error:
+        log.warning("%s is not compared with: %s (%s)", path, error.what, error.seen)
+        return None
+    if (best.name, dict(best.data)) != (config.train.best_by, dict(data)):
+        log.info("%s was the best by %s, or on other data: the next validation replaces it", path, best.name)
+        return None
+    return best
 
 
 class CheckpointWriter:
@@ -83,18 +141,39 @@ class CheckpointWriter:
         run: the run folder.
         config: of the run.
         data: as for `write_checkpoint`.
+        best: what `read_best` found.
     """
 
-    def __init__(self, run: Path, config: Config, data: dict[str, str]) -> None:
+    def __init__(self, run: Path, config: Config, data: dict[str, str], best: Best | None = None) -> None:
         self._run, self._config, self._data = run, config, data
-        self._writing: Future[Path] | None = None
+        self._best = best
+        self._writing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
-    def begin(self, moment: Moment) -> None:
-        """Write where the training stands; waits for the one before, if that is still being written."""
+    @property
+    def best(self) -> Best | None:
+        """The validation of the best checkpoint that is complete; waits for one that is being written."""
+        self._wait()
+        return self._best
+
+    def begin(self, moment: Moment, *, regular: bool = True, best: Best | None = None) -> None:
+        """Write where the training stands; waits for the one before, if that is still being written.
+
+        Args:
+            moment: is copied before this returns.
+            regular: as one of those to continue from.
+            best: as the best one, for this validation.
+        """
         self._wait()
         moment = replace(moment, state=copied(moment.state))
-        self._writing = self._thread.submit(write_checkpoint, self._run, moment, self._config, self._data)
+        self._writing = self._thread.submit(self._write, moment, regular, best)
+
+    def _write(self, moment: Moment, regular: bool, best: Best | None) -> None:
+        if regular:
+            write_checkpoint(self._run, moment, self._config, self._data)
+        if best is not None:
+            write_best(self._run, moment, self._config, self._data, best)
+            self._best = best
 
     def finish(self) -> None:
         """Wait for the last one.
@@ -294,34 +373,40 @@ class Trained:
     """What a run has learnt."""
 
     method: Method
-    """As it stands after the last checkpoint, in evaluation mode on the CPU; with the mean of its weights, if the run
-    keeps one (`optim.average_decay`)."""
+    """As it stands at the checkpoint, in evaluation mode on the CPU; with the mean of its weights, if the run keeps one
+    (`optim.average_decay`)."""
     config: Config
+    run: Path
     fingerprints: Mapping[str, str]
     """Fingerprint of the datasets of each domain that it was trained on."""
 
 
-def load_trained(run: Path) -> Trained:
-    """Load a run's last checkpoint.
+def load_trained(subject: Path) -> Trained:
+    """Load a run's last checkpoint, or the one that is named.
+
+    Args:
+        subject: the run folder, or one of its checkpoints, such as ``RUN/checkpoints/best.pt``.
 
     Raises:
         DataError: there is no run, no checkpoint, or a damaged one.
     """
+    is_named = subject.is_file()
+    run = subject.absolute().parent.parent if is_named else subject
     path = latest_checkpoint(run)
-    if path is None:
+    if path is None and not is_named:
         raise DataError(
             "the run has no checkpoint yet",
             where=run / "checkpoints",
             hint=f"train it first: fastssl train --out {run} --resume",
         )
     config = read_config(run / "config.yaml")
-    content = read_checkpoint(path, config)
+    content = read_checkpoint(subject if is_named or path is None else path, config)
     method = find_method(config.method)(config, StepContext(config, torch.device("cpu")))
     method.load_state_dict(content["state"])
     if "average" in content["state"]:
         load_average(method.networks, content["state"]["average"])
     method.networks.eval()
-    return Trained(method, config, content["data"])
+    return Trained(method, config, run, content["data"])
 
 
 def check_data(

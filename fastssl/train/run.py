@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,25 +18,28 @@ from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import PARTIAL, alone_in
 from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, training_domains
 from fastssl.loader.calibration import calibrated
-from fastssl.methods import StepContext, find_method, load_config, read_config
+from fastssl.methods import Method, StepContext, find_method, load_config, read_config
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
+from fastssl.trackers import check_trackers
 from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
 from fastssl.train.estimate import check_memory, estimate
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
+from fastssl.train.validation import Validation, open_validation, validation_summary
 
 log = logging.getLogger(__name__)
 
 
 MAY_CHANGE = {
-    "data": ("synthetic", "real", "max_bad", "paranoid"),
+    "data": ("synthetic", "real", "validation_synthetic", "validation_real", "max_bad", "paranoid"),
     "train": (
         *("epochs", "steps", "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "keep_every"),
-        *("threads", "prefetch", "hw_decoder_load", "streams"),
+        *("threads", "prefetch", "hw_decoder_load", "streams", "validate_every", "best_by", "trackers"),
     ),
 }
-"""Settings, by section, that a run may be continued with others of; datasets are compared by fingerprint then."""
+"""Settings, by section, that a run may be continued with others of; training datasets are compared by fingerprint then.
+Held-out ones may be others: what was the best on those before is no longer compared with."""
 
 
 def start_run(config: Config, run: Path, advance: Advance) -> None:
@@ -222,6 +225,7 @@ def _train(
     config: Config, run: Path, content: dict[str, Any] | None, advance: Advance, stop: StopSignals, ranks: Ranks
 ) -> None:
     kind = find_method(config.method)
+    check_trackers(config.train.trackers)
     configure_torch(config)
     device = run_device(ranks.local_rank)
     context = StepContext(config, device, ranks)
@@ -229,6 +233,7 @@ def _train(
     check_memory(config, domains, loader_options(config, device))
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
+    validation = _validation(method, config, fingerprints, context, resumed=content is not None)
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
     if content is not None:
         check_data(content["data"], fingerprints, config)
@@ -236,7 +241,7 @@ def _train(
     main = next(iter(domains.values()))
     total_steps = _total_steps(main, start, ranks.world_size)
     _check_unfinished(run, start.step, total_steps)
-    trainer = Trainer(method, context, config, run, total_steps, fingerprints)
+    trainer = Trainer(method, context, config, run, total_steps, fingerprints, validation)
     if content is not None:
         trainer.restore(content["state"], content["ranks"])
     options = calibrated_options(main, device)
@@ -255,7 +260,13 @@ def _train(
 
         def summarise(summary: dict[str, object]) -> None:
             ended = {"how": "finished", "why": "", "step": total_steps}
-            sections = {"steps": total_steps, **summary, "damaged_samples": damaged(), "ended": ended}
+            sections = {
+                "steps": total_steps,
+                **summary,
+                **validation_summary(run),
+                "damaged_samples": damaged(),
+                "ended": ended,
+            }
             if device.type == "cuda":
                 sections["hw_decoder_load"] = options.hw_decoder_load
             merge_summary(run, sections)
@@ -266,7 +277,8 @@ def _train(
         except BaseException as error:
             try:
                 if ranks.leads:
-                    merge_summary(run, {"damaged_samples": damaged(), "ended": _ending(error, trainer.step)})
+                    ended = _ending(error, trainer.step)
+                    merge_summary(run, {**validation_summary(run), "damaged_samples": damaged(), "ended": ended})
             except FastsslError as second:  # the training's error is the one that is told
                 log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
             raise
@@ -280,12 +292,30 @@ def _ending(error: BaseException, step: int) -> dict[str, object]:
 
 def _opened(config: Config, *, resumed: bool, any_size: bool = False) -> dict[str, Domain]:
     requests = find_method(config.method).domains(config)
-    try:
+    with _told_where([request.name for request in requests], resumed=resumed):
         return training_domains(requests, config, any_size=any_size)
+
+
+def _validation(
+    method: Method, config: Config, fingerprints: Mapping[str, str], context: StepContext, *, resumed: bool
+) -> Validation | None:
+    with _told_where(("validation-synthetic", "validation-real"), resumed=resumed):
+        validation = open_validation(method, config, loader_options(config, context.device))
+    if validation is not None and context.ranks.leads:
+        for name, _ in validation.fingerprints.items() & fingerprints.items():
+            log.warning("the %s images of the validation are those of the training, and not held out", name)
+    return validation
+
+
+@contextmanager
+def _told_where(options: Sequence[str], *, resumed: bool) -> Iterator[None]:
+    """Of a run that goes on, a dataset that is gone has perhaps moved."""
+    try:
+        yield
     except DataError as error:
         if not resumed or error.hint is not None or machine_fault(error) is not None:
             raise
-        names = " or ".join(f"--{request.name}" for request in requests)
+        names = " or ".join(f"--{name}" for name in options)
         raise DataError(
             error.what,
             where=error.where,

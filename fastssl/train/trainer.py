@@ -7,9 +7,10 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,12 @@ from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
+from fastssl.trackers import Trackers
 from fastssl.train.average import WeightAverage
-from fastssl.train.checkpoint import CheckpointWriter, Moment, copied
+from fastssl.train.balance import Balance
+from fastssl.train.checkpoint import Best, CheckpointWriter, Moment, copied, read_best
 from fastssl.train.stop import Stopped, StopSignals
+from fastssl.train.validation import PREFIX, Validation, mean_statistics, moving_statistics
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +64,11 @@ class Trainer:
         run: Path,
         total_steps: int,
         fingerprints: dict[str, str],
+        validation: Validation | None = None,
     ) -> None:
         self.method, self.context, self.config = method, context, config
         self.run, self.total_steps = run, total_steps
-        self._fingerprints = fingerprints
+        self._fingerprints, self._validation = fingerprints, validation
         decay = config.optim.average_decay
         self.average = WeightAverage(method.networks, decay) if decay else None
         """The mean of the weights, where the settings ask for one."""
@@ -103,7 +108,8 @@ class Trainer:
             advance: is told how far it is.
             summarise: called with the run's `throughput` and `limited_by` before the last checkpoint is written. That
                 one makes the run finished, so where the summary cannot be kept, the run can still be continued.
-            stop: tells whether a signal asks for an end; it comes after the step that is being made.
+            stop: tells whether a signal asks for an end; it comes after the step that is being made, or while
+                held-out images are measured.
 
         Raises:
             Stopped: a signal asked for it, and the checkpoint of the last step is written.
@@ -113,6 +119,7 @@ class Trainer:
         """
         settings, ranks = self.config.train, self.context.ranks
         meter = _Meter(self.context.device, self.method.unit, ranks)
+        balance = Balance(self.method.chance(self.config))
         if ranks.leads:
             layout = "channels-last" if self.context.channels_last else "contiguous"
             log.info("on %s: %s optimizers, networks %s in memory",
@@ -126,19 +133,30 @@ class Trainer:
                 (asked,) = ranks.largest([stop.wanted or 0])
                 last = number == self.total_steps
                 checkpoint_due = last or asked or _is_due(number, settings.checkpoint_every, settings.keep_every)
-                if number % settings.log_every == 0 or checkpoint_due:
+                validation_due = not asked and self._has_validation(number)
+                outcome = _Outcome()
+                if number % settings.log_every == 0 or checkpoint_due or validation_due:
                     values = meter.read()
                     self._check_damage(batches)
                     values["lr"] = self.config.optim.lr * factor
+                    if validation_due:
+                        advance(number, self.total_steps, "validation")
+                        with meter.paused():
+                            outcome = self._validate(files, number, stop)
+                        values |= outcome.values
+                        asked = outcome.asked
+                        checkpoint_due = checkpoint_due or bool(asked)
                     if files is not None:
-                        files.metrics.write(number, values | self._gpu())
+                        balance.look(values, number)
+                        values |= self._gpu()
+                        files.write(number, values)
                         advance(number, self.total_steps, meter.words(values))
                 if files is not None and (last or number % settings.picture_every == 0):
                     self._draw(step_batches, number)
                 if files is not None and last:
                     summarise(meter.summary())
-                if checkpoint_due:
-                    self._save(files, number, start)
+                if checkpoint_due or outcome.is_best:
+                    self._save(files, number, start, outcome, regular=bool(checkpoint_due))
                 if asked and not last:
                     self._finish(files)
                     raise Stopped(signal.Signals(asked), number)
@@ -165,29 +183,52 @@ class Trainer:
             yield None
             return
         logged = first_step - first_step % self.config.train.log_every
+        best = None
+        if self._validation is not None and self.config.train.best_by:
+            best = read_best(self.run, self.config, self._validation.fingerprints)
         with (
             MetricsWriter(self.run, first_step, logged) as metrics,
-            closing(CheckpointWriter(self.run, self.config, self._fingerprints)) as checkpoints,
+            Trackers(self.run, self.config, first_step) as trackers,
+            closing(CheckpointWriter(self.run, self.config, self._fingerprints, best)) as checkpoints,
         ):
-            yield _Files(metrics, checkpoints)
+            yield _Files(metrics, trackers, checkpoints)
 
-    def _save(self, files: _Files | None, number: int, start: Start) -> None:
+    def _has_validation(self, number: int) -> bool:
+        is_due = number == self.total_steps or _is_due(number, self.config.train.validate_every)
+        return self._validation is not None and is_due
+
+    def _validate(self, files: _Files | None, number: int, stop: StopSignals) -> _Outcome:
+        """Measure on held-out data; every rank waits for the one that leads."""
+        validation, ranks, name = self._validation, self.context.ranks, self.config.train.best_by
+        assert validation is not None
+        with nullcontext() if self.average is None else self.average.in_place():
+            found = validation(ranks, stop)
+        best = None
+        if files is not None and name in found.values:
+            before, cost = files.checkpoints.best, validation.metrics[name].cost
+            if before is None or cost(found.values[name]) < cost(before.value):
+                best = Best(name=name, value=found.values[name], step=number, data=validation.fingerprints)
+        (is_best,) = ranks.largest([int(best is not None)])
+        values = {f"{PREFIX}{name}": value for name, value in found.values.items()}
+        return _Outcome(values=values, asked=found.asked, best=best, is_best=bool(is_best))
+
+    def _save(self, files: _Files | None, number: int, start: Start, outcome: _Outcome, *, regular: bool) -> None:
         """Begin a checkpoint; every rank gives its part."""
-        ranks, data = self.context.ranks, self.config.data
-        # Steps use the statistics of their batches: these means change nothing but what is kept. Those of frozen
-        # layers, which are in evaluation mode, are the same on all ranks, and a mean would round them.
-        learning = (module for module in self.method.networks.modules() if module.training)
-        buffers = (buffer for module in learning for buffer in module.buffers(recurse=False))
-        ranks.average(buffer for buffer in buffers if buffer.is_floating_point())
+        ranks, data, networks = self.context.ranks, self.config.data, self.method.networks
+        if regular:
+            # Steps use the statistics of their batches: these means change nothing but what is kept.
+            ranks.average(moving_statistics(networks))
         of_ranks = ranks.gathered(copied(self.method.rank_state_dict()))
-        if files is None:
-            return
-        state = {**self.method.state_dict(), "context": self.context.state_dict()}
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
         made = (number - start.step) * ranks.world_size * self.config.train.accumulate
         positions = {name: first + made * data.batch_size(name) for name, first in start.positions.items()}
-        files.checkpoints.begin(Moment(step=number, positions=positions, state=state, ranks=of_ranks))
+        # Of one that is only the best, no trace is left in the run.
+        with nullcontext() if regular else mean_statistics(networks, ranks):
+            if files is not None:
+                state = {**self.method.state_dict(), "context": self.context.state_dict()}
+                if self.average is not None:
+                    state["average"] = self.average.state_dict()
+                moment = Moment(step=number, positions=positions, state=state, ranks=of_ranks)
+                files.checkpoints.begin(moment, regular=regular, best=outcome.best)
 
     def _finish(self, files: _Files | None) -> None:
         if files is not None:
@@ -226,7 +267,24 @@ class Trainer:
 
 class _Files(NamedTuple):
     metrics: MetricsWriter
+    trackers: Trackers
     checkpoints: CheckpointWriter
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.metrics.write(step, values)
+        self.trackers.write(step, values)
+
+
+class _Outcome(NamedTuple):
+    """What came of a validation, or of a step without one."""
+
+    values: Mapping[str, float] = MappingProxyType({})
+    """By their names in `metrics.jsonl`."""
+    asked: int = 0
+    """Number of the signal that ended it."""
+    best: Best | None = None
+    """On the rank that leads, where none before was better."""
+    is_best: bool = False
 
 
 def _is_due(number: int, *every: int) -> bool:
@@ -301,6 +359,13 @@ class _Meter:
             self._now.steps += 1
             self._now.images += images
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that counts for no step."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
     def read(self) -> dict[str, float]:
         """Means since the last call over all ranks, and the rate of all of them, by metric name."""
         names, ranks = list(self._totals), self._ranks
@@ -325,7 +390,8 @@ class _Meter:
         """What `read` found, for the progress."""
         losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
         rate, wait = values[f"throughput/{self._unit}_per_s"], values["throughput/data_wait_fraction"]
-        return f"{losses} | {rate:.0f} {self._unit}/s, data wait {wait:.0%}"
+        gpu = f", GPU {values['gpu/memory_gib']:.1f} GiB" if "gpu/memory_gib" in values else ""
+        return f"{losses} | {rate:.0f} {self._unit}/s, data wait {wait:.0%}{gpu}"
 
     def summary(self) -> dict[str, object]:
         timed = self._all if self._all.steps else self._first

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastssl.evaluate.metrics import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
+from fastssl.metrics.planes import ContourMetrics, DepthMetrics, Metrics, NormalMetrics
 
 
 def random(seed: int, *shape: int) -> Tensor:

@@ -5,11 +5,15 @@ A metric without a value is None, never a zero or NaN that looks measured; `lack
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fastssl.batch import Batch, Task
+from fastssl.metrics.metric import Better, Metric
 
 CONTOUR_TOLERANCE_PX = 2
 THRESHOLDS = 99
@@ -156,3 +160,64 @@ def _grown(mask: Tensor) -> Tensor:
     reach = torch.arange(-CONTOUR_TOLERANCE_PX, CONTOUR_TOLERANCE_PX + 1, device=mask.device)
     disk = (reach[:, None] ** 2 + reach[None, :] ** 2 <= CONTOUR_TOLERANCE_PX**2).float()
     return functional.conv2d(mask.float(), disk[None, None], padding=CONTOUR_TOLERANCE_PX) > 0.5
+
+
+Predictor = Callable[[Batch], dict[str, Tensor]]
+"""A batch to depth (m), normal (unit) and edge (probability), the shapes of the batch's planes."""
+
+
+@torch.no_grad()
+def plane_metrics(predictor: Predictor, batches: Iterable[Batch], tasks: Sequence[Task]) -> dict[Task, Metrics]:
+    """The metrics of each task over some batches. A task that is not predicted has no values."""
+    depth, normal, edge = DepthMetrics(), NormalMetrics(), ContourMetrics()
+    for batch in batches:
+        predicted = predictor(batch)
+        if "depth" in predicted:
+            depth.add(predicted["depth"], batch.depth, batch.valid)
+        if "normal" in predicted:
+            normal.add(predicted["normal"], batch.normal, batch.valid)
+        if "edge" in predicted:
+            edge.add(predicted["edge"], batch.edge)
+    metrics: dict[Task, Metrics] = {"depth": depth, "normal": normal, "edge": edge}
+    return {task: metrics[task] for task in tasks}
+
+
+_GROUPS: dict[Task, str] = {"depth": "Depth", "normal": "Surface normals", "edge": "Object contours"}
+
+
+def _metric(
+    task: Task, name: str, words: str, key: str = "", *, unit: str = "", better: Better = "", digits: int | None = None
+) -> Metric:
+    digits = digits or (1 if unit == "degrees" else 3)
+    return Metric(path=(task, name), name=words, group=_GROUPS[task], key=key, unit=unit, better=better, digits=digits)
+
+
+def _fraction(task: Task, name: str, words: str) -> Metric:
+    return Metric(
+        path=(task, name),
+        name=words,
+        group=_GROUPS[task],
+        unit="% of pixels",
+        better="higher",
+        digits=1,
+        factor=100,
+    )
+
+
+PLANE_METRICS: tuple[Metric, ...] = (
+    _metric("depth", "rmse", "Root mean square error", "Depth error, RMS", unit="m", better="lower"),
+    _metric("depth", "log_rmse", "Root mean square error of log depth", better="lower"),
+    _metric("depth", "abs_rel", "Absolute relative error", better="lower"),
+    _fraction("depth", "delta_1.25", "Within 1.25 times the truth"),
+    _metric("normal", "mean", "Mean angle to the truth", "Normal error, mean", unit="degrees", better="lower"),
+    _metric("normal", "median", "Median angle to the truth", unit="degrees", better="lower"),
+    _fraction("normal", "within_11.25", "Within 11.25 degrees"),
+    _fraction("normal", "within_22.5", "Within 22.5 degrees"),
+    _fraction("normal", "within_30", "Within 30 degrees"),
+    _metric("edge", "f", "F-measure at its best threshold", "Contour F-measure", better="higher"),
+    # None of these is better by itself: marking every pixel has a recall of 1.
+    _metric("edge", "precision", "Precision at that threshold"),
+    _metric("edge", "recall", "Recall at that threshold"),
+    _metric("edge", "threshold", "Best threshold", digits=2),
+)
+"""What there is of each task, in the order in which it is shown."""

@@ -1,0 +1,30 @@
+"""What is measured of predictions and features, on batches and tensors that whoever measures has at hand.
+
+Training measures with these between its steps, and evaluations when it has ended.
+"""
+
+from fastssl.metrics.features import PROBE_METRICS, knn_accuracy, pooled, rank_me
+from fastssl.metrics.metric import Better, Metric
+from fastssl.metrics.planes import PLANE_METRICS, ContourMetrics, DepthMetrics, Metrics, NormalMetrics, plane_metrics
+
+VALIDATION_METRICS = {
+    **{"/".join(("tasks", *metric.path)): metric for metric in PLANE_METRICS},
+    **{"/".join(("probe", *metric.path)): metric for metric in PROBE_METRICS},
+}
+"""All that a validation can give, by the names that it has there."""
+
+__all__ = [
+    "PLANE_METRICS",
+    "PROBE_METRICS",
+    "VALIDATION_METRICS",
+    "Better",
+    "ContourMetrics",
+    "DepthMetrics",
+    "Metric",
+    "Metrics",
+    "NormalMetrics",
+    "knn_accuracy",
+    "plane_metrics",
+    "pooled",
+    "rank_me",
+]
