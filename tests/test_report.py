@@ -375,7 +375,7 @@ def test_every_setting_is_listed_with_its_value(run: Path) -> None:
         for name, value in values.items():
             shown = yaml.safe_load(listed[f"{section}.{name}"])
             # A dataset alone is its path, and nothing is a dash.
-            assert value in (shown, {str(shown): 1.0}) or (not value and shown == "–")
+            assert value in (shown, {str(shown): 1.0}) or (not value and shown == "\N{EN DASH}")
     assert listed["train.amp"] == "false"  # as `--set` takes it
 
 
