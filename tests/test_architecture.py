@@ -22,7 +22,7 @@ GROUPS = [
     ["methods"],
     ["layers", "losses", "loader", "render", "sources"],
     ["shards", "backbones"],
-    ["geometry", "pictures", "charts", "streams", "ranks", "telemetry"],
+    ["geometry", "pictures", "charts", "streams", "ranges", "ranks", "telemetry"],
     ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}

@@ -1,14 +1,12 @@
 """The trainer, its runs and their files; methods come from `fastssl.methods`."""
 
 from fastssl.train.checkpoint import Trained, check_data, load_trained
-from fastssl.train.estimate import as_text
 from fastssl.train.run import calibrated_options, dry_run, loader_options, resume_run, run_device, start_run
 from fastssl.train.stop import Stopped
 
 __all__ = [
     "Stopped",
     "Trained",
-    "as_text",
     "calibrated_options",
     "check_data",
     "dry_run",

@@ -193,6 +193,11 @@ def latest_checkpoint(run: Path) -> Path | None:
     return paths[-1][1] if paths else None
 
 
+def checkpoint_before(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of fewer steps, sound or not; None if there is none."""
+    return next((path for made, path in reversed(_checkpoints(run / "checkpoints")) if made < step), None)
+
+
 def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
     """Read a checkpoint as a mapping with the fields of `Moment`, tensors on the CPU.
 

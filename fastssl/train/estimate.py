@@ -261,7 +261,7 @@ class _Live(TorchDispatchMode):
     """Bytes of all tensors on the meta device that were made since it began: now, and at their most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = set[int]()
 

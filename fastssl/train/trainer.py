@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from fastssl.faults import machine_faults_named
 from fastssl.loader import Batches
 from fastssl.methods import Method, StepContext
 from fastssl.pictures import write_picture
+from fastssl.ranges import traced
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
 from fastssl.train.checkpoint import CheckpointWriter, Moment, copied
@@ -64,6 +65,8 @@ class Trainer:
         self._fingerprints = fingerprints
         self.step = 0
         """The last step that is made."""
+        self.around: Callable[[int], AbstractContextManager[object]] = nullcontext
+        """Surrounds each step, of this number."""
 
     def fit(
         self,
@@ -95,10 +98,13 @@ class Trainer:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
                 self.method.set_lr_factor(factor)
-                started = time.perf_counter()
-                step_batches = {name: next(domain) for name, domain in batches.items()}
-                meter.waited(time.perf_counter() - started)
-                meter.add(self.method(step_batches), number, len(next(iter(step_batches.values())).keys))
+                with self.around(number):
+                    started = time.perf_counter()
+                    with traced("wait for data"):
+                        step_batches = {name: next(domain) for name, domain in batches.items()}
+                    meter.waited(time.perf_counter() - started)
+                    losses = self.method(step_batches)
+                meter.add(losses, number, len(next(iter(step_batches.values())).keys))
 
                 self.step = number
                 (asked,) = ranks.largest([stop.wanted or 0])
@@ -113,6 +119,8 @@ class Trainer:
                         advance(number, self.total_steps, meter.words(values))
                 if files is not None and (last or number % settings.picture_every == 0):
                     self._draw(step_batches, number)
+                if checkpoint_due:
+                    self._check_weights(number)
                 if files is not None and last:
                     summarise(meter.summary())
                 if checkpoint_due:
@@ -134,6 +142,15 @@ class Trainer:
             closing(CheckpointWriter(self.run, self.config, self._fingerprints)) as checkpoints,
         ):
             yield _Files(metrics, checkpoints)
+
+    def _check_weights(self, number: int) -> None:
+        """Refuse to keep weights with which no step can be made; all ranks have the same.
+
+        Also finite ones whose squares are not, such as a learning rate of 1e30 leaves.
+        """
+        norms = torch._foreach_norm([weights.detach().float() for weights in self.method.networks.parameters()])
+        if not torch.stack(norms).square().isfinite().all():
+            raise _not_finite("the weights are not finite, or too large to go on with", number)
 
     def _save(self, files: _Files | None, number: int, start: Start) -> None:
         """Begin a checkpoint; every rank gives its part."""
@@ -181,6 +198,13 @@ class Trainer:
     def _gpu(self) -> dict[str, float]:
         device = self.context.device
         return gpu_readings(device.index or 0) if device.type == "cuda" else {}
+
+
+def _not_finite(what: str, step: int) -> NonFiniteLossError:
+    """The error of a step; what can be done about it depends on the settings, which the run knows."""
+    error = NonFiniteLossError(what, where=f"step {step}", seen="inf or nan", expected="a finite number")
+    error.step = step
+    return error
 
 
 class _Files(NamedTuple):
@@ -300,10 +324,4 @@ class _Meter:
         """Raise for the first step with a bad loss, by loss."""
         if bad:
             name, step = min(bad.items(), key=lambda item: item[1])
-            raise NonFiniteLossError(
-                f"the {name} loss is not finite",
-                where=f"step {step}",
-                seen="inf or nan",
-                expected="a finite number",
-                hint="lower optim.lr or the task's weight, or train without --amp",
-            )
+            raise _not_finite(f"the {name} loss is not finite", step)
