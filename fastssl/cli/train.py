@@ -93,7 +93,7 @@ def train(
     changes = overrides or ()
     new = None
     if not resume:
-        new = load_config(preset or "paper", method=method, file=config, overrides=changes, settings=settings)
+        new = load_config(preset, method=method, file=config, overrides=changes, settings=settings)
     place = begun()
     leads = place is None or place.leads
     if dry_run:

@@ -63,6 +63,7 @@ def write_checkpoint(run: Path, moment: Moment, config: Config, data: dict[str, 
     path = folder / f"step_{moment.step:08d}.pt"
     content = {"format": FORMAT, "step": moment.step, "config": plain(config), "data": data}
     content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks}
+    content["threads"] = torch.get_num_threads()
     with machine_faults_named(path, hint=CONTINUE):
         folder.mkdir(exist_ok=True)
         with complete_or_absent(path) as file:

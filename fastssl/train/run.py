@@ -83,7 +83,8 @@ def resume_run(
 ) -> None:
     """Continue a run from its newest sound checkpoint, or begin it again if it has none.
 
-    The steps that follow are the very steps that an undisturbed run would have made.
+    The steps that follow are the very steps that an undisturbed run would have made; on a CPU bit for bit if torch has
+    as many threads as before (OMP_NUM_THREADS).
 
     Args:
         run: the run folder.
@@ -124,6 +125,7 @@ def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]
         domains = _opened(config, resumed=False, any_size=True)
         options = loader_options(config, run_device())
         check_memory(config, domains, options)
+        _warn_of_copies(domains, world_size)
         start = Start(step=0, positions=dict.fromkeys(domains, 0))
         steps = _total_steps(next(iter(domains.values())), start, world_size)
         refused = None
@@ -259,6 +261,8 @@ def _train(
     context = StepContext(config.train, device, ranks)
     domains = _opened(config, resumed=content is not None)
     check_memory(config, domains, loader_options(config, device))
+    if ranks.leads:
+        _warn_of_copies(domains, ranks.world_size)
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
@@ -390,13 +394,25 @@ def _opened(config: Config, *, resumed: bool, any_size: bool = False) -> dict[st
 
 def restore(method: Method, context: StepContext, content: Mapping[str, Any]) -> None:
     """Put a checkpoint's state into place; where the ranks are others than before, the log says what that changes."""
-    ranks = context.ranks
+    ranks, threads = context.ranks, content.get("threads", torch.get_num_threads())
+    if context.device.type == "cpu" and ranks.leads and threads != torch.get_num_threads():
+        log.info("the run goes on with %d threads of torch instead of %d (OMP_NUM_THREADS): its sums are rounded "
+                 "otherwise, and differ in their last bits", torch.get_num_threads(), threads)  # fmt: skip
     method.load_state_dict(content["state"])
     method.load_rank_state_dicts(content["ranks"])
     context.load_state_dict(content["state"]["context"])
     if ranks.leads and len(content["ranks"]) != ranks.world_size:
         log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and what "
                  "each rank had for itself is spread anew", ranks.world_size, len(content["ranks"]))  # fmt: skip
+
+
+def _warn_of_copies(domains: Mapping[str, Domain], world_size: int) -> None:
+    """Warn where a step sees images more than once: its batch norms and losses see less than their number says."""
+    for name, domain in domains.items():
+        num, step = len(domain.samples), domain.batch_size * world_size
+        if num < step:
+            log.warning("the %s data have %d images, and a step takes %d: it sees some more than once, and an epoch "
+                        "is less than a step", name, num, step)  # fmt: skip
 
 
 def _total_steps(main: Domain, start: Start, world_size: int) -> int:

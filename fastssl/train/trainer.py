@@ -19,7 +19,7 @@ from fastssl.config import Config, OptimSettings
 from fastssl.errors import MachineError, NonFiniteLossError, ShardError
 from fastssl.faults import machine_faults_named
 from fastssl.loader import Batches
-from fastssl.methods import Method, StepContext
+from fastssl.methods import Method, StepContext, unit_of
 from fastssl.pictures import write_picture
 from fastssl.ranges import traced
 from fastssl.ranks import Ranks
@@ -93,7 +93,7 @@ class Trainer:
             MachineError: the last checkpoint, or a line of metrics, cannot be written.
         """
         settings, ranks = self.config.train, self.context.ranks
-        meter = _Meter(self.context.device, self.method.unit, ranks)
+        meter = _Meter(self.context.device, unit_of(self.config), ranks)
         with self._files(start.step) as files:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
@@ -117,10 +117,10 @@ class Trainer:
                     if files is not None:
                         files.metrics.write(number, values | self._gpu())
                         advance(number, self.total_steps, meter.words(values))
-                if files is not None and (last or number % settings.picture_every == 0):
-                    self._draw(step_batches, number)
                 if checkpoint_due:
                     self._check_weights(number)
+                if files is not None and (last or number % settings.picture_every == 0):
+                    self._draw(step_batches, number)
                 if files is not None and last:
                     summarise(meter.summary())
                 if checkpoint_due:
