@@ -96,7 +96,7 @@ class Batch:
 
     keys: tuple[str, ...]
     image: Tensor
-    """(N, 3, S, S), channels-last, float32, or float16 for mixed precision on a GPU; RGB / 255 minus `IMAGE_MEAN`."""
+    """(N, 3, S, S), channels-last, float32, or float16 where that was asked for; RGB / 255 minus `IMAGE_MEAN`."""
     targets: Mapping[str, Tensor]
     """The targets by their names, which are those of the properties below."""
     stored_size: tuple[int, int] | None = None

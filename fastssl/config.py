@@ -35,6 +35,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=1, le=1 << 16)]
+Channels = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 def _datasets(given: Any, info: ValidationInfo) -> dict[str, float]:
@@ -107,7 +109,7 @@ class DataConfig(Section):
     validation_real: Datasets = {}
     """Packed photos that are held out (`--validation-real`): the features of any method are measured on them, by their
     classes where they have some."""
-    size: Annotated[int, Field(ge=16)] = 227
+    size: Annotated[int, Field(ge=16, le=1 << 13)] = 227
     """Side of the network's input in pixels; the backbone says which it takes."""
     window: tuple[Fraction, Fraction] = (227 / 256, 227 / 256)
     """Smallest and largest side of the random square window, as a fraction of the packed image's side."""
@@ -120,9 +122,9 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     gray: Literal["per_sample", "per_batch", "off"] = "per_sample"
     """One random colour channel, repeated three times, so that colour statistics cannot tell the domains apart."""
-    batch_synthetic: Annotated[int, Field(ge=1)] = 224
+    batch_synthetic: BatchSize = 224
     """Rendered images per step and rank."""
-    batch_real: Annotated[int, Field(ge=1)] = 224
+    batch_real: BatchSize = 224
     """Photos per step and rank."""
     shuffle_buffer: Annotated[int, Field(ge=0)] = 0
     """Samples that are shuffled together, of as many shards as hold them; 0 = all. Remote shards need a bound."""
@@ -188,10 +190,10 @@ class BackboneSettings(Section):
     """Name of the backbone (`fastssl.backbones`); `timm:NAME` is a model of timm, from the extra `timm`."""
     frozen: str = "none"
     """Layer of the backbone that is not trained, with all below it: weights and statistics stay; none = all learn."""
-    width: Positive = 1.0
+    width: Annotated[float, Field(gt=0, le=64)] = 1.0
     """Multiplies the channels of the backbone's convolutions and of the discriminator; 1 is the published network.
     A model of timm has the channels that its name says."""
-    fc_channels: Annotated[int, Field(ge=1)] = 4096
+    fc_channels: Channels = 4096
     """Channels of the layers that stand for fully connected ones, where the backbone has any."""
     init_gain: Positive = 0.02
     """Gain of the Xavier normal initialisation of every convolution; models of timm have timm's own initialisation."""
@@ -220,7 +222,8 @@ class TrainConfig(Section):
     """Length of the run and what it leaves behind."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
-    """Passes over the synthetic samples; `steps` takes precedence."""
+    """Passes over the samples of the method's first domain: rendered images, or photos where it reads these alone.
+    `steps` takes precedence."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Steps in all; 0 = as `epochs` says."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -259,7 +262,7 @@ class TrainConfig(Section):
     """Where the numbers of `metrics.jsonl` are also shown: tensorboard, wandb, mlflow."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Decoding threads of the loader; 0 = as many as there are cores."""
-    prefetch: Annotated[int, Field(ge=1)] = 2
+    prefetch: Annotated[int, Field(ge=1, le=256)] = 2
     """Batches of each domain that are made ahead of need."""
     hw_decoder_load: DecoderLoad = "auto"
     """Fraction of the images that a GPU's JPEG engine decodes; 0 leaves it out. `auto` tries it for some seconds when
@@ -506,6 +509,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
+    "finite_number": "a finite number",
     "string_type": "text",
     "tuple_type": "a list, such as [0.6, 0.9], or [depth, edge] for tasks",
     "model_type": "a mapping of settings",

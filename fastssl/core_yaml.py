@@ -154,6 +154,11 @@ _CONSTRUCTORS = {
 class _Dumper(yaml.SafeDumper):
     """Quotes whatever either version would not read as text."""
 
+    def check_simple_key(self) -> bool:
+        # A reader looks for the colon behind at most 1024 characters, and the emitter counts them before it escapes.
+        text = getattr(self.event, "value", None) or ""
+        return bool(super().check_simple_key()) and len(ascii(text)) < 1000
+
     def ignore_aliases(self, data: Any) -> bool:
         return True
 

@@ -115,6 +115,9 @@ class CheckpointError(UsageError):
 class NonFiniteLossError(UsageError):
     """A loss became infinite or not a number; the message names task and step."""
 
+    step = 0
+    """The first step with such a loss."""
+
 
 class DataError(FastsslError):
     """A folder, an image or a dataset that cannot be used."""

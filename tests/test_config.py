@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from fastssl import core_yaml
@@ -25,11 +25,14 @@ from fastssl.methods.cross_domain import PRESETS
 def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: tiny\noptim:\n  lr: 0.5\n  pool_size: 7\ndata:\n  size: 131\n")
-    config = load_config("paper", file=file, overrides=["optim.lr=0.25", "model.tasks=[edge]"])
+    config = load_config(file=file, overrides=["optim.lr=0.25", "model.tasks=[edge]"])
     assert config.preset == "tiny"
     assert (config.optim.lr, config.optim.pool_size, config.data.size) == (0.25, 7, 131)
     assert config.model.tasks == ("edge",)
     assert config.model.width == load_config("tiny").model.width
+    assert load_config("tiny", file=file) == load_config(file=file)
+    with pytest.raises(ConfigError, match=r"names another preset(.|\n)*'tiny'(.|\n)*'paper'"):
+        load_config("paper", file=file)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -355,12 +358,16 @@ TRAPS += [
 
 @given(names=st.lists(NAMES, max_size=3, unique=True), weight=st.floats(1e-6, 1e6))
 @example(names=TRAPS, weight=1e-05)
+@example(names=["\U0001f3e0" * 120], weight=1.0)
+@example(names=["://"], weight=1.0)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 def test_any_name_survives_the_run_s_own_file(names: list[str], weight: float, tmp_path: Path) -> None:
     weights = {f"/data/{name}": weight for name in names}
+    # The last part of a path, as pathlib and not as fastssl sees it; what begins with a slash is no address.
+    paths = [str(Path(name)) for name in weights]
+    assume(len(set(paths)) == len(paths))
     config = load_config(settings={"data": {"real": weights}})
-    # The last part of a path, as pathlib and not as fastssl sees it.
-    assert list(config.data.real) == [name if "://" in name else str(Path(name)) for name in weights]
+    assert list(config.data.real) == paths
     write_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
     assert (tmp_path / "config.yaml").read_bytes().isascii()
@@ -371,10 +378,12 @@ def test_any_name_survives_the_run_s_own_file(names: list[str], weight: float, t
 @example("089")
 @example("1e5")
 @example("yes")
+@example("\U0001f3e0" * 120)
 def test_written_text_is_text_for_readers_of_either_version(text: str) -> None:
-    written = core_yaml.written({"a": text, "b": [text, 1.5e-7, 10, True, None]})
+    values = {"a": text, "b": [text, 1.5e-7, 10, True, None], "c": {text: 1}}
+    written = core_yaml.written(values)
     for read in (core_yaml.parse, yaml.safe_load):
-        assert read(written) == {"a": text, "b": [text, 1.5e-7, 10, True, None]}
+        assert read(written) == values
 
 
 def test_names_of_bytes_survive_in_the_plain_settings() -> None:

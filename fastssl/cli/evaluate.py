@@ -28,6 +28,10 @@ Beside = Annotated[
 class Evaluations(TyperGroup):
     """The commands of `eval`, one for each evaluation; only there it is worth the time to load them."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands = dict(self._commands())  # among these a name that is not known is looked for
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self._commands())
 
@@ -81,7 +85,7 @@ def _named_runs(texts: Sequence[str]) -> dict[str, Path]:
     runs = {}
     for text in texts:
         name, equals, path = text.partition("=")
-        if not equals or name in runs:
+        if not equals or not name or not path or name in runs:
             raise UsageError("a run cannot be read", where="--beside", seen=text, expected="NAME=RUN, each name once")
         runs[name] = path_of(path)
     return runs

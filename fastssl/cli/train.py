@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,11 +38,11 @@ class NamesMethods(TyperCommand):
 
 def train(
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             parser=path_of, metavar="PATH", help="Run folder: new or empty, or with --resume the run to continue."
         ),
-    ],
+    ] = None,
     synthetic: Annotated[list[str] | None, typer.Option(help="Packed rendered images; PATH or PATH=WEIGHT.")] = None,
     real: Annotated[list[str] | None, typer.Option(help="Packed photos; repeat either for several datasets.")] = None,
     validation_synthetic: Annotated[
@@ -68,16 +68,21 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest sound checkpoint.")
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="FILE", help="A run's failed_step_....json: make that step again."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Leave a trace of steps 10 to 15 in the run, which Perfetto opens.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what the training would take; nothing is written.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run and --replay: JSON on stdout.")] = False,
 ) -> None:
     """Learn features by a method."""
-    _check_options(resume=resume, dry_run=dry_run, as_json=as_json)
-    if resume and any([config, amp, preset, method]):
-        what = "a run is continued with its own method, preset and precision"
-        raise UsageError(what, hint="give --out and --resume; --set and the options of datasets may stand beside them")
+    given = {"--config": config, "--amp": amp, "--preset": preset, "--method": method}
+    _check_options(given, out, resume=resume, replay=replay, dry_run=dry_run, profile=profile, as_json=as_json)
     datasets = {
         "synthetic": synthetic,
         "real": real,
@@ -85,31 +90,47 @@ def train(
         "validation_real": validation_real,
     }
     settings = _training_settings(datasets, amp=amp, paranoid=paranoid)
+    if replay is not None:
+        if out is not None or overrides or any([*given.values(), *settings.values()]):
+            raise UsageError("a step is made again as it was", hint="give --replay FILE alone, or with --json")
+        _replay(replay, as_json=as_json)
+        return
+    assert out is not None
     from fastssl.methods import load_config
     from fastssl.ranks import begun
-    from fastssl.train import Stopped, resume_run, start_run
     from fastssl.train.launch import launch
 
     changes = overrides or ()
     new = None
     if not resume:
-        new = load_config(preset or "paper", method=method, file=config, overrides=changes, settings=settings)
+        new = load_config(preset, method=method, file=config, overrides=changes, settings=settings)
     place = begun()
-    if dry_run and (place is None or place.leads):
-        _tell_estimate(new, out, gpus if place is None else place.world_size, as_json=as_json)
+    leads = place is None or place.leads
     if dry_run:
+        if leads:
+            _tell_estimate(new, out, gpus if place is None else place.world_size, as_json=as_json)
         return
     if gpus > 1 and place is None:
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    leads = place is None or place.leads
     if not leads:
         logging.getLogger("fastssl").setLevel(logging.WARNING)
+    _train(new, out, changes, settings, profile=profile, leads=leads)
+    if leads:
+        say(f"the run is in {one_line(str(out))}")
+
+
+def _train(
+    new: Any, out: Path, changes: Sequence[str], settings: dict[str, dict[str, Any]], *, profile: bool, leads: bool
+) -> None:
+    """Begin a run with these settings, or where there are none continue one."""
+    from fastssl.train import Stopped, resume_run, start_run
+
     try:
         with progress_bar("training", patience_s=0) if leads else nullcontext(_unheard) as advance:
             if new is None:
-                resume_run(out, advance, overrides=changes, settings=settings)
+                resume_run(out, advance, overrides=changes, settings=settings, profile=profile)
             else:
-                start_run(new, out, advance)
+                start_run(new, out, advance, profile=profile)
     except Stopped as stopped:
         if leads:
             say(str(stopped))
@@ -118,19 +139,45 @@ def train(
         # The rank that failed ends first, so that whoever began them sees its exit code and not this one's.
         time.sleep(_BEHIND_S)
         raise
-    if leads:
-        say(f"the run is in {one_line(str(out))}")
 
 
-def _check_options(*, resume: bool, dry_run: bool, as_json: bool) -> None:
-    if dry_run and resume:
-        raise UsageError("--dry-run tells of a new training, and --resume continues one", hint="leave one of them out")
-    if as_json and not dry_run:
-        raise UsageError("--json is for --dry-run", hint="a training writes metrics.jsonl and summary.json")
+def _check_options(
+    settings: Mapping[str, object],
+    out: Path | None,
+    *,
+    resume: bool,
+    replay: Path | None,
+    dry_run: bool,
+    profile: bool,
+    as_json: bool,
+) -> None:
+    if out is None and replay is None:
+        raise UsageError("the run folder is not given", where="--out", hint="add --out FOLDER")
+    if resume and any(settings.values()):
+        what = "a run is continued with its own method, preset and precision"
+        raise UsageError(what, hint="give --out and --resume; --set, --synthetic and --real may stand beside them")
+    asked = {"--resume": resume, "--replay": replay is not None, "--dry-run": dry_run}
+    if sum(asked.values()) > 1 or (profile and not resume and any(asked.values())):
+        names = [*(name for name, is_asked in asked.items() if is_asked), *(["--profile"] if profile else [])]
+        raise UsageError("these options ask for different things", seen=" and ".join(names), hint="give one of them")
+    if as_json and not (dry_run or replay is not None):
+        raise UsageError(
+            "--json is for --dry-run and --replay", hint="a training writes metrics.jsonl and summary.json"
+        )
+
+
+def _replay(path: Path, *, as_json: bool) -> None:
+    from fastssl.train.replay import as_text, check_reproduced, replay
+
+    with progress_bar("replaying") as advance:
+        told = replay(path, advance)
+    print_json(told) if as_json else print_data(as_text(told))
+    check_reproduced(told, path)
 
 
 def _tell_estimate(config: Any, out: Path, world_size: int, *, as_json: bool) -> None:
-    from fastssl.train import as_text, dry_run
+    from fastssl.train import dry_run
+    from fastssl.train.estimate import as_text
 
     told = dry_run(config, out, world_size=world_size)
     if told["refused"] is not None:

@@ -29,6 +29,7 @@ import torch
 from fastssl.errors import UsageError
 from fastssl.loader.targets import TargetFields
 from fastssl.loader.underway import Decoded, Made
+from fastssl.ranges import traced
 
 
 def targets_ahead(
@@ -62,7 +63,7 @@ def targets_ahead(
             consumer.wait_stream(side)
             side.wait_stream(consumer)
             read = batch
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side), traced("loader: targets"):
                 targets = make(read)
             for field in targets.values():
                 field.record_stream(consumer)

@@ -13,6 +13,7 @@ from fastssl.loader.graph import Input, Pixels
 from fastssl.loader.plan import Step
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.underway import Fed
+from fastssl.ranges import traced
 from fastssl.shards import JPEG
 
 
@@ -36,7 +37,8 @@ class Feed:
 
     def __call__(self) -> tuple[Input, ...]:
         samples, views = next(self.steps)
-        found = self.damage.read(samples.tolist())
+        with traced("loader: read"):
+            found = self.damage.read(samples.tolist())
         members = [sample.stored.members for sample in found]
         inputs: list[Input] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
         targets = None

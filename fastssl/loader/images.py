@@ -22,6 +22,7 @@ from fastssl.compiled import compiled
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 from fastssl.loader.underway import Decoded, Fed
+from fastssl.ranges import traced
 
 _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
@@ -60,7 +61,7 @@ class ThreadedImages:
         images = self._memory.lend(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
         pixels = decoded.numpy()
         jobs = [
-            self._pool.submit(_fill_images, first, self._threads, pixels, views.flip, views.channel, IMAGE_MEAN, images)
+            self._pool.submit(_fill, first, self._threads, pixels, views.flip, views.channel, images)
             for first in range(min(self._threads, len(decoded)))
         ]
         return PendingImages(images, jobs)
@@ -90,6 +91,13 @@ def images_ahead(batches: Iterator[Decoded], threads: ThreadedImages) -> Iterato
             yield begun.popleft().finished()
     while begun:
         yield begun.popleft().finished()
+
+
+def _fill(
+    first: int, step: int, decoded: _Pixels, flip: NDArray[np.bool_], channel: NDArray[np.int64], images: _Floats
+) -> None:
+    with traced("loader: images"):
+        _fill_images(first, step, decoded, flip, channel, IMAGE_MEAN, images)
 
 
 @compiled

@@ -45,7 +45,7 @@ class LoaderOptions:
     threads: int = 0
     """Decoding threads; 0 = as many as there are cores."""
     half: bool = False
-    """Images as float16, for mixed precision on a GPU."""
+    """Images as float16, for mixed precision on a GPU; so they come on a CPU too, where nothing is faster for it."""
     max_bad: int = 0
     """Samples that may turn out damaged, and are replaced, before the batches end with an error."""
     paranoid: bool = False

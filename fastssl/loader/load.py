@@ -122,7 +122,7 @@ def load(
             or number of ranks.
         threads: for decoding; 0 = as many as there are cores.
         prefetch: batches that are made ahead of need.
-        half: images as float16, on a GPU.
+        half: images as float16, as mixed precision on a GPU takes them; on a CPU too.
         augment: settings of `fastssl.config.AugmentConfig`, such as ``{"blur": 0.5}``.
         **settings: more of `fastssl.config.DataConfig`, such as ``window=(0.5, 1.0)``, ``gray="off"``, ``flip=0.0`` or
             ``shuffle_buffer=10_000``. By default images keep their colours.

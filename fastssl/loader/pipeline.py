@@ -13,6 +13,7 @@ from fastssl.faults import machine_fault
 from fastssl.loader.feed import Feed
 from fastssl.loader.graph import FAULTS, built, dali_error
 from fastssl.loader.underway import Decoded
+from fastssl.ranges import traced
 
 
 class DomainPipeline:
@@ -75,4 +76,5 @@ class DomainPipeline:
         """The tensors of the next batch; raises one of `FAULTS` where an image has another size than the rest."""
         # Ordered on the consumer's stream: it waits for the batch, the host does not.
         stream = None if self._device.type == "cpu" else torch.cuda.current_stream(self._device).cuda_stream
-        return [from_dlpack(output.as_tensor()) for output in self._pipeline.run(stream)]
+        with traced("loader: DALI"):
+            return [from_dlpack(output.as_tensor()) for output in self._pipeline.run(stream)]

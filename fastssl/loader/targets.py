@@ -21,6 +21,7 @@ from fastssl.errors import ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 from fastssl.loader.target_kernel import CANCELLED, Between, Block, Filters, Members, Seen, Targets, fill_targets
+from fastssl.ranges import traced
 from fastssl.shards.codec import Plane, TargetCodec, TargetLayout, damaged_block, misfitting_block
 
 NEAREST_AND_ANY = Filters(linear_normals=False, edge_area=False)
@@ -102,7 +103,8 @@ class ThreadedTargets:
         targets: Targets,
     ) -> ShardError | None:
         # `blocks` own the memory behind the addresses.
-        sizes = fill_targets(first, self._threads, self._block, members, seen, between, self._filters, targets)
+        with traced("loader: targets"):
+            sizes = fill_targets(first, self._threads, self._block, members, seen, between, self._filters, targets)
         for size in sizes[sizes != self._layout.num_bytes].tolist():
             if size < 0:
                 return damaged_block(self._layout, f"LZ4's error {size}")

@@ -13,7 +13,7 @@ from fastssl.methods.cross_domain import CrossDomain
 from fastssl.methods.method import Dense, Method, StepContext
 from fastssl.methods.rotation import Rotation
 
-__all__ = ["METHODS", "Dense", "Method", "StepContext", "find_method", "load_config", "read_config"]
+__all__ = ["METHODS", "Dense", "Method", "StepContext", "find_method", "load_config", "read_config", "unit_of"]
 
 _METHODS: tuple[type[Method], ...] = (CrossDomain, Rotation)
 METHODS = {method.name: method for method in _METHODS}
@@ -34,8 +34,14 @@ def find_method(name: object) -> type[Method]:
     raise ConfigError("there is no such method", seen=repr(name), expected=expected)
 
 
+def unit_of(config: Config) -> str:
+    """What a step with these settings goes through, in the plural: a pair needs two domains."""
+    method = find_method(config.method)
+    return method.unit if len(method.domains(config)) > 1 else "images"
+
+
 def load_config(
-    preset: str = "paper",
+    preset: str | None = None,
     *,
     method: str | None = None,
     file: Path | None = None,
@@ -45,7 +51,7 @@ def load_config(
     """The settings of a run, from their layers as `fastssl.config.compose` has them.
 
     Args:
-        preset: name of one of the method's presets; one that the file names comes first.
+        preset: name of one of the method's presets; None = the one that the file names, or else `paper`.
         method: its name; None = the one that the file names, or else `cross_domain`.
         file: of YAML, as `fastssl.core_yaml` reads it.
         overrides: each ``section.key=value``.
@@ -63,11 +69,16 @@ def load_config(
         raise ConfigError(
             "the file of settings names another method", where=file, seen=repr(named), expected=repr(method)
         )
+    layer = layers.pop("preset", preset or "paper")
+    if preset is not None and layer != preset:
+        raise ConfigError(
+            "the file of settings names another preset", where=file, seen=repr(layer), expected=repr(preset)
+        )
     found = find_method(named)
     config = compose(
         found.Config,
         found.presets,
-        layers.pop("preset", preset),
+        layer,
         file=layers,
         file_name=str(file),
         overrides=overrides,
@@ -77,6 +88,9 @@ def load_config(
     return config
 
 
+_METHOD_CURE = "write the name as the run had it, or use a version of fastssl that has this method"
+
+
 def read_config(path: Path) -> Config:
     """Read the resolved configuration of a run folder, which holds every setting.
 
@@ -84,8 +98,10 @@ def read_config(path: Path) -> Config:
         DataError: the file is damaged, lacks settings, or holds some that this version does not know. A default in the
             place of what was torn away would be another run.
     """
+    method_is_unknown = False
     try:
         values = read_yaml(path)
+        method_is_unknown = "method" in values and str(values["method"]) not in METHODS
         config = validated(find_method(values.get("method")).Config, values, where=path)
     except ConfigError as error:
         raise DataError(
@@ -93,7 +109,7 @@ def read_config(path: Path) -> Config:
             where=error.where or path,
             seen=error.seen,
             expected=error.expected,
-            hint=error.hint or RUN_CURE,
+            hint=error.hint or (_METHOD_CURE if method_is_unknown else RUN_CURE),
         ) from error
     check_complete(values, config, path)
     return config

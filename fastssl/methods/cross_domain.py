@@ -14,8 +14,10 @@ running them one after the other. The authors' code updates D first and lets B m
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -28,7 +30,7 @@ from torch.optim import Optimizer
 from fastssl import config as settings
 from fastssl.backbones import Backbone, build_backbone
 from fastssl.batch import PLANES, Batch, Task
-from fastssl.config import BelowOne, Fraction, NonNegative, Positive, Preset, Section
+from fastssl.config import BelowOne, Channels, NonNegative, Positive, Preset, Section
 from fastssl.errors import ConfigError
 from fastssl.layers import Discriminator, FeaturePool, Heads, build_heads, xavier_initialise
 from fastssl.loader import DomainRequest
@@ -37,11 +39,13 @@ from fastssl.methods.method import StepContext
 from fastssl.optimizers import adam, restore, sgd
 from fastssl.pictures import prediction_sheet
 
+log = logging.getLogger(__name__)
+
 
 class ModelConfig(settings.BackboneSettings):
     """Backbone B, heads H and discriminator D."""
 
-    head_channels: Annotated[int, Field(ge=1)] = 64
+    head_channels: Channels = 64
     """Channels inside each task head."""
     tasks: tuple[Task, ...] = PLANES
     """Tasks that are learnt; one head each."""
@@ -99,7 +103,7 @@ class OptimConfig(settings.OptimSettings):
 
     betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
     discriminator_lr: Positive = 1e-3
-    discriminator_momentum: Fraction = 0.9
+    discriminator_momentum: BelowOne = 0.9
     discriminator_weight_decay: NonNegative = 5e-4
     pool_size: Annotated[int, Field(ge=0)] = 128
     """Feature maps of earlier steps, per domain, that D is also shown; 0 = none."""
@@ -248,10 +252,13 @@ class CrossDomain:
             ConfigError: the input's size does not fit the backbone or the discriminator, there is no such layer, or the
                 heads do not fit the backbone.
         """
-        size = config.data.size
-        with torch.device("meta"):
+        _check_weights(config)
+        _warn_of_settings_without_effect(config)
+        size, data = config.data.size, config.data
+        smallest = min(data.batch_synthetic, data.batch_real) if config.model.adapts else data.batch_synthetic
+        with torch.device("meta"), _few_values_named(min(smallest, 2), size):
             networks = Networks(config.model)
-            features = networks.backbone(torch.empty(2, 3, size, size))
+            features = networks.backbone(torch.empty(min(smallest, 2), 3, size, size))
             if networks.discriminator is not None:
                 networks.discriminator(features[config.model.adapted_layer])
             side = networks.heads(features, size, size)[config.model.tasks[0]].shape[-1]
@@ -443,6 +450,61 @@ class CrossDomain:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+
+@contextmanager
+def _few_values_named(num: int, size: int) -> Iterator[None]:
+    """A pass of images through networks in training mode, which batch norms refuse where they get a single value.
+
+    Raises:
+        ConfigError: they do.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "a batch norm has a single value per channel, of which it can make no deviation",
+            where="data.batch_synthetic, data.batch_real",
+            seen=f"batches of {num} with images of {size} x {size}",
+            expected="at least 2 images, or larger ones",
+            hint="enlarge the batch, or data.size",
+        ) from error
+
+
+def _check_weights(config: CrossDomainConfig) -> None:
+    """Refuse an objective of nothing."""
+    loss, names = config.loss, [f"{task}_weight" for task in config.model.tasks]
+    names += ["adversarial_weight"] if config.model.adapts else []
+    if not any(getattr(loss, name) for name in names):
+        raise ConfigError(
+            "nothing would be learnt: all weights of the losses are 0",
+            where=", ".join(f"loss.{name}" for name in names),
+            seen=0.0,
+            expected="one above 0",
+        )
+
+
+def _warn_of_settings_without_effect(config: CrossDomainConfig) -> None:
+    """Warn only: presets set some of these for a whole, of which a part may then be changed."""
+    loss, model, optim = config.loss, config.model, config.optim
+    idle: list[tuple[str, bool, str]] = [
+        ("loss.edge_division=whole", loss.edge_form == "hed" and loss.edge_division == "whole", "loss.edge_form=hed"),
+        (
+            "optim.order=discriminator_first",
+            not model.adapts and optim.order == "discriminator_first",
+            "model.adapted_layer=none",
+        ),
+        (
+            "model.running_statistics=all",
+            not model.adapts and model.running_statistics == "all",
+            "model.adapted_layer=none, but that the heads' statistics move twice a step",
+        ),
+    ]
+    for setting, is_idle, beside in idle:
+        if is_idle:
+            log.warning("%s has no effect with %s", setting, beside)
 
 
 def _targets(config: CrossDomainConfig) -> tuple[Task, ...]:

@@ -117,7 +117,7 @@ class Method(Protocol):
     name: ClassVar[str]
     """The name on the command line."""
     unit: ClassVar[str]
-    """What a step goes through, in the plural: pairs, images."""
+    """What a step goes through, in the plural: pairs, images. Images too where a single domain is read (`unit_of`)."""
     caption: ClassVar[str]
     """What is seen on its pictures, for the report."""
     Config: ClassVar[type[Config]]

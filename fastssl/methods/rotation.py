@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastssl import config as settings
 from fastssl.backbones import Backbone, build_backbone
 from fastssl.batch import IMAGE_MEAN, Batch
-from fastssl.config import Fraction, NonNegative, Preset
+from fastssl.config import BelowOne, NonNegative, Preset
 from fastssl.layers import xavier_initialise
 from fastssl.loader import DomainRequest
 from fastssl.methods.method import StepContext
@@ -38,7 +38,7 @@ _SHOWN = 6
 class OptimConfig(settings.OptimSettings):
     """SGD with Nesterov's momentum."""
 
-    momentum: Fraction = 0.9
+    momentum: BelowOne = 0.9
     weight_decay: NonNegative = 5e-4
 
 

@@ -19,6 +19,7 @@ from fastssl.config import Config
 from fastssl.evaluate import EVALUATIONS, Evaluation
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
+from fastssl.methods import unit_of
 from fastssl.report.curves import is_weighted, speed_charts, training_charts, validation_charts
 from fastssl.report.results import Table, cards, measured_rows, table, without_value
 from fastssl.report.run import Picture, Run, read_run
@@ -116,7 +117,7 @@ def _content(run: Run) -> dict[str, Any]:
         "caption": run.method.caption,
         "progress": _progress(run),
         "throughput": run.throughput,
-        "is_of_pairs": run.method.unit == "pairs" and len(run.domains) > 1,
+        "is_of_pairs": unit_of(run.config) == "pairs",
         "speed": speed_charts(run),
         "preset": config.preset,
         "settings": _settings(config),

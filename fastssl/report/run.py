@@ -15,7 +15,7 @@ from PIL import Image
 from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.files import read_regular
-from fastssl.methods import Method, find_method, read_config
+from fastssl.methods import Method, find_method, read_config, unit_of
 
 
 class Picture(NamedTuple):
@@ -59,7 +59,7 @@ class Run:
     @property
     def throughput(self) -> Throughput | None:
         """None where training has not ended."""
-        values, unit = self.section("throughput"), self.method.unit
+        values, unit = self.section("throughput"), unit_of(self.config)
         rate, wait = values.get(f"{unit}_per_s"), values.get("data_wait_fraction")
         if isinstance(rate, int | float) and isinstance(wait, int | float):
             return Throughput(rate, unit, 100 * wait, str(self.summary.get("limited_by", "unknown")))

@@ -1,7 +1,6 @@
 """The trainer, its runs and their files; methods come from `fastssl.methods`."""
 
 from fastssl.train.checkpoint import Trained, check_data, load_trained
-from fastssl.train.estimate import as_text
 from fastssl.train.run import (
     calibrated_options,
     configure_torch,
@@ -16,7 +15,6 @@ from fastssl.train.stop import Stopped
 __all__ = [
     "Stopped",
     "Trained",
-    "as_text",
     "calibrated_options",
     "check_data",
     "configure_torch",

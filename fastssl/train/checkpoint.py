@@ -99,7 +99,8 @@ def write_best(run: Path, moment: Moment, config: Config, data: dict[str, str], 
 
 def _write(path: Path, moment: Moment, config: Config, data: dict[str, str], **more: object) -> None:
     content = {"format": FORMAT, "step": moment.step, "config": plain(config), "data": data}
-    content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks, **more}
+    content |= {"positions": dict(moment.positions), "state": moment.state, "ranks": moment.ranks}
+    content |= {"threads": torch.get_num_threads(), **more}
     with machine_faults_named(path, hint=CONTINUE):
         path.parent.mkdir(exist_ok=True)
         with complete_or_absent(path) as file:
@@ -272,6 +273,11 @@ def latest_checkpoint(run: Path) -> Path | None:
         )
     paths = _checkpoints(run / "checkpoints")
     return paths[-1][1] if paths else None
+
+
+def checkpoint_before(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of fewer steps, sound or not; None if there is none."""
+    return next((path for made, path in reversed(_checkpoints(run / "checkpoints")) if made < step), None)
 
 
 def read_checkpoint(path: Path, config: Config) -> dict[str, Any]:

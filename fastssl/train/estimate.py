@@ -22,7 +22,7 @@ from fastssl.batch import PLANES, Batch
 from fastssl.config import Config, plain
 from fastssl.errors import ConfigError
 from fastssl.loader import Domain, LoaderOptions, load_batches
-from fastssl.methods import Method, StepContext, find_method
+from fastssl.methods import Method, StepContext, find_method, unit_of
 
 _META = torch.device("meta")
 _MEASURED_S = 5.0
@@ -197,7 +197,7 @@ def estimate(
         steps: in all.
         world_size: number of ranks; memory is that of one.
     """
-    main, unit = next(iter(domains.values())), find_method(config.method).unit
+    main, unit = next(iter(domains.values())), unit_of(config)
     work = count_step(config, domains, options)
     timing = time_step(config, domains, options, work)
     per_step = world_size * config.train.accumulate  # batches

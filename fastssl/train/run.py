@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from fastssl.config import Config, Preset, plain, write_config
-from fastssl.errors import CheckpointError, ConfigError, DataError, DeviceError, FastsslError, MachineError, UsageError
+from fastssl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    FastsslError,
+    MachineError,
+    NonFiniteLossError,
+    UsageError,
+)
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import PARTIAL, alone_in
 from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, training_domains
@@ -22,8 +31,10 @@ from fastssl.methods import Method, StepContext, find_method, load_config, read_
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.trackers import check_trackers
-from fastssl.train.checkpoint import check_data, latest_checkpoint, newest_sound_checkpoint
+from fastssl.train.checkpoint import check_data, checkpoint_before, latest_checkpoint, newest_sound_checkpoint
 from fastssl.train.estimate import check_memory, estimate
+from fastssl.train.failure import Failure, batches_at, write_failure
+from fastssl.train.profile import Trace
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
 from fastssl.train.validation import Validation, open_validation, validation_summary
@@ -42,8 +53,14 @@ MAY_CHANGE = {
 Held-out ones may be others: what was the best on those before is no longer compared with."""
 
 
-def start_run(config: Config, run: Path, advance: Advance) -> None:
+def start_run(config: Config, run: Path, advance: Advance, *, profile: bool = False) -> None:
     """Train from the beginning into an empty or new folder.
+
+    Args:
+        config: the settings.
+        run: the run folder.
+        advance: is told how far it is.
+        profile: leave a trace of some steps (`fastssl.train.profile`).
 
     Raises:
         UsageError: the folder holds something, or another training works on it.
@@ -56,19 +73,28 @@ def start_run(config: Config, run: Path, advance: Advance) -> None:
     with stop.watched(), _joined(config) as ranks:
         if ranks.leads:
             _check_unused(run)
-        _train(config, run, None, advance, stop, ranks)
+        _train(config, run, None, advance, stop, ranks, profile=profile)
 
 
-def resume_run(run: Path, advance: Advance, *, overrides: Sequence[str] = (), settings: Preset | None = None) -> None:
+def resume_run(
+    run: Path,
+    advance: Advance,
+    *,
+    overrides: Sequence[str] = (),
+    settings: Preset | None = None,
+    profile: bool = False,
+) -> None:
     """Continue a run from its newest sound checkpoint, or begin it again if it has none.
 
-    The steps that follow are the very steps that an undisturbed run would have made.
+    The steps that follow are the very steps that an undisturbed run would have made; on a CPU bit for bit if torch has
+    as many threads as before (OMP_NUM_THREADS).
 
     Args:
         run: the run folder.
         advance: is told how far it is.
         overrides: settings that change from here on, each ``section.key=value``; only those of `MAY_CHANGE` may.
         settings: the same by section and name.
+        profile: leave a trace of some steps (`fastssl.train.profile`).
 
     Raises:
         DataError: there is no run, or none of its checkpoints is sound.
@@ -84,7 +110,7 @@ def resume_run(run: Path, advance: Advance, *, overrides: Sequence[str] = (), se
         content = newest_sound_checkpoint(run, config)
         if content is None and ranks.leads:
             log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
-        _train(config, run, content, advance, stop, ranks)
+        _train(config, run, content, advance, stop, ranks, profile=profile)
 
 
 def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]:
@@ -102,6 +128,7 @@ def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]
         domains = _opened(config, resumed=False, any_size=True)
         options = loader_options(config, run_device())
         check_memory(config, domains, options)
+        _warn_of_copies(domains, world_size)
         start = Start(step=0, positions=dict.fromkeys(domains, 0))
         steps = _total_steps(next(iter(domains.values())), start, world_size)
         refused = None
@@ -222,7 +249,14 @@ def run_device(local_rank: int | None = None) -> torch.device:
 
 
 def _train(
-    config: Config, run: Path, content: dict[str, Any] | None, advance: Advance, stop: StopSignals, ranks: Ranks
+    config: Config,
+    run: Path,
+    content: dict[str, Any] | None,
+    advance: Advance,
+    stop: StopSignals,
+    ranks: Ranks,
+    *,
+    profile: bool,
 ) -> None:
     kind = find_method(config.method)
     check_trackers(config.train.trackers)
@@ -231,6 +265,8 @@ def _train(
     context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
     check_memory(config, domains, loader_options(config, device))
+    if ranks.leads:
+        _warn_of_copies(domains, ranks.world_size)
     method = kind(config, context)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     validation = _validation(method, config, fingerprints, context, resumed=content is not None)
@@ -243,7 +279,7 @@ def _train(
     _check_unfinished(run, start.step, total_steps)
     trainer = Trainer(method, context, config, run, total_steps, fingerprints, validation)
     if content is not None:
-        trainer.restore(content["state"], content["ranks"])
+        trainer.restore(content)
     options = calibrated_options(main, device)
     with ExitStack() as stack:
         # Not before: a start that fails leaves nothing behind.
@@ -271,17 +307,73 @@ def _train(
                 sections["hw_decoder_load"] = options.hw_decoder_load
             merge_summary(run, sections)
 
+        if profile and ranks.leads:
+            trace = Trace(run, start.step, total_steps)
+            stack.callback(trace.close)
+            trainer.around = trace.step
+        failures = _failures_kept(run, config, domains, start, total_steps, ranks)
+        with _ending_told(run, trainer, ranks, damaged), failures, stop.deferred():
+            trainer.fit(batches, start, advance, summarise, stop)
+
+
+@contextmanager
+def _ending_told(run: Path, trainer: Trainer, ranks: Ranks, damaged: Callable[[], dict[str, object]]) -> Iterator[None]:
+    """The summary says how the block ended, if not by the run's end."""
+    try:
+        yield
+    except BaseException as error:
         try:
-            with stop.deferred():
-                trainer.fit(batches, start, advance, summarise, stop)
-        except BaseException as error:
-            try:
-                if ranks.leads:
-                    ended = _ending(error, trainer.step)
-                    merge_summary(run, {**validation_summary(run), "damaged_samples": damaged(), "ended": ended})
-            except FastsslError as second:  # the training's error is the one that is told
-                log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
-            raise
+            if ranks.leads:
+                ended = _ending(error, trainer.step)
+                merge_summary(run, {**validation_summary(run), "damaged_samples": damaged(), "ended": ended})
+        except FastsslError as second:  # the training's error is the one that is told
+            log.warning("the damaged samples are not in the summary: %s (%s)", second.what, second.where)
+        raise
+
+
+@contextmanager
+def _failures_kept(
+    run: Path, config: Config, domains: Mapping[str, Domain], start: Start, total_steps: int, ranks: Ranks
+) -> Iterator[None]:
+    """A step whose loss is not finite leaves a file, and its error says what can be done."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        path = None
+        if ranks.leads:
+            path = write_failure(run, _failure(error, run, domains, start, total_steps, ranks))
+        raise _advised(error, config, path) from None
+
+
+def _failure(
+    error: NonFiniteLossError, run: Path, domains: Mapping[str, Domain], start: Start, total_steps: int, ranks: Ranks
+) -> Failure:
+    """All that leads to the step that failed."""
+    train = next(iter(domains.values())).config.train
+    made = (error.step - 1 - start.step) * ranks.world_size * train.accumulate
+    positions = {name: start.positions[name] + made * domain.batch_size for name, domain in domains.items()}
+    kept = checkpoint_before(run, error.step)
+    return Failure(
+        step=error.step,
+        why=error.what,
+        seed=train.seed,
+        checkpoint=None if kept is None else kept.name,
+        total_steps=total_steps,
+        world_size=ranks.world_size,
+        positions=positions,
+        fingerprints={name: domain.fingerprint for name, domain in domains.items()},
+        batches=batches_at(domains, positions, ranks.world_size),
+    )
+
+
+def _advised(error: NonFiniteLossError, config: Config, failure: Path | None) -> NonFiniteLossError:
+    """The error with what this run's user can do: neither learning rate nor precision may change on --resume."""
+    amp = f", or without --amp ({config.train.amp_dtype})" if config.train.amp else ""
+    again = "" if failure is None else f"; fastssl train --replay {failure} shows where it began"
+    cure = f"begin another run with a lower optim.lr{amp}, since --resume would meet the same{again}"
+    advised = NonFiniteLossError(error.what, where=error.where, seen=error.seen, expected=error.expected, hint=cure)
+    advised.step = error.step
+    return advised
 
 
 def _ending(error: BaseException, step: int) -> dict[str, object]:
@@ -334,6 +426,15 @@ def _check_unfinished(run: Path, step: int, total_steps: int) -> None:
             expected=f"fewer than {total_steps}",
             hint="measure it (fastssl eval), or make it longer: --set train.steps=...",
         )
+
+
+def _warn_of_copies(domains: Mapping[str, Domain], world_size: int) -> None:
+    """Warn where a step sees images more than once: its batch norms and losses see less than their number says."""
+    for name, domain in domains.items():
+        num, step = len(domain.samples), domain.batch_size * world_size
+        if num < step:
+            log.warning("the %s data have %d images, and a step takes %d: it sees some more than once, and an epoch "
+                        "is less than a step", name, num, step)  # fmt: skip
 
 
 def _total_steps(main: Domain, start: Start, world_size: int) -> int:

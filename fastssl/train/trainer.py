@@ -6,8 +6,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +21,9 @@ from fastssl.config import Config, OptimSettings
 from fastssl.errors import MachineError, NonFiniteLossError, ShardError
 from fastssl.faults import machine_faults_named
 from fastssl.loader import Batches
-from fastssl.methods import Method, StepContext
+from fastssl.methods import Method, StepContext, unit_of
 from fastssl.pictures import write_picture
+from fastssl.ranges import traced
 from fastssl.ranks import Ranks
 from fastssl.telemetry import Advance, MetricsWriter, gpu_readings
 from fastssl.trackers import Trackers
@@ -74,23 +75,14 @@ class Trainer:
         """The mean of the weights, where the settings ask for one."""
         self.step = 0
         """The last step that is made."""
+        self.around: Callable[[int], AbstractContextManager[object]] = nullcontext
+        """Surrounds each step, of this number."""
 
-    def restore(self, state: dict[str, Any], of_ranks: Sequence[dict[str, Any]]) -> None:
-        """Continue from a checkpoint; where the ranks are others than before, the log says what that changes.
-
-        Args:
-            state: as `Moment.state`.
-            of_ranks: as `Moment.ranks`.
-        """
-        ranks = self.context.ranks
-        self.method.load_state_dict(state)
-        self.method.load_rank_state_dicts(of_ranks)
-        self.context.load_state_dict(state["context"])
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's content."""
+        restore(self.method, self.context, content)
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        if ranks.leads and len(of_ranks) != ranks.world_size:
-            log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and "
-                     "what each rank had for itself is spread anew", ranks.world_size, len(of_ranks))  # fmt: skip
+            self.average.load_state_dict(content["state"]["average"])
 
     def fit(
         self,
@@ -118,7 +110,7 @@ class Trainer:
             MachineError: the last checkpoint, or a line of metrics, cannot be written.
         """
         settings, ranks = self.config.train, self.context.ranks
-        meter = _Meter(self.context.device, self.method.unit, ranks)
+        meter = _Meter(self.context.device, unit_of(self.config), ranks)
         balance = Balance(self.method.chance(self.config))
         if ranks.leads:
             layout = "channels-last" if self.context.channels_last else "contiguous"
@@ -128,7 +120,8 @@ class Trainer:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
                 self.method.set_lr_factor(factor)
-                step_batches = self._make_step(number, batches, meter)
+                with self.around(number):
+                    step_batches = self._make_step(number, batches, meter)
                 self.step = number
                 (asked,) = ranks.largest([stop.wanted or 0])
                 last = number == self.total_steps
@@ -151,10 +144,10 @@ class Trainer:
                         values |= self._gpu()
                         files.write(number, values)
                         advance(number, self.total_steps, meter.words(values))
-                if files is not None and (last or number % settings.picture_every == 0):
-                    self._draw(step_batches, number)
-                if files is not None and last:
-                    summarise(meter.summary())
+                if checkpoint_due:
+                    self._check_weights(number)
+                if files is not None:
+                    self._show(step_batches, number, meter, summarise)
                 if checkpoint_due or outcome.is_best:
                     self._save(files, number, start, outcome, regular=bool(checkpoint_due))
                 if asked and not last:
@@ -167,7 +160,8 @@ class Trainer:
         parts, taken = self.config.train.accumulate, dict[str, Batch]()
         for part in range(parts):
             started = time.perf_counter()
-            taken = {name: next(domain) for name, domain in batches.items()}
+            with traced("wait for data"):
+                taken = {name: next(domain) for name, domain in batches.items()}
             meter.waited(time.perf_counter() - started)
             with self.context.part(part, parts):
                 losses = self.method(taken)
@@ -192,6 +186,15 @@ class Trainer:
             closing(CheckpointWriter(self.run, self.config, self._fingerprints, best)) as checkpoints,
         ):
             yield _Files(metrics, trackers, checkpoints)
+
+    def _check_weights(self, number: int) -> None:
+        """Refuse to keep weights with which no step can be made; all ranks have the same.
+
+        Also finite ones whose squares are not, such as a learning rate of 1e30 leaves.
+        """
+        norms = torch._foreach_norm([weights.detach().float() for weights in self.method.networks.parameters()])
+        if not torch.stack(norms).square().isfinite().all():
+            raise _not_finite("the weights are not finite, or too large to go on with", number)
 
     def _has_validation(self, number: int) -> bool:
         is_due = number == self.total_steps or _is_due(number, self.config.train.validate_every)
@@ -249,6 +252,20 @@ class Trainer:
                     hint="see the warnings; fastssl verify finds all of them",
                 )
 
+    def _show(
+        self,
+        batches: Mapping[str, Batch],
+        number: int,
+        meter: _Meter,
+        summarise: Callable[[dict[str, object]], None],
+    ) -> None:
+        """The picture of a step, and after the last one the run's summary."""
+        last = number == self.total_steps
+        if last or number % self.config.train.picture_every == 0:
+            self._draw(batches, number)
+        if last:
+            summarise(meter.summary())
+
     def _draw(self, batches: Mapping[str, Batch], number: int) -> None:
         sheet = self.method.picture(batches)
         if sheet is None:
@@ -263,6 +280,27 @@ class Trainer:
     def _gpu(self) -> dict[str, float]:
         device = self.context.device
         return gpu_readings(device.index or 0) if device.type == "cuda" else {}
+
+
+def _not_finite(what: str, step: int) -> NonFiniteLossError:
+    """The error of a step; what can be done about it depends on the settings, which the run knows."""
+    error = NonFiniteLossError(what, where=f"step {step}", seen="inf or nan", expected="a finite number")
+    error.step = step
+    return error
+
+
+def restore(method: Method, context: StepContext, content: Mapping[str, Any]) -> None:
+    """Put a checkpoint's state into place; the log says what other ranks, or other threads, change."""
+    ranks, threads = context.ranks, content.get("threads", torch.get_num_threads())
+    if context.device.type == "cpu" and ranks.leads and threads != torch.get_num_threads():
+        log.info("the run goes on with %d threads of torch instead of %d (OMP_NUM_THREADS): its sums are rounded "
+                 "otherwise, and differ in their last bits", torch.get_num_threads(), threads)  # fmt: skip
+    method.load_state_dict(content["state"])
+    method.load_rank_state_dicts(content["ranks"])
+    context.load_state_dict(content["state"]["context"])
+    if ranks.leads and len(content["ranks"]) != ranks.world_size:
+        log.info("the run goes on with %d ranks instead of %d: the samples are those that would have come, and what "
+                 "each rank had for itself is spread anew", ranks.world_size, len(content["ranks"]))  # fmt: skip
 
 
 class _Files(NamedTuple):
@@ -411,10 +449,4 @@ class _Meter:
         """Raise for the first step with a bad loss, by loss."""
         if bad:
             name, step = min(bad.items(), key=lambda item: item[1])
-            raise NonFiniteLossError(
-                f"the {name} loss is not finite",
-                where=f"step {step}",
-                seen="inf or nan",
-                expected="a finite number",
-                hint="lower optim.lr or the task's weight, or train without --amp",
-            )
+            raise _not_finite(f"the {name} loss is not finite", step)

@@ -18,7 +18,7 @@ from fastssl.files import alone_in
 from fastssl.loader import training_domains
 from fastssl.methods import find_method, load_config
 from fastssl.train import dry_run, loader_options, start_run
-from fastssl.train.estimate import count_step
+from fastssl.train.estimate import Timing, count_step
 
 SAMPLE = Path(__file__).parents[2] / "shards" / "sample"
 PAPER = ["--preset", "paper", "--synthetic", str(SAMPLE / "render_train"), "--real", str(SAMPLE / "real_train")]
@@ -58,16 +58,32 @@ def paper_macs_per_pair() -> int:
     return learnt + photo + own + adversarial
 
 
-@pytest.fixture(scope="module")
-def paper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command prints for the full size."""
-    out = tmp_path_factory.mktemp("paper") / "run"
-    command = [sys.executable, "-m", "fastssl", "train", "--dry-run", "--json", *PAPER, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "would be refused: the packed images are smaller than the network's input" in done.stderr
-    assert not out.exists()
-    told: dict[str, Any] = json.loads(done.stdout)
+@pytest.fixture
+def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the command prints for the full size; its time, which takes some, is made up."""
+    timing = Timing(seconds_per_step=2.0, how="by nobody")
+    monkeypatch.setattr("fastssl.train.estimate.time_step", lambda *arguments: timing)
+    monkeypatch.setattr(
+        sys, "argv", ["fastssl", "train", "--dry-run", "--json", *PAPER, "--out", str(tmp_path / "run")]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    out, err = capsys.readouterr()
+    assert "would be refused: the packed images are smaller than the network's input" in err
+    assert not (tmp_path / "run").exists()
+    told: dict[str, Any] = json.loads(out)
     return told
+
+
+@pytest.mark.soak
+def test_a_step_that_takes_long_is_foreseen_from_small_ones(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastssl", "train", "--dry-run", "--json", *PAPER, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    timing = json.loads(done.stdout)["time"]
+    assert timing["measured"] == "steps on 2 and 8 of 224 images, drawn out; loading is left out"
+    assert 1 < timing["seconds_per_step"] < 1000
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_paper_s_work_is_that_of_its_layers(paper: dict[str, Any]) -> None:
@@ -155,7 +171,7 @@ def test_a_method_of_images_has_its_work_per_image(coded_real: Path, tmp_path: P
 GROWTH = """
 import resource, sys, torch
 from fastssl.methods import StepContext, find_method, load_config
-from fastssl.train.estimate import count_step, _batches
+from fastssl.train.estimate import Timing, count_step, _batches
 from fastssl.loader import LoaderOptions, training_domains
 torch.set_num_threads(1)
 def resident():
