@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Protocol
@@ -97,7 +98,7 @@ class Trackers:
         identities = run / "trackers.json"
         known = _known(identities)
         for name in config.train.trackers:
-            self._attempt(name, lambda name=name: self._begin(name, run, config, first_step, known))
+            self._attempt(name, partial(self._begin, name, run, config, first_step, known))
         found = {name: tracker.identity for name, tracker in self._live.items() if tracker.identity is not None}
         if known | found != known:
             try:
@@ -109,7 +110,7 @@ class Trackers:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of a step."""
         for name, tracker in list(self._live.items()):
-            self._attempt(name, lambda tracker=tracker: tracker.write(step, values))
+            self._attempt(name, partial(tracker.write, step, values))
 
     def __enter__(self) -> Trackers:
         return self

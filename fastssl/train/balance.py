@@ -15,8 +15,8 @@ _LINES = 20
 
 _WORDS = {
     "won": "the discriminator has won: its loss has been below %.0f %% of chance for %d lines of metrics, up to step "
-    "%d. It tells all images apart, and its gradient teaches the network little. Lower optim.discriminator_lr, or raise "
-    "loss.adversarial_weight",
+    "%d. It tells all images apart, and its gradient teaches the network little. Lower optim.discriminator_lr, or "
+    "raise loss.adversarial_weight",
     "lost": "the discriminator has lost: its loss has been above %.0f %% of chance for %d lines of metrics, up to step "
     "%d. Either the features of both domains are alike, which is the aim (fastssl eval domain: near 0.5), or it learns "
     "too slowly. Then raise optim.discriminator_lr, or lower loss.adversarial_weight",
