@@ -255,9 +255,9 @@ class TrainConfig(Section):
     """Each so many steps a checkpoint is written that is kept for good; 0 = none."""
     validate_every: Annotated[int, Field(ge=0)] = 1000
     """Steps between two validations, where there are held-out data; one more comes at the end. 0 = never."""
-    best_by: str = ""
-    """Metric of the validation, such as tasks/depth/abs_rel or probe/knn, by which `checkpoints/best.pt` is kept beside
-    the others: the best value so far. Empty = none."""
+    best_by: str = "none"
+    """Metric of the validation, such as tasks/depth/abs_rel or probe/knn; `checkpoints/best.pt`, beside the others, has
+    its best value so far."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where the numbers of `metrics.jsonl` are also shown: tensorboard, wandb, mlflow."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -30,6 +30,7 @@ Advance = Callable[..., None]
 CONTINUE = "then continue with --resume"
 _PATIENCE_S = 5.0
 _LINE_EVERY_S = 30.0
+_SPEED_OVER_S = 300.0
 
 
 @cache
@@ -62,7 +63,7 @@ def log_to_stderr() -> None:
 
 
 class _RateColumn(ProgressColumn):
-    """How many are done per second, over the last half minute."""
+    """How many are done per second, over the last minutes."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -70,6 +71,16 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} {self._unit}/s" if task.speed else "")
+
+
+class _Bar(Progress):
+    """A bar with the words below it: beside it, long ones would take its place."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["words"]:
+                yield Text(f"  {task.fields['words']}")
 
 
 @contextmanager
@@ -92,9 +103,9 @@ def progress_bar(what: str, *, unit: str | None = None, patience_s: float = _PAT
         MofNCompleteColumn(),
         *([_RateColumn(unit)] if unit else []),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=_stderr()) as bar:
+    # Of reports that are a minute apart, too, the time that is left can be told.
+    with _Bar(*columns, console=_stderr(), speed_estimate_period=_SPEED_OVER_S) as bar:
         task = bar.add_task(what, total=None, words="")
 
         def advance(done: int, total: int | None = None, words: str = "") -> None:

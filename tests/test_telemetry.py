@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from fastssl import telemetry
 from fastssl.errors import DataError, MachineError
@@ -205,6 +207,23 @@ def test_a_record_is_a_line_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -
         logger.handlers = handlers
         logger.setLevel(level)
     assert terminal.getvalue() == f"{'/a_folder' * 40} is damaged\n"
+
+
+def test_long_words_take_nothing_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 80 columns: how far, the time that is left after reports a minute apart, and all of the words."""
+    screen = Console(file=StringIO(), force_terminal=True, width=80, legacy_windows=False)
+    monkeypatch.setattr(telemetry, "_stderr", lambda: screen)
+    now = 100.0
+    monkeypatch.setattr(screen, "get_time", lambda: now)
+    words = " ".join(f"loss_{number} {number}.000" for number in range(9))
+    with progress_bar("training") as advance:
+        for step in (10, 20, 30):
+            advance(step, 40, words)
+            now += 60
+    assert isinstance(screen.file, StringIO)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue()).rpartition("training ")[2]
+    assert "30/40 01:00" in last
+    assert words in " ".join(last.split())
 
 
 def test_a_name_cannot_forge_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,7 @@ class Trainer:
             return
         logged = first_step - first_step % self.config.train.log_every
         best = None
-        if self._validation is not None and self.config.train.best_by:
+        if self._validation is not None and self.config.train.best_by != "none":
             best = read_best(self.run, self.config, self._validation.fingerprints)
         with (
             MetricsWriter(self.run, first_step, logged) as metrics,

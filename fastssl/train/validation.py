@@ -190,7 +190,7 @@ def _is_measured(name: str, method: Method, held_out: Mapping[DomainName, _HeldO
 def _check_best_by(config: Config, metrics: Mapping[str, Metric]) -> None:
     name = config.train.best_by
     known = [other for other, metric in metrics.items() if metric.better]
-    if not name or name in known:
+    if name in ("none", *known):
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     if not known:

@@ -131,6 +131,23 @@ def test_two_ranks_leave_one_run(two: Path) -> None:
 
 
 @pytest.mark.soak
+def test_two_ranks_that_validate_make_the_same_steps(two: Path, tmp_path: Path, coded: dict[str, Path]) -> None:
+    """One measures and the other waits; also where the best checkpoint is written between the others."""
+    run = tmp_path / "run"
+    held_out = [f"--validation-{name}={path}" for name, path in coded.items()]
+    changes = ("steps=6", "checkpoint_every=3", "validate_every=1", "best_by=probe/rankme")
+    words = launched(run, coded, *held_out, *(word for change in changes for word in ("--set", f"train.{change}")))
+    ((code, err),) = ended([fastssl(words)], 200)
+    assert code == 0, err
+    assert err.count("are those of the training, and not held out") == 2
+    lines = read_metrics(run)
+    assert all({"val/probe/rankme", "val/tasks/depth/abs_rel"} <= line.keys() for line in lines)
+    best = max(lines, key=lambda line: line["val/probe/rankme"])
+    assert torch.load(run / "checkpoints" / "best.pt", weights_only=True)["step"] == best["step"]
+    assert_same(state(two, 6), state(run, 6))
+
+
+@pytest.mark.soak
 def test_two_ranks_go_on_as_if_undisturbed(two: Path, tmp_path: Path, coded: dict[str, Path]) -> None:
     run = tmp_path / "run"
     shutil.copytree(two, run)
