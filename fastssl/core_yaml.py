@@ -157,7 +157,7 @@ class _Dumper(yaml.SafeDumper):
     def check_simple_key(self) -> bool:
         # A reader looks for the colon behind at most 1024 characters, and the emitter counts them before it escapes.
         text = getattr(self.event, "value", None) or ""
-        return bool(super().check_simple_key()) and len(ascii(text)) < 1000  # type: ignore[no-untyped-call]
+        return bool(super().check_simple_key()) and len(ascii(text)) < 1000
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -308,9 +308,9 @@ def _config(bench: Bench, *overrides: str) -> Any:
 def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
     from fastssl.methods import StepContext, find_method
-    from fastssl.train.run import _configure_torch
+    from fastssl.train.run import configure_torch
 
-    _configure_torch(config)
+    configure_torch(config)
     work, batches = find_method(config.method)(config, StepContext(config.train, bench.device)), _made_up(bench, config)
     return lambda: work(batches)
 
