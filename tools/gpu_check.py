@@ -307,34 +307,14 @@ def _config(bench: Bench, *overrides: str) -> Any:
 
 def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
+    from fastssl.bench.made_up import made_up_batches
     from fastssl.methods import StepContext, find_method
     from fastssl.train import configure_torch
 
     configure_torch(config)
-    work, batches = find_method(config.method)(config, StepContext(config, bench.device)), _made_up(bench, config)
+    work = find_method(config.method)(config, StepContext(config, bench.device))
+    batches = made_up_batches(config, bench.device)
     return lambda: work(batches)
-
-
-def _made_up(bench: Bench, config: Any) -> dict[str, Any]:
-    import torch
-
-    from fastssl.batch import Batch
-
-    n, side, device = config.data.batch_synthetic, config.data.size, bench.device
-    kind = torch.float16 if config.train.amp and bench.on_gpu else torch.float32
-
-    def image() -> torch.Tensor:
-        return (torch.rand(n, side, side, 3, device=device) - 0.5).to(kind).permute(0, 3, 1, 2)
-
-    targets = {
-        "depth": 0.5 + 5 * torch.rand(n, 1, side, side, device=device),
-        "normal": torch.nn.functional.normalize(torch.randn(n, 3, side, side, device=device), dim=1),
-        "edge": (torch.rand(n, 1, side, side, device=device) < 0.1).float(),
-        "valid": torch.rand(n, 1, side, side, device=device) < 0.9,
-        "stored_edge_fraction": torch.full((n,), 0.1, device=device),
-    }
-    synthetic = Batch(keys=("a",) * n, image=image(), targets=targets)
-    return {"synthetic": synthetic, "real": Batch(keys=("b",) * n, image=image(), targets={})}
 
 
 def _step_facts(bench: Bench, overrides: Sequence[str]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def train(
     assert out is not None
     from fastssl.methods import load_config
     from fastssl.ranks import begun
-    from fastssl.train.launch import launch
+    from fastssl.train.launch import check_gpus, launch
 
     changes = overrides or ()
     new = None
@@ -107,6 +107,8 @@ def train(
     place = begun()
     leads = place is None or place.leads
     if dry_run:
+        if place is None:
+            check_gpus(gpus)
         if leads:
             _tell_estimate(new, out, gpus if place is None else place.world_size, as_json=as_json)
         return

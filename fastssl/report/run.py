@@ -60,6 +60,8 @@ class Run:
     def throughput(self) -> Throughput | None:
         """None where training has not ended."""
         values, unit = self.section("throughput"), unit_of(self.config)
+        if f"{unit}_per_s" not in values:
+            unit = self.method.unit  # of a run from before a single domain had images
         rate, wait = values.get(f"{unit}_per_s"), values.get("data_wait_fraction")
         if isinstance(rate, int | float) and isinstance(wait, int | float):
             return Throughput(rate, unit, 100 * wait, str(self.summary.get("limited_by", "unknown")))

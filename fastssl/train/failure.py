@@ -46,9 +46,14 @@ def batches_at(domains: Mapping[str, Domain], positions: Mapping[str, int], worl
     return found
 
 
+def failure_path(run: Path, step: int) -> Path:
+    """The file of a step that failed."""
+    return run / f"failed_step_{step:08d}.json"
+
+
 def write_failure(run: Path, failure: Failure) -> Path | None:
     """Write `failed_step_XXXXXXXX.json`; None where it cannot be, which is not what has to be told."""
-    path = run / f"failed_step_{failure.step:08d}.json"
+    path = failure_path(run, failure.step)
     try:
         with machine_faults_named(path), complete_or_absent(path) as file:
             file.write(f"{json.dumps(asdict(failure), indent=1)}\n".encode())

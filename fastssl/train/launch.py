@@ -22,6 +22,18 @@ _PATIENCE_S = 20
 _ASKED_BY = "SIGTERM,SIGINT,SIGHUP,SIGUSR1"
 
 
+def check_gpus(num_ranks: int) -> None:
+    """Refuse more ranks than this machine has GPUs, if it has any.
+
+    Raises:
+        UsageError: see above.
+    """
+    if 0 < torch.cuda.device_count() < num_ranks:
+        raise UsageError(
+            "this machine has fewer GPUs", where="--gpus", seen=num_ranks, expected=torch.cuda.device_count()
+        )
+
+
 def launch(num_ranks: int, arguments: Sequence[str]) -> int:
     """Run the `fastssl` command with these arguments in several ranks, and wait for them.
 
@@ -38,10 +50,7 @@ def launch(num_ranks: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if 0 < torch.cuda.device_count() < num_ranks:
-        raise UsageError(
-            "this machine has fewer GPUs", where="--gpus", seen=num_ranks, expected=torch.cuda.device_count()
-        )
+    check_gpus(num_ranks)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks tell what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // num_ranks, 1)))
     config = LaunchConfig(

@@ -33,7 +33,7 @@ from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.trackers import check_trackers
 from fastssl.train.checkpoint import check_data, checkpoint_before, latest_checkpoint, newest_sound_checkpoint
 from fastssl.train.estimate import check_memory, estimate
-from fastssl.train.failure import Failure, batches_at, write_failure
+from fastssl.train.failure import Failure, batches_at, failure_path, write_failure
 from fastssl.train.profile import Trace
 from fastssl.train.stop import Stopped, StopSignals
 from fastssl.train.trainer import Start, Trainer
@@ -339,7 +339,7 @@ def _failures_kept(
     try:
         yield
     except NonFiniteLossError as error:
-        path = None
+        path: Path | None = failure_path(run, error.step)  # all ranks have the same to say
         if ranks.leads:
             path = write_failure(run, _failure(error, run, domains, start, total_steps, ranks))
         raise _advised(error, config, path) from None
