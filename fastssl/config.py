@@ -235,6 +235,8 @@ class TrainConfig(Section):
     """float16 trains with a gradient scaler."""
     channels_last: AutoBool = "auto"
     """Memory layout of networks and images; auto = the faster one, which for wide networks on a CPU is the other."""
+    sync_batch_norm: bool = False
+    """Batch norms see the images of all ranks together, on GPUs; otherwise each rank's see its own."""
     compile: bool = False
     """Let `torch.compile` make kernels of the networks, where the machine has what it needs; the first step then takes
     a minute or more."""

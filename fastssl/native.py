@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,8 @@ import lz4.block
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 28
+# Of Linux' prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 _ADDRESS = ctypes.c_size_t
 _DECOMPRESS = (ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, ctypes.c_int)
@@ -27,6 +30,16 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(name, _KEPT_BYTES) for name in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+
+
+def terminated_with_parent() -> bool:
+    """Let the system send this process SIGTERM when the one that began it ends, even by kill -9.
+
+    Returns:
+        False where the system has no such thing (macOS).
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    return prctl is not None and prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) == 0
 
 
 @cache

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastssl.errors import DeviceError, FastsslError, PeerLostError, UsageError
+from fastssl.native import terminated_with_parent
 
 _BUCKET_BYTES = 25 << 20
 """Gradients that travel together: large enough for the network, small enough to start early; that of torch's own."""
@@ -101,6 +102,8 @@ def joined(device_type: str) -> Iterator[Ranks]:
     if place is None or place.world_size == 1:
         yield Ranks()
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        terminated_with_parent()  # a launcher that is killed cannot end its ranks
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     try:

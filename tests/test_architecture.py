@@ -22,7 +22,19 @@ GROUPS = [
     ["methods"],
     ["layers", "losses", "metrics", "loader", "render", "sources"],
     ["shards", "backbones"],
-    ["geometry", "pictures", "charts", "streams", "ranges", "kernels", "optimizers", "ranks", "trackers", "telemetry"],
+    [
+        "geometry",
+        "pictures",
+        "charts",
+        "streams",
+        "ranges",
+        "kernels",
+        "optimizers",
+        "ranks",
+        "affinity",
+        "trackers",
+        "telemetry",
+    ],
     ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}

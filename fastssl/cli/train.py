@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run and --replay: JSON on stdout.")] = False,
 ) -> None:
     """Learn features by a method."""
+    _heed_signals()
     given = {"--config": config, "--amp": amp, "--preset": preset, "--method": method}
     _check_options(given, out, resume=resume, replay=replay, dry_run=dry_run, profile=profile, as_json=as_json)
     datasets = {
@@ -119,6 +121,18 @@ def train(
     _train(new, out, changes, settings, profile=profile, leads=leads)
     if leads:
         say(f"the run is in {one_line(str(out))}")
+
+
+def _heed_signals() -> None:
+    """End in good order on a signal that comes while libraries are loaded; a training heeds them by itself."""
+
+    def end(number: int, _: object) -> None:
+        say(f"stopped by {signal.Signals(number).name}, when nothing was being trained")
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def _train(

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fastssl.backbones import Backbone
 from fastssl.batch import Batch, Task
 from fastssl.config import Config, Preset
+from fastssl.errors import ConfigError
 from fastssl.kernels import can_compile
 from fastssl.loader import DomainRequest
 from fastssl.ranks import GradientMean, Ranks
@@ -45,12 +46,21 @@ class StepContext:
         """The networks on the device, in the memory layout that is faster there, unless the settings name one.
 
         Each of them is compiled, where the settings ask for it and the machine can.
+
+        Raises:
+            ConfigError: batch norms are to see all ranks, on a CPU.
         """
         chosen = self._config.channels_last
         if chosen == "auto":
             largest = max((weight.numel() for weight in networks.parameters()), default=0)
             chosen = self.device.type != "cpu" or largest < _SLOW_CHANNELS_LAST
         self.channels_last = chosen
+        if self._config.sync_batch_norm and self.ranks.world_size > 1:
+            if self.device.type == "cpu":
+                raise ConfigError(
+                    "batch norms over all ranks need GPUs", where="train.sync_batch_norm", hint="leave it out on a CPU"
+                )
+            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
         networks = networks.to(self.device).to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
         if self._config.compile and can_compile(self.device):
             for network in networks.children():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastssl.affinity import bind_to_gpu
 from fastssl.config import Config, Preset, plain, write_config
 from fastssl.errors import (
     CheckpointError,
@@ -245,6 +246,7 @@ def run_device(local_rank: int | None = None) -> torch.device:
             hint="give fewer --gpus",
         )
     torch.cuda.set_device(local_rank)
+    bind_to_gpu(local_rank)
     return torch.device("cuda", local_rank)
 
 
@@ -261,7 +263,7 @@ def _train(
     kind = find_method(config.method)
     check_trackers(config.train.trackers)
     configure_torch(config)
-    device = run_device(ranks.local_rank)
+    device = run_device(ranks.local_rank if ranks.world_size > 1 else None)
     context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
     check_memory(config, domains, loader_options(config, device))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader.order import mixed_order
@@ -147,6 +148,19 @@ def test_gray_setting(gray: str, channels: int) -> None:
     assert (views.channel == -1).all() == (gray == "off")
     chosen = {int(training_views(settings_of(data), one_slice(64), 64 * step).channel[0]) for step in range(30)}
     assert chosen == ({-1} if gray == "off" else {0, 1, 2})
+
+
+def test_eight_ranks_then_six_then_eight_take_the_samples_of_one_alone() -> None:
+    """Position by position, with their views, though batches change on the way, too."""
+    got, position = list[tuple[NDArray[np.int64], Views]](), 0
+    for world_size, batch_size, steps in ((8, 4, 3), (6, 5, 2), (8, 3, 4)):
+        plans = [endless_plan(VARIED, one, position=position).steps for one in rank_slices(23, batch_size, world_size)]
+        got += [next(plan) for _ in range(steps) for plan in plans]
+        position += steps * world_size * batch_size
+    samples, views = next(endless_plan(VARIED, rank_slices(23, position, 1)[0]).steps)
+    assert (np.concatenate([part[0] for part in got]) == samples).all()
+    for name in NAMES:
+        assert (np.concatenate([getattr(part[1], name) for part in got]) == getattr(views, name)).all()
 
 
 def test_all_ranks_take_one_channel_per_batch() -> None:

@@ -227,6 +227,23 @@ def test_a_signal_stops_all_ranks_at_one_step(
 
 
 @pytest.mark.soak
+def test_a_launcher_that_is_killed_stops_its_ranks(tmp_path: Path, coded: dict[str, Path]) -> None:
+    """They get SIGTERM of the system, and leave a checkpoint of the same step."""
+    run = tmp_path / "run"
+    process = fastssl(launched(run, coded, "--set", "train.steps=100000"))
+    until(has_lines(run), process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (run / "summary.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ended_at = json.loads((run / "summary.json").read_text())["ended"]
+    assert ended_at["how"] == "stopped"
+    assert state(run, ended_at["step"])["positions"]["synthetic"] == ended_at["step"] * 2 * 4
+
+
+@pytest.mark.soak
 def test_an_error_of_a_rank_is_told_once(tmp_path: Path, coded: dict[str, Path]) -> None:
     run = tmp_path / "run"
     words = launched(run, coded, "--set", "train.steps=8", "--set", "optim.lr=1e30")

@@ -84,11 +84,12 @@ def test_a_signal_costs_no_step(finished: Path, tmp_path: Path, number: signal.S
     assert_same(state(alone, reached + 2), state(run, reached + 2))
 
 
-def test_a_signal_before_the_first_step_ends_it_at_once(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later_s", [0.0, 1.5])
+def test_a_signal_before_the_first_step_ends_it_at_once(finished: Path, tmp_path: Path, later_s: float) -> None:
+    """While it loads what it trains with, or the data."""
     process = begin(tmp_path / "run", finished)
-    # It takes note of signals long before it has loaded what it trains with.
-    time.sleep(0.5)
     wait_for(process, lambda: b"SigCgt" in Path(f"/proc/{process.pid}/status").read_bytes() and catches_term(process))
+    time.sleep(later_s)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
