@@ -241,8 +241,9 @@ class TrainConfig(Section):
     """Let `torch.compile` make kernels of the networks, where the machine has what it needs; the first step then takes
     a minute or more."""
     tf32: bool = True
-    streams: bool = True
-    """Run D's update on a CUDA stream of its own."""
+    streams: bool = False
+    """Run D's update on a CUDA stream of its own, bit for bit as beside B's; nobody has measured yet where it helps
+    (`fastssl bench step`)."""
     deterministic: bool = False
     """Ask the libraries for deterministic algorithms; slower."""
     log_every: Annotated[int, Field(ge=1)] = 50

@@ -283,7 +283,7 @@ def _photos(bench: Bench, fraction: float) -> Iterator[Any]:
 
 STEP_FORMS: dict[str, tuple[str, ...]] = {
     "bf16": ("train.amp=true",),
-    "bf16, one stream": ("train.amp=true", "train.streams=false"),
+    "bf16, two streams": ("train.amp=true", "train.streams=true"),
     "bf16, not channels-last": ("train.amp=true", "train.channels_last=false"),
     "tf32": (),
     "fp32": ("train.tf32=false",),

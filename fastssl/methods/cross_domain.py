@@ -7,7 +7,7 @@ One training step (docs/reproduction.md, section 2.2):
     B frozen:  update D    on  - log D(z_x) - log(1 - D(z_y))
 
 D(z) is the probability that z is synthetic. Both updates read the features computed at the top and the parameters as
-they stood there, so neither needs anything of the other: on a GPU they run on two streams with the very result of
+they stood there, so neither needs anything of the other: on a GPU they can run on two streams with the very result of
 running them one after the other. The authors' code updates D first and lets B meet the new D, which
 `optim.order=discriminator_first` does, one after the other (docs/reproduction.md, sections 5.6 and 6.9).
 """
