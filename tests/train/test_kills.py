@@ -211,9 +211,9 @@ def test_five_thousand_steps_take_no_more_memory_and_checkpoints_cost_no_time(
     stalls, memory = list[float](), dict[int, float]()
     save = Trainer._save
 
-    def timed(self: Trainer, *arguments: Any) -> None:
+    def timed(self: Trainer, *arguments: Any, **options: Any) -> None:
         started = time.perf_counter()
-        save(self, *arguments)
+        save(self, *arguments, **options)
         stalls.append(time.perf_counter() - started)
 
     def noted(done: int, total: int | None = None, words: str = "") -> None:
