@@ -514,7 +514,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
     "string_type": "text",
-    "tuple_type": "a list, such as [0.6, 0.9], or [depth, edge] for tasks",
+    "tuple_type": "a list, such as [0.6, 0.9], [depth, edge] or [tensorboard]",
     "model_type": "a mapping of settings",
 }
 

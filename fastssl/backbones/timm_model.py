@@ -102,7 +102,7 @@ class TimmModel(Backbone):
         Args:
             generator: a CPU generator, the only source of randomness.
         """
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))  # also where all else lies on no device
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # timm draws from it alone
             self.model.load_state_dict(_created(self.model_name).state_dict())

@@ -225,6 +225,6 @@ def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: Doma
                 where=str(dataset.path),
                 seen=_DOMAINS[seen],
                 expected=_DOMAINS[domain],
-                hint=f"give it as --{seen}, and as --{domain} another one",
+                hint=f"give another one here; this one is for an option of {seen} images, such as --{seen}",
             )
     return mixture

@@ -72,7 +72,10 @@ def check_trackers(names: Iterable[str]) -> None:
         ConfigError: there is no such tracker.
         UsageError: its package is not installed.
     """
+    names = list(names)
     for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("a tracker is named twice", where="train.trackers", seen=repr(name), expected="once")
         if name not in TRACKERS:
             nearest = difflib.get_close_matches(name, TRACKERS, n=1)
             expected = f"{nearest[0]!r}? " if nearest else ""

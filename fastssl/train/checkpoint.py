@@ -368,10 +368,12 @@ def _torch_words(path: Path, error: Exception) -> str:
 
 
 def _instead_of(path: Path) -> str:
-    others = [other for _, other in _checkpoints(path.parent) if other != path]
-    if not others:
-        return "there is no other one; remove it, and --resume begins the run from the start"
-    return f"remove it, and --resume continues from {others[-1].name}"
+    if path.name == BEST:
+        return "measure the run itself, which is as its newest checkpoint has it"
+    before = [other for _, other in _checkpoints(path.parent) if other.name < path.name]
+    if not before:
+        return "there is none before it; unless a later one is sound, remove all, and --resume begins the run from the start"
+    return f"remove it, and --resume continues from {before[-1].name}, if that is sound"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Timing:
 def count_step(config: Config, domains: Mapping[str, Domain], options: LoaderOptions) -> Work:
     """Count the work and the memory of a step by making it, on tensors without content."""
     with Live(_META) as live:
-        method = _empty_method(config)
+        method = empty_method(config)
         networks = method.networks
         parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in networks.named_children()}
         _fill_pools(method, domains)
@@ -125,7 +125,7 @@ def check_memory(config: Config, domains: Mapping[str, Domain], options: LoaderO
     """
     room = memory_of(options.device)
     weights, batches = (
-        2 * _bytes_of(list(_empty_method(config).networks.state_dict().values())),
+        2 * _bytes_of(list(empty_method(config).networks.state_dict().values())),
         loader_bytes(domains, options),
     )
     if weights + batches <= room:
@@ -242,7 +242,7 @@ def as_text(told: Mapping[str, Any]) -> str:
     return "".join(f"{name:12}{words}\n" for name, words in lines.items()) + core_yaml.written(told["settings"])
 
 
-def _empty_method(config: Config) -> Method:
+def empty_method(config: Config) -> Method:
     """The method with networks on the meta device, which have sizes and no content.
 
     That device has neither mixed precision nor fused optimizers.

@@ -33,7 +33,7 @@ from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.trackers import check_trackers
 from fastssl.train.checkpoint import check_data, checkpoint_before, latest_checkpoint, newest_sound_checkpoint
-from fastssl.train.estimate import check_memory, estimate
+from fastssl.train.estimate import check_memory, empty_method, estimate
 from fastssl.train.failure import Failure, batches_at, failure_path, write_failure
 from fastssl.train.profile import Trace
 from fastssl.train.stop import Stopped, StopSignals
@@ -128,10 +128,13 @@ def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]
         configure_torch(config)
         domains = _opened(config, resumed=False, any_size=True)
         options = loader_options(config, run_device())
+        check_trackers(config.train.trackers)
         check_memory(config, domains, options)
+        open_validation(empty_method(config), config, options)
         _warn_of_copies(domains, world_size)
         start = Start(step=0, positions=dict.fromkeys(domains, 0))
         steps = _total_steps(next(iter(domains.values())), start, world_size)
+        _warn_of_warm_up(config, steps)
         refused = None
         try:
             for domain in domains.values():
@@ -279,6 +282,8 @@ def _train(
     main = next(iter(domains.values()))
     total_steps = _total_steps(main, start, ranks.world_size)
     _check_unfinished(run, start.step, total_steps)
+    if ranks.leads:
+        _warn_of_warm_up(config, total_steps)
     trainer = Trainer(method, context, config, run, total_steps, fingerprints, validation)
     if content is not None:
         trainer.restore(content)
@@ -437,6 +442,12 @@ def _warn_of_copies(domains: Mapping[str, Domain], world_size: int) -> None:
         if num < step:
             log.warning("the %s data have %d images, and a step takes %d: it sees some more than once, and an epoch "
                         "is less than a step", name, num, step)  # fmt: skip
+
+
+def _warn_of_warm_up(config: Config, total_steps: int) -> None:
+    if config.optim.warmup_steps >= total_steps:
+        log.warning("the warm-up of %d steps is as long as the run of %d, which never learns at optim.lr",
+                    config.optim.warmup_steps, total_steps)  # fmt: skip
 
 
 def _total_steps(main: Domain, start: Start, world_size: int) -> int:

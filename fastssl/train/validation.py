@@ -193,7 +193,9 @@ def _check_best_by(config: Config, metrics: Mapping[str, Metric]) -> None:
     if name in ("none", *known):
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    if not known:
+    if not config.train.validate_every:
+        expected = "none, or train.validate_every above 0"
+    elif not known:
         expected = "a run with validation: give --validation-real or --validation-synthetic"
     else:
         expected = f"{nearest[0]!r}? " if nearest else ""

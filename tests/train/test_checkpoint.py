@@ -103,6 +103,9 @@ def test_a_damaged_one_is_named_and_what_to_do_instead(damage: Any, tmp_path: Pa
     assert f"where: {path}" in str(raised.value)
     assert f"{path.stat().st_size:,} bytes" in str(raised.value)
     assert "continues from step_00000007.pt" in str(raised.value)
+    path.with_name("step_00000009.pt").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"continues from step_00000007\.pt"):  # not from one that may be damaged, too
+        read_checkpoint(path, settings)
     (tmp_path / "checkpoints" / "step_00000007.pt").unlink()
     with pytest.raises(DataError, match="begins the run from the start"):
         read_checkpoint(path, settings)

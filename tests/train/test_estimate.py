@@ -239,3 +239,29 @@ def test_counting_leaves_no_trace(coded_synthetic: Path, coded_real: Path) -> No
     first = count_step(config, domains, loader_options(config, torch.device("cpu")))
     assert first == count_step(config, domains, loader_options(config, torch.device("cpu")))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.best_by=foo"], "train.best_by"),
+        (["train.best_by=tasks/depth/abs_rel", "train.validate_every=0"], "train.validate_every above 0"),
+        (["train.trackers=[tensorbord]"], "tensorboard"),
+        (["train.trackers=[tensorboard, tensorboard]"], "named twice"),
+    ],
+)
+def test_a_dry_run_and_a_training_refuse_what_is_measured_wrongly(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    config = settings(coded_synthetic, coded_real, f"data.validation_synthetic={coded_synthetic}", *overrides)
+    for begin in (lambda: start_run(config, tmp_path / "run", quiet), lambda: dry_run(config, tmp_path / "run")):
+        with pytest.raises(ConfigError) as refused:
+            begin()
+        assert words in str(refused.value)
+
+
+def test_a_warm_up_that_never_ends_is_told(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dry_run(settings(coded_synthetic, coded_real, "train.steps=5", "optim.warmup_steps=5"), tmp_path / "run")
+    assert "never learns at optim.lr" in caplog.text
