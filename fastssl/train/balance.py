@@ -8,7 +8,7 @@ from typing import Literal
 
 log = logging.getLogger(__name__)
 
-_WON, _LOST = 0.05, 0.95
+_WON, _LOST = 0.05, 0.99
 """Fractions of the loss that a discriminator has which knows nothing."""
 _LINES = 20
 """Lines of metrics in a row after which it is told."""

@@ -372,7 +372,8 @@ def _instead_of(path: Path) -> str:
         return "measure the run itself, which is as its newest checkpoint has it"
     before = [other for _, other in _checkpoints(path.parent) if other.name < path.name]
     if not before:
-        return "there is none before it; unless a later one is sound, remove all, and --resume begins the run from the start"
+        cure = "remove all, and --resume begins the run from the start"
+        return f"there is none before it; unless a later one is sound, {cure}"
     return f"remove it, and --resume continues from {before[-1].name}, if that is sound"
 
 
