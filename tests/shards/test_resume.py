@@ -39,6 +39,7 @@ def test_any_number_of_workers_writes_the_same_bytes(undisturbed: str, tmp_path:
     assert packing.digest(tmp_path / "rooms") == undisturbed
 
 
+@pytest.mark.soak
 def test_a_ray_cluster_writes_the_same_bytes(undisturbed: str, tmp_path: Path) -> None:
     packing.finish(packing.start(tmp_path / "rooms", COUNT, 1, "local", height=480))
     assert packing.digest(tmp_path / "rooms") == undisturbed

@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.soak
 def test_a_trace_repeats_itself_and_sees_a_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     tool = importlib.import_module("loss_trace")

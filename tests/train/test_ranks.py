@@ -191,6 +191,7 @@ def has_lines(run: Path) -> Callable[[], bool]:
     return lambda: metrics.exists() and metrics.stat().st_size > 0
 
 
+@pytest.mark.soak
 def test_a_rank_that_is_killed_ends_all_with_one_error(tmp_path: Path, coded: dict[str, Path]) -> None:
     run = tmp_path / "run"
     process = fastssl(launched(run, coded, "--set", "train.steps=100000"))
@@ -321,6 +322,7 @@ def test_maps_are_dealt_out_among_other_ranks() -> None:
     assert alone.state_dict()["maps"].flatten().tolist() == [0, 1]
 
 
+@pytest.mark.soak
 def test_a_run_alone_takes_over_from_two(two: Path, tmp_path: Path) -> None:
     """In this process; what comes next are the samples behind those that both ranks took."""
     run = tmp_path / "run"

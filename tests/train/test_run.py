@@ -171,7 +171,7 @@ def test_checkpoint_of_another_architecture(finished: Path, tmp_path: Path) -> N
         resume_run(run, quiet)
 
     (run / "checkpoints" / "step_00000004.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
-    with pytest.raises(DataError, match=r"is damaged(.|\n)*step_00000004.pt(.|\n)*there is no other one"):
+    with pytest.raises(DataError, match=r"is damaged(.|\n)*step_00000004.pt(.|\n)*there is none before it"):
         resume_run(run, quiet)
 
 

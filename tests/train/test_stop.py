@@ -57,7 +57,7 @@ def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> No
         (signal.SIGTERM, 0),
         pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak),
         pytest.param(signal.SIGHUP, 0, marks=pytest.mark.soak),
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak),
     ],
 )
 def test_a_signal_costs_no_step(finished: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
@@ -84,7 +84,7 @@ def test_a_signal_costs_no_step(finished: Path, tmp_path: Path, number: signal.S
     assert_same(state(alone, reached + 2), state(run, reached + 2))
 
 
-@pytest.mark.parametrize("later_s", [0.0, 1.5])
+@pytest.mark.parametrize("later_s", [0.0, pytest.param(1.5, marks=pytest.mark.soak)])
 def test_a_signal_before_the_first_step_ends_it_at_once(finished: Path, tmp_path: Path, later_s: float) -> None:
     """While it loads what it trains with, or the data."""
     process = begin(tmp_path / "run", finished)
