@@ -86,6 +86,7 @@ def test_unknown_ray_lengths_become_depth_zero() -> None:
 )
 @example(0.05, 90.0, 1.0, (0.25, 1.0))
 @example(0.05, 0.0, 1.0, (1.0, 0.25))
+@example(60.0, 132.0, 55.0, (1.0, 0.25))  # its last columns at 65 m have one pixel, and two
 def test_planes_in_whole_millimetres_have_normals_within_one_degree(
     tilt: float, towards: float, z: float, stretch: tuple[float, float]
 ) -> None:
@@ -98,7 +99,9 @@ def test_planes_in_whole_millimetres_have_normals_within_one_degree(
     computed = normals_from_depth(whole_millimetres(depth), camera)
     assert computed.dtype == np.float32
     known = computed.any(axis=2)
-    assert np.array_equal(known, depth > 0)
+    assert not known[depth == 0].any()
+    across = [(depth > 0).sum(axis=axis, keepdims=True) >= 3 for axis in (0, 1)]  # fewer may have no slope
+    assert known[(depth > 0) & across[0] & across[1]].all()
     assert angles(computed, np.broadcast_to(normal, computed.shape))[known].max() < 1
     assert np.abs(np.linalg.norm(computed, axis=2)[known] - 1).max() < 1e-6
 
