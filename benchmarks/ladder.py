@@ -1,4 +1,4 @@
-"""What the training step gains by each of its parts, from the authors' order of work to our default.
+"""The ladder of the training step, from the authors' order of work to our default: what each of its parts gains.
 
     python benchmarks/ladder.py [--turns 5] [--loss-steps 50] [--only NAME ...]
 

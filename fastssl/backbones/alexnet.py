@@ -9,7 +9,14 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.backbones.backbone import Backbone, Convolution, HeadForm, LayerInfo, check_sides, scaled_channels
+from fastssl.backbones.backbone import (
+    Convolution,
+    HeadForm,
+    LayerInfo,
+    SequentialBackbone,
+    check_sides,
+    scaled_channels,
+)
 from fastssl.config import BackboneSettings
 
 
@@ -46,7 +53,7 @@ _DISCRIMINATORS = {
 }
 
 
-class AlexNet(Backbone):
+class AlexNet(SequentialBackbone):
     """B, from an image to the features of every layer.
 
     Source: the authors' AlexNet (docs/reproduction.md, section 3.3). The tests hold its shapes and its 58.3 M
@@ -62,9 +69,8 @@ class AlexNet(Backbone):
     }
 
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
-        super().__init__(settings)
+        super().__init__(settings, post_relu=post_relu)
         self.feature_info = _feature_info(settings)
-        self._returns_post_relu = post_relu
         self.layers = nn.ModuleDict()
         inputs = 3
         for name, shape in _LAYERS.items():
@@ -75,37 +81,14 @@ class AlexNet(Backbone):
             self.layers[name] = nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(outputs)))
             inputs = outputs
 
-    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
-        """Features of every layer up to and including `until` (None: all).
-
-        Args:
-            image: (N, 3, H, W) floats of any precision; H and W of the form 16 k + 3, at least 35.
-            until: name of the deepest layer that is computed.
-
-        Returns:
-            By layer, in the order conv1 to conv5, fc6, fc7, the map before its pooling: (N, C, h, w), h = W / 4 at
-            conv1, / 8 at conv2 and / 16 below (56, 27 and 13 at 227 pixels). Before the ReLU, or after it where
-            `post_relu` says so; fc7, which the heads read, is always after it.
-
-        Raises:
-            ConfigError: an image of another size, or no such layer.
-        """
-        self.check_size(*image.shape[-2:])
-        if until is not None:
-            self.check_layer(until)
-        features: dict[str, Tensor] = {}
-        x = self.as_weights(image)
-        for name, layer in self.layers.items():
-            if name in _POOLED:
-                stride, padding = _POOLED[name]
-                x = F.max_pool2d(x, 3, stride, padding)
-            normed = layer(x)
-            after = self._returns_post_relu or name == self.last
-            x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
-            features[name] = x if after else normed
-            if name == until:
-                break
-        return features
+    def layer_map(self, layer: str, below: Tensor) -> Tensor:
+        """A layer's map before its ReLU and its pooling; the side is 1 / 4 of the image's at conv1, 1 / 8 at conv2 and
+        1 / 16 below (56, 27 and 13 at 227 pixels)."""
+        if layer in _POOLED:
+            stride, padding = _POOLED[layer]
+            below = F.max_pool2d(below, 3, stride, padding)
+        found: Tensor = self.layers[layer](below)
+        return found
 
     @classmethod
     def check_size(cls, height: int, width: int) -> None:

@@ -6,9 +6,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import count
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -54,10 +55,8 @@ class Backbone(nn.Module):
     """Convolutions, but the last, of a discriminator of patches of the map, for each layer that can be adapted."""
     heads: ClassVar[HeadForm] = "pyramid"
     """The form of its heads; `pyramid` fits every backbone."""
-    has_relu: ClassVar[bool] = True
+    has_relu: ClassVar[bool] = False
     """Layers end in a ReLU, and give their maps before or after it; if not, a map has one form, whatever ends it."""
-    draws_own_weights: ClassVar[bool] = False
-    """The backbone initialises itself, by `draw_weights`, and not as `fastssl.layers.xavier_initialise` does."""
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
 
@@ -117,14 +116,6 @@ class Backbone(nn.Module):
         """
         if layer not in self.feature_info:
             raise ConfigError("the backbone has no such layer", seen=layer, expected=", ".join(self.feature_info))
-
-    def draw_weights(self, generator: torch.Generator) -> None:
-        """Initialise all weights and statistics anew, where `draws_own_weights`.
-
-        Args:
-            generator: a CPU generator, the only source of randomness.
-        """
-        raise NotImplementedError
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that are not frozen, which an optimizer is to get."""
@@ -190,6 +181,63 @@ class Backbone(nn.Module):
         for module in self._frozen:
             module.training = False
         return self
+
+
+class SequentialBackbone(Backbone):
+    """A backbone of layers one after the other, each of which ends in a ReLU; one says what a layer is.
+
+    `post_relu` is kept, so that maps come before the ReLU or after it.
+    """
+
+    has_relu: ClassVar[bool] = True
+
+    def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
+        super().__init__(settings)
+        self._returns_post_relu = post_relu
+
+    @abstractmethod
+    def layer_map(self, layer: str, below: Tensor) -> Tensor:
+        """The map of a layer before its ReLU, from the map below it after its ReLU; below the first is the image."""
+
+    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """Features of every layer up to and including `until` (None: all).
+
+        Args:
+            image: (N, 3, H, W) floats of any precision and layout, of a size that `check_size` takes.
+            until: name of the deepest layer that is computed.
+
+        Returns:
+            By layer, in the order of computation, (N, C, h, w): before the ReLU, or after it where `post_relu` says so;
+            the last, which heads read, is always after it.
+
+        Raises:
+            ConfigError: an image of another size, or no such layer.
+        """
+        self.check_size(*image.shape[-2:])
+        if until is not None:
+            self.check_layer(until)
+        features: dict[str, Tensor] = {}
+        x = self.as_weights(image)
+        for name in self.feature_info:
+            normed = self.layer_map(name, x)
+            after = self._returns_post_relu or name == self.last
+            x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
+            features[name] = x if after else normed
+            if name == until:
+                break
+        return features
+
+
+@runtime_checkable
+class DrawsWeights(Protocol):
+    """A backbone that initialises itself, and not as `fastssl.layers.xavier_initialise` does."""
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Initialise all weights and statistics anew.
+
+        Args:
+            generator: a CPU generator, the only source of randomness.
+        """
 
 
 def check_sides(height: int, width: int, *, least: int, step: int = 1, rest: int = 0) -> None:

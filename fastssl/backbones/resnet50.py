@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.backbones.backbone import (
-    Backbone,
     Convolution,
     LayerInfo,
+    SequentialBackbone,
     check_sides,
     patch_convolutions,
     scaled_channels,
@@ -28,7 +28,7 @@ _INFO = {"conv1": LayerInfo(_STEM, 2)} | {
 }
 
 
-class ResNet50(Backbone):
+class ResNet50(SequentialBackbone):
     """B, from an image to the maps of the stem and the four stages.
 
     Source: He et al., *Deep Residual Learning*, CVPR 2016, whose names the layers have: conv1, and conv2 to conv5 for
@@ -44,8 +44,7 @@ class ResNet50(Backbone):
     }
 
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
-        super().__init__(settings)
-        self._returns_post_relu = post_relu
+        super().__init__(settings, post_relu=post_relu)
         inputs = scaled_channels(_STEM, settings.width)
         self.feature_info = {"conv1": LayerInfo(inputs, _INFO["conv1"].stride)}
         self.conv1 = nn.Conv2d(3, inputs, 7, stride=2, padding=3, bias=False)
@@ -59,41 +58,13 @@ class ResNet50(Backbone):
             self.feature_info[name] = LayerInfo(outputs, _INFO[name].stride)
             inputs = outputs
 
-    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
-        """Features of every layer up to and including `until` (None: all).
-
-        Args:
-            image: (N, 3, H, W) floats of any precision; H and W at least 32.
-            until: name of the deepest layer that is computed.
-
-        Returns:
-            By layer, conv1 to conv5, (N, C, h, w) with h = H / 2, H / 4, H / 8, H / 16 and H / 32, rounded up. Before
-            the ReLU, or after it where `post_relu` says so; conv5 is always after it.
-
-        Raises:
-            ConfigError: an image of another size, or no such layer.
-        """
-        self.check_size(*image.shape[-2:])
-        if until is not None:
-            self.check_layer(until)
-        features: dict[str, Tensor] = {}
-        x = self.as_weights(image)
-        for number, name in enumerate(self.feature_info):
-            normed = self._stage(number, x)
-            after = self._returns_post_relu or name == self.last
-            x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
-            features[name] = x if after else normed
-            if name == until:
-                break
-        return features
-
-    def _stage(self, number: int, x: Tensor) -> Tensor:
-        """A stage's map before its last ReLU, of the map below it; the stem is number 0."""
+    def layer_map(self, layer: str, below: Tensor) -> Tensor:
+        """A stage's map before its last ReLU; its side is the image's / 2 (conv1) to / 32 (conv5), rounded up."""
+        number = list(self.feature_info).index(layer)
         if number == 0:
-            stem: Tensor = self.bn1(self.conv1(x))
+            stem: Tensor = self.bn1(self.conv1(below))
             return stem
-        if number == 1:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x: Tensor = F.max_pool2d(below, 3, stride=2, padding=1) if number == 1 else below
         first, *others = self.get_submodule(f"layer{number}").children()
         x = first(x)
         for block in others:

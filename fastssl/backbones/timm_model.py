@@ -37,8 +37,6 @@ class TimmModel(Backbone):
 
     model_name: ClassVar[str]
     layer_info: ClassVar[dict[str, LayerInfo]]
-    has_relu: ClassVar[bool] = False
-    draws_own_weights: ClassVar[bool] = True
 
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
         super().__init__(settings)

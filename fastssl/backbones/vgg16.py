@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.backbones.backbone import (
-    Backbone,
     Convolution,
     HeadForm,
     LayerInfo,
+    SequentialBackbone,
     check_sides,
     patch_convolutions,
     scaled_channels,
@@ -24,7 +24,7 @@ _STAGES = {"conv1": (64, 2), "conv2": (128, 2), "conv3": (256, 3), "conv4": (512
 _STRIDES = {name: 2**number for number, name in enumerate(_STAGES)}
 
 
-class VGG16(Backbone):
+class VGG16(SequentialBackbone):
     """B, from an image to the maps of the five stages, each taken before its pooling.
 
     Source: the authors' second network (docs/reproduction.md, section 3.9), which is configuration D of Simonyan &
@@ -44,8 +44,7 @@ class VGG16(Backbone):
     }
 
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
-        super().__init__(settings)
-        self._returns_post_relu = post_relu
+        super().__init__(settings, post_relu=post_relu)
         self.feature_info = {}
         self.layers = nn.ModuleDict()
         inputs = 3
@@ -58,35 +57,12 @@ class VGG16(Backbone):
                 inputs = outputs
             self.layers[name] = nn.Sequential(*modules[:-1])  # the last ReLU is the forward pass's
 
-    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
-        """Features of every layer up to and including `until` (None: all).
-
-        Args:
-            image: (N, 3, H, W) floats of any precision; H and W multiples of 16, at least 32.
-            until: name of the deepest layer that is computed.
-
-        Returns:
-            By layer, conv1 to conv5, (N, C, h, w) with h = H, H / 2, H / 4, H / 8 and H / 16. Before the ReLU, or after
-            it where `post_relu` says so; conv5, which the heads begin from, is always after it.
-
-        Raises:
-            ConfigError: an image of another size, or no such layer.
-        """
-        self.check_size(*image.shape[-2:])
-        if until is not None:
-            self.check_layer(until)
-        features: dict[str, Tensor] = {}
-        x = self.as_weights(image)
-        for name, layer in self.layers.items():
-            if features:
-                x = F.max_pool2d(x, 2)
-            normed = layer(x)
-            after = self._returns_post_relu or name == self.last
-            x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
-            features[name] = x if after else normed
-            if name == until:
-                break
-        return features
+    def layer_map(self, layer: str, below: Tensor) -> Tensor:
+        """A stage's map before its last ReLU and its pooling: with the side of the image at conv1, half of it at conv2,
+        and so on."""
+        x = below if _STRIDES[layer] == 1 else F.max_pool2d(below, 2)
+        found: Tensor = self.layers[layer](x)
+        return found
 
     @classmethod
     def check_size(cls, height: int, width: int) -> None:

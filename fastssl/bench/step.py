@@ -1,4 +1,4 @@
-"""What the training step gains by each of its parts, on one resident batch: a ladder, each rung with those below it."""
+"""The ladder of the training step, on one resident batch: what each of its parts gains, each rung with those below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,7 +20,7 @@ from fastssl.bench.authors import AuthorsStep
 from fastssl.bench.made_up import made_up_batches
 from fastssl.bench.rates import STRETCHES, num_cores, processor_name
 from fastssl.config import Config, validated
-from fastssl.methods import StepContext, find_method
+from fastssl.methods import StepContext, find_method, unit_of
 from fastssl.methods.cross_domain import CrossDomain
 from fastssl.telemetry import Advance
 from fastssl.train import configure_torch, run_device
@@ -40,33 +40,26 @@ class Rung:
     name: str
     words: str
     on_gpu_alone: bool = False
-    train: Mapping[str, Any]
-    """Settings of `train` in which it differs from the rung below."""
-    backend: str = "foreach"
-    """Of the optimizers; a rung keeps that of the one below."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the section, in which it differs from the rung below; so for `optim`."""
+    optim: Mapping[str, Any] = field(default_factory=dict)
 
 
 RUNGS = (
-    Rung(name="authors", words="the authors' order of work", train=_PLAIN),
-    Rung(name="lean", words="nothing done twice", train={}),
-    Rung(name="fused", words="+ fused optimizers", train={}, backend="fused"),
-    Rung(name="channels_last", words="+ channels-last", train={"channels_last": True}, backend="fused"),
-    Rung(name="default_layout", words="or the layout that is chosen", train={"channels_last": "auto"}, backend="fused"),
-    Rung(name="bf16", words="+ bfloat16", train={"amp": True}, backend="fused"),
-    Rung(name="compile", words="+ torch.compile", train={"compile": True}, backend="fused"),
-    Rung(
-        name="streams",
-        words="+ D beside B",
-        on_gpu_alone=True,
-        train={"compile": False, "streams": True},
-        backend="fused",
-    ),
+    Rung(name="authors", words="the authors' order of work", train=_PLAIN, optim={"backend": "foreach"}),
+    Rung(name="lean", words="nothing done twice"),
+    Rung(name="fused", words="+ fused optimizers", optim={"backend": "fused"}),
+    Rung(name="channels_last", words="+ channels-last", train={"channels_last": True}),
+    Rung(name="default_layout", words="or the layout that is chosen", train={"channels_last": "auto"}),
+    Rung(name="bf16", words="+ bfloat16", train={"amp": True}),
+    Rung(name="compile", words="+ torch.compile", train={"compile": True}),
+    Rung(name="streams", words="+ D beside B", on_gpu_alone=True, train={"compile": False, "streams": True}),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RungReport:
-    """What was measured of a rung."""
+    """Figures of a rung."""
 
     name: str
     words: str
@@ -74,11 +67,11 @@ class RungReport:
     """Pairs, or what the method counts, per second: median of the turns."""
     turns: tuple[float, ...]
     gmac: float
-    """Of one pair, forward and backward."""
+    """Multiply-adds of one pair in billions, forward and backward."""
     matrix_fraction: float
-    """Of the rate at which the device multiplies large bfloat16 matrices, that the step reaches."""
+    """Fraction that the step reaches of the rate at which the device multiplies large bfloat16 matrices."""
     memory_mb: float
-    """Of the tensors that a step makes, at their most: activations and gradients, without the libraries' workspaces."""
+    """Megabytes of the tensors that a step makes, at their most: activations, gradients, no libraries' workspaces."""
     losses: dict[str, float]
     """After `loss_steps` steps on the one batch; empty where none were asked for."""
 
@@ -138,7 +131,7 @@ def measure_steps(
         cores=num_cores(),
         threads=torch.get_num_threads(),
         batch=images,
-        unit=find_method(config.method).unit,
+        unit=unit_of(config),
         matrix_tflops=matrix,
         loss_steps=loss_steps,
         rungs=tuple(
@@ -187,7 +180,7 @@ def forms(config: Config) -> Iterator[tuple[Rung, Any]]:
     values: dict[str, Any] = config.model_dump()
     for rung in RUNGS:
         values["train"] |= rung.train
-        values["optim"] |= {"backend": rung.backend}
+        values["optim"] |= rung.optim
         yield rung, validated(type(config), values)
 
 
@@ -239,7 +232,7 @@ def _losses(step: Step, config: Any, device: torch.device, steps: int) -> dict[s
 
 
 def matrix_tflops(device: torch.device) -> float:
-    """How fast the device multiplies large bfloat16 matrices: the best of five, in TFLOP/s."""
+    """Rate at which the device multiplies large bfloat16 matrices, in TFLOP/s: the best of five."""
     side = _MATRIX_SIDE[device.type]
     first, second = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     repeats, seconds = 10 if device.type == "cuda" else 1, []

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastssl.backbones import Backbone
+from fastssl.backbones import Backbone, DrawsWeights
 
 
 def xavier_initialise(networks: nn.Module, gain: float, generator: torch.Generator) -> None:
     """Xavier normal convolutions without bias, batch norms near the identity (docs/reproduction.md, section 3.7).
 
-    A backbone that `draws_own_weights` does so, from the same generator.
+    A backbone that draws its own weights (`DrawsWeights`) does so, from the same generator.
     """
-    own = [module for module in networks.modules() if isinstance(module, Backbone) and module.draws_own_weights]
+    own = [module for module in networks.modules() if isinstance(module, Backbone) and isinstance(module, DrawsWeights)]
     drawn = {module for backbone in own for module in backbone.modules()}
     for backbone in own:
         backbone.draw_weights(generator)
