@@ -237,7 +237,7 @@ class GradientMean:
             if bucket.missing and complete_only:
                 return
             self._sent += 1
-            if len(bucket.missing) == len(bucket.parameters):
+            if all(parameter.grad is None for parameter in bucket.parameters):
                 continue  # a part of the networks that this step does not train
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.parameters]
             bucket.flat = torch.cat([grad.reshape(-1) for grad in grads])

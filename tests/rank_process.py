@@ -22,13 +22,15 @@ SMALL = ["data.size=67", "model.width=0.2", "model.fc_channels=32", "train.threa
 
 
 class Recording(StepContext):
-    """A context that keeps the gradients of every update."""
+    """A context that keeps the gradients of every update that is made."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.gradients: list[Tensor] = []
 
     def update(self, optimizer: Optimizer) -> None:
+        if not self._is_last:
+            return
         self._means[optimizer].finish()
         self.gradients += [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
         super().update(optimizer)
@@ -64,8 +66,13 @@ def part(batches: Mapping[str, Batch], rows: slice) -> dict[str, Batch]:
 
 
 def gradients(settings: Any, batches: Mapping[str, Batch], *ranks: Any) -> list[Tensor]:
+    """Of one step, on as many parts of the batches as the settings accumulate."""
     context = Recording(settings, torch.device("cpu"), *ranks)
-    find_method(settings.method)(settings, context)(batches)
+    step, parts = find_method(settings.method)(settings, context), settings.train.accumulate
+    size = len(next(iter(batches.values())).keys) // parts
+    for number in range(parts):
+        with context.part(number, parts):
+            step(part(batches, slice(number * size, (number + 1) * size)))
     return context.gradients
 
 

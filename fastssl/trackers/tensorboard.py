@@ -26,8 +26,8 @@ class TensorBoard:
     identity: ClassVar[None] = None
 
     def __init__(self, run: Path, settings: Mapping[str, object], first_step: int, known: str | None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = run / "tensorboard"
         seconds, rest = divmod(time.time_ns(), 10**9)
@@ -47,7 +47,7 @@ class TensorBoard:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=numbers)))

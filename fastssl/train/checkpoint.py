@@ -213,7 +213,7 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
     """`torch.save`, whose own words for a full disk ("unexpected pos") do not always tell of the system's error."""
     watched = _Watched(file)
     try:
-        torch.save(content, watched)  # type: ignore[arg-type]
+        torch.save(content, watched)  # type: ignore[arg-type]  # `write` is all that it calls
     except RuntimeError as error:
         if watched.fault is not None:
             raise watched.fault from error

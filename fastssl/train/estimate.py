@@ -265,7 +265,7 @@ class Live(TorchDispatchMode):
     """Bytes of all tensors on a device that were made since it began: now, and at their most."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self._device_type = device.type
         self.now = self.peak = 0
         self._known = set[int]()

@@ -27,7 +27,7 @@ class Stopped(FastsslError):  # noqa: N818 - it is no error
         done = "before its first step" if step is None else f"after step {step}, of which there is a checkpoint"
         super().__init__(f"stopped by {by.name} {done}", hint="--resume continues it")
         self.by, self.step = by, step
-        # Of the class for errors; here the signal decides.
+        # A ClassVar of errors, whose kind decides; here the signal does, which mypy cannot know.
         self.exit_code = 130 if by is signal.SIGINT else 0  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -24,21 +24,13 @@ CPU = torch.device("cpu")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-class Last(Recording):
-    """Keeps the gradients of the updates that are made."""
-
-    def update(self, optimizer: Any) -> None:
-        if self._is_last:
-            super().update(optimizer)
-
-
 @every_method
 def test_a_step_of_two_batches_has_the_mean_of_their_gradients(name: str) -> None:
     small = config(name, 8)
     joint = first_batches(small)
     halves = [part(joint, rows) for rows in (slice(4), slice(4, 8))]
     alone = [gradients(small, half) for half in halves]
-    context = Last(small, CPU)
+    context = Recording(small, CPU)
     step = find_method(name)(small, context)
     before = [weight.clone() for weight in step.networks.parameters()]
     for number, half in enumerate(halves):

@@ -65,6 +65,7 @@ CONTOURS_ALONE = ["model.tasks=[edge]", "model.adapted_layer=conv2"]
     [
         *((name, []) for name in METHODS),
         pytest.param("cross_domain", CONTOURS_ALONE, marks=pytest.mark.soak, id="contours alone"),
+        pytest.param("cross_domain", ["train.accumulate=2"], marks=pytest.mark.soak, id="two batches a step"),
     ],
 )
 def test_gradients_are_the_mean_over_the_ranks(name: str, overrides: list[str], tmp_path: Path) -> None:
