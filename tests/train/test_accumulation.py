@@ -123,18 +123,18 @@ def test_the_log_has_the_schedule_s_learning_rates(everything: Path) -> None:
 
 
 def test_the_mean_of_the_weights_is_the_sum_by_the_book() -> None:
-    layer, decay, expected = torch.nn.Linear(3, 2), 0.5, None
-    average = WeightAverage(layer, decay)
+    """After each step; the decay is reached at step 81."""
+    layer = torch.nn.Linear(3, 2)
+    expected = layer.weight.detach().double().numpy().copy()
+    average = WeightAverage(layer, 0.9)
     rng = np.random.default_rng(0)
-    for step in range(1, 30):
+    for step in range(1, 100):
         values = rng.normal(size=(2, 3)).astype(np.float32)
-        if step == 1:
-            expected = layer.weight.detach().numpy().astype(np.float64).copy()
         layer.weight.data.copy_(torch.from_numpy(values))
         average.add(step)
-        now = min(decay, (1 + step) / (10 + step))
-        expected = now * expected + (1 - now) * values
-    np.testing.assert_allclose(average.state_dict()["weight"].numpy(), expected, atol=1e-6)
+        decay = 0.9 if step > 80 else (1 + step) / (10 + step)
+        expected = decay * expected + (1 - decay) * values
+        np.testing.assert_allclose(average.state_dict()["weight"].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["drops", "cosine", "constant"])

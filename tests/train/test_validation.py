@@ -83,6 +83,19 @@ def test_its_numbers_are_those_of_eval(validated: Path, held_out: list[str]) -> 
         assert summary(validated)["tasks"]["conditions"] == section["conditions"]
 
 
+def test_where_a_mean_of_the_weights_is_kept_it_is_measured_and_changes_nothing(
+    coded_synthetic: Path, coded_real: Path, held_out: list[str], tmp_path: Path
+) -> None:
+    words = ["train.steps=4", "train.validate_every=2", "optim.average_decay=0.9"]
+    for name, more in (("with", held_out), ("without", [])):
+        start_run(settings(coded_synthetic, coded_real, *words, *more), tmp_path / name, quiet)
+    assert_same(state(tmp_path / "with", 4), state(tmp_path / "without", 4))
+    found = values(tmp_path / "with")[4]
+    section = evaluate(Tasks(synthetic=held_out[0].partition("=")[2]), tmp_path / "with").section()
+    for name, of_subjects in section["depth"].items():
+        assert found[f"val/tasks/depth/{name}"] == pytest.approx(of_subjects["trained"], rel=1e-5, abs=1e-7)
+
+
 def test_the_summary_has_the_last_and_the_best(validated: Path) -> None:
     found, told = values(validated), summary(validated)["validation"]
     assert {"val/probe/knn", "val/probe/rankme", "val/tasks/edge/threshold"} <= found[8].keys()
