@@ -65,10 +65,21 @@ def sgd(
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Continue from the optimizer's `state_dict`, in the form that this one has."""
-    own = {name: optimizer.param_groups[0].get(name) for name in _FORMS}
-    groups = [{**group, **own} if "fused" in group else group for group in state["param_groups"]]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    """Continue from the `state_dict` of an optimizer of the same kind, in the form that this one has."""
+    first = optimizer.param_groups[0]
+    own = {name: first[name] for name in _FORMS if name in first}
+    groups, of_parameters = [dict(group) for group in state["param_groups"]], dict(state["state"])
+    for group in groups:
+        group.update(own)
+        # apex's Adam counts the steps of a group, and torch's those of each parameter.
+        steps = group.pop("step", None)
+        for index in group["params"]:
+            known = of_parameters.get(index, {})
+            if own and steps is not None and "exp_avg" in known:
+                of_parameters[index] = {**known, "step": torch.tensor(float(steps))}
+            elif not own and (steps is not None or "step" in known):
+                group["step"] = int(known["step"] if steps is None else steps)
+    optimizer.load_state_dict({"state": of_parameters, "param_groups": groups})
     if isinstance(optimizer, SGD):
         _at_rest(optimizer)
 

@@ -98,6 +98,37 @@ def test_apex_is_asked_for_adam_and_not_for_adamw() -> None:
     assert other.param_groups[0]["betas"] == (0.5, 0.999)
 
 
+def apex_s_form(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of torch's Adam as apex's has it: the steps are the group's, and forms have no name."""
+    steps = {int(one.pop("step")) for one in state["state"].values()}
+    for group in state["param_groups"]:
+        (group["step"],) = steps
+        for name in ("fused", "foreach"):
+            del group[name]
+    return state
+
+
+@pytest.mark.usefixtures("apex")
+def test_adam_goes_on_with_the_other_library_s_state() -> None:
+    """By the very next step: its correction of the bias depends on the steps made."""
+    weights = [weight() for _ in range(2)]
+    first, second = (adam([one], OptimSettings(lr=0.1), CPU, betas=(0.5, 0.999)) for one in weights)
+    for gradient in (1.0, 2.0):
+        weights[0].grad = torch.full_like(weights[0], gradient)
+        first.step()
+    of_apex = apex_s_form(copy.deepcopy(first.state_dict()))
+    weights[1].data.copy_(weights[0].data)
+    restore(second, of_apex)
+    for optimizer, one in zip((first, second), weights, strict=True):
+        one.grad = torch.full_like(one, 0.5)
+        optimizer.step()
+    assert torch.equal(*weights)
+    assert "step" not in second.param_groups[0]
+    back = adam([weight()], APEX, GPU, betas=(0.9, 0.999))
+    restore(back, second.state_dict())
+    assert back.param_groups[0]["step"] == 3
+
+
 @pytest.mark.usefixtures("apex")
 def test_apex_is_asked_for_sgd_with_its_momentum() -> None:
     optimizer = sgd([weight()], APEX, GPU, lr=0.1, momentum=0.9, weight_decay=5e-4)

@@ -40,8 +40,10 @@ def test_every_way_to_end_is_told(
     config = tmp_path / "a" / "done" / "config.yaml"
     more = ["--set", "train.steps=1000000", "--set", "train.log_every=1"]
     words = [sys.executable, "-m", "fastssl", "train", "--config", config, *more, "--out"]
-    for name, number in (("c_stopped", signal.SIGTERM), ("d_killed", signal.SIGKILL)):
-        process = processes.start([*words, tmp_path / name], stderr=subprocess.PIPE)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of two trainings would wait for one another
+    ends = {"c_stopped": signal.SIGTERM, "d_killed": signal.SIGKILL}
+    begun = {name: processes.start([*words, tmp_path / name], stderr=subprocess.PIPE, env=alone) for name in ends}
+    for name, process in begun.items():
         metrics = tmp_path / name / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while not (metrics.exists() and metrics.stat().st_size > 0):
@@ -49,7 +51,7 @@ def test_every_way_to_end_is_told(
             time.sleep(0.05)
         (now,) = (run for run in find_runs(tmp_path) if run.path.endswith(name))
         assert now.state == "running"
-        os.kill(process.pid, number)
+        os.kill(process.pid, ends[name])
         process.communicate(timeout=60)
     shutil.copytree(tmp_path / "a" / "done", tmp_path / "e_torn")
     (tmp_path / "e_torn" / "config.yaml").write_text("a: [")

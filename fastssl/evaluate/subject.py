@@ -17,7 +17,7 @@ from fastssl.batch import Target, Task
 from fastssl.config import Config
 from fastssl.errors import DataError, UsageError
 from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, evaluation_domain
-from fastssl.methods import Dense, Method, StepContext, find_method
+from fastssl.methods import Dense, Method, measured_method
 from fastssl.shards import DomainName
 from fastssl.train import check_data, load_trained, run_device
 
@@ -121,10 +121,9 @@ class RunSubject(Subject):
         Their batch norms have the statistics of the first batches of the first domain that the run was trained on: with
         the statistics they are built with, 0 and 1, a deep network's features would be arbitrary, and too easy to beat.
         """
-        kind = find_method(self.config.method)
-        method = kind(self.config, StepContext(self.config, torch.device("cpu")))
+        method = measured_method(self.config)
         method.networks.to(run_device())
-        _calibrate(method, self.training_domain(kind.domains(self.config)[0].name))
+        _calibrate(method, self.training_domain(method.domains(self.config)[0].name))
         return _subject("untrained", method, self.config)
 
 

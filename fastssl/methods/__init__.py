@@ -7,13 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastssl.config import RUN_CURE, Config, Preset, check_complete, compose, read_yaml, validated
 from fastssl.errors import ConfigError, DataError
 from fastssl.methods.cross_domain import CrossDomain
 from fastssl.methods.method import Dense, Method, StepContext
 from fastssl.methods.rotation import Rotation
 
-__all__ = ["METHODS", "Dense", "Method", "StepContext", "find_method", "load_config", "read_config", "unit_of"]
+__all__ = [
+    "METHODS",
+    "Dense",
+    "Method",
+    "StepContext",
+    "find_method",
+    "load_config",
+    "measured_method",
+    "read_config",
+    "unit_of",
+]
 
 _METHODS: tuple[type[Method], ...] = (CrossDomain, Rotation)
 METHODS = {method.name: method for method in _METHODS}
@@ -38,6 +50,20 @@ def unit_of(config: Config) -> str:
     """What a step with these settings goes through, in the plural: a pair needs two domains."""
     method = find_method(config.method)
     return method.unit if len(method.domains(config)) > 1 else "images"
+
+
+def measured_method(config: Any) -> Method:
+    """The method of a run, fresh and on the CPU, to be measured and not trained.
+
+    So nothing is compiled, and an optimizer that only a GPU has is not asked for.
+
+    Args:
+        config: the method's own kind of settings.
+    """
+    train = config.train.model_copy(update={"compile": False})
+    optim = config.optim.model_copy(update={"backend": "fused"})
+    plainly = config.model_copy(update={"train": train, "optim": optim})
+    return find_method(config.method)(plainly, StepContext(plainly, torch.device("cpu")))
 
 
 def load_config(

@@ -19,7 +19,7 @@ from fastssl.config import Config, plain
 from fastssl.errors import CheckpointError, DataError, FastsslError, MachineError
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
-from fastssl.methods import Method, StepContext, find_method, read_config
+from fastssl.methods import Method, measured_method, read_config
 from fastssl.telemetry import CONTINUE
 from fastssl.train.average import load_average
 
@@ -410,7 +410,7 @@ def load_trained(subject: Path) -> Trained:
         )
     config = read_config(run / "config.yaml")
     content = read_checkpoint(subject if is_named or path is None else path, config)
-    method = find_method(config.method)(config, StepContext(config, torch.device("cpu")))
+    method = measured_method(config)
     method.load_state_dict(content["state"])
     if "average" in content["state"]:
         load_average(method.networks, content["state"]["average"])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.evaluate import DomainAccuracy, Neighbours, Tasks
+from fastssl.evaluate import DomainAccuracy, Neighbours, Tasks, evaluate
 from fastssl.shards import pack
 
 
@@ -283,3 +283,17 @@ def test_results_are_given_even_if_they_cannot_be_kept(
         assert str(run) in warnings[0]
         assert os.strerror(number) in warnings[0]
     assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_of_another_machine_s_optimizers_is_measured_here(
+    tmp_path: Path, coded_synthetic: Path, coded_real: Path
+) -> None:
+    """apex needs a GPU, and what is measured needs no optimizer; nor is it worth to compile it."""
+    run = make_run(tmp_path / "run", coded_synthetic, coded_real)
+    expected = evaluate(Neighbours(real=coded_real), run).section()
+    file = run / "config.yaml"
+    words = file.read_text().replace("backend: fused", "backend: apex").replace("compile: false", "compile: true")
+    assert "apex" in words
+    assert "compile: true" in words
+    file.write_text(words)
+    assert evaluate(Neighbours(real=coded_real), run).section() == expected

@@ -21,7 +21,7 @@ from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 60), pytest.param(20, 400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("kills", "steps"), [(1, 25), pytest.param(20, 400, marks=pytest.mark.soak)])
 @pytest.mark.timeout(900)
 def test_a_loader_killed_at_random_steps_goes_on_with_the_very_same_batches(
     coded_synthetic: Path, coded_real: Path, tmp_path: Path, kills: int, steps: int

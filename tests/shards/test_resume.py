@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return packing.digest(out)
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", [2, pytest.param(5, marks=pytest.mark.soak)])
 def test_any_number_of_workers_writes_the_same_bytes(undisturbed: str, tmp_path: Path, workers: int) -> None:
     packing.finish(packing.start(tmp_path / "rooms", COUNT, workers, height=480))
     assert packing.digest(tmp_path / "rooms") == undisturbed
@@ -168,7 +168,7 @@ def test_a_full_disk_is_told_and_what_is_finished_can_be_continued(two_shards: P
     assert packing.digest(out) == packing.digest(two_shards / "other")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_an_interrupt_can_be_continued(undisturbed: str, tmp_path: Path, workers: int) -> None:
     """Ctrl-C reaches the whole process group, as from a terminal."""
     out = tmp_path / "rooms"
