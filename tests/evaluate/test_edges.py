@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastssl.batch import Record
 from fastssl.errors import DataError
-from fastssl.evaluate import DomainAccuracy, Neighbours, Tasks, evaluate
+from fastssl.evaluate import DomainAccuracy, Neighbours, Tasks
 from fastssl.shards import pack
 
 
@@ -290,10 +290,10 @@ def test_a_run_of_another_machine_s_optimizers_is_measured_here(
 ) -> None:
     """apex needs a GPU, and what is measured needs no optimizer; nor is it worth to compile it."""
     run = make_run(tmp_path / "run", coded_synthetic, coded_real)
-    expected = evaluate(Neighbours(real=coded_real), run).section()
+    expected = measured(Neighbours(real=coded_real), run)
     file = run / "config.yaml"
     words = file.read_text().replace("backend: fused", "backend: apex").replace("compile: false", "compile: true")
     assert "apex" in words
     assert "compile: true" in words
     file.write_text(words)
-    assert evaluate(Neighbours(real=coded_real), run).section() == expected
+    assert measured(Neighbours(real=coded_real), run) == expected
