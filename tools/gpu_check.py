@@ -281,56 +281,112 @@ def _photos(bench: Bench, fraction: float) -> Iterator[Any]:
     return map(attrgetter("image"), load_batches(samples, plan, options, ()))
 
 
-STEP_FORMS: dict[str, tuple[str, ...]] = {
-    "bf16": ("train.amp=true",),
-    "bf16, two streams": ("train.amp=true", "train.streams=true"),
-    "bf16, not channels-last": ("train.amp=true", "train.channels_last=false"),
-    "tf32": (),
-    "fp32": ("train.tf32=false",),
-    "fp16": ("train.amp=true", "train.amp_dtype=float16"),
+@dataclass(frozen=True, slots=True)
+class StepForm:
+    """A form of the step of the `paper` preset."""
+
+    overrides: tuple[str, ...] = ()
+    batches: int = 1
+    """How many times the paper's batch size."""
+    steps: int = 8
+    """In a measured stretch."""
+    authors: bool = False
+    """In the authors' order of work."""
+
+
+AUTHORS = ("train.tf32=false", "train.channels_last=false", "optim.backend=foreach")
+STEP_FORMS: dict[str, StepForm] = {
+    "bf16": StepForm(("train.amp=true",)),
+    "bf16, two streams": StepForm(("train.amp=true", "train.streams=true")),
+    "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
+    "bf16, two batches": StepForm(("train.amp=true",), batches=2),
+    "tf32": StepForm(steps=4),
+    "fp32": StepForm(("train.tf32=false",), steps=2),
+    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
+    "bf16, not channels-last": StepForm(("train.amp=true", "train.channels_last=false")),
+    "fp16": StepForm(("train.amp=true", "train.amp_dtype=float16")),
+    "bf16, four batches": StepForm(("train.amp=true",), batches=4, steps=4),
 }
 
 
 def step(bench: Bench, facts: Facts) -> None:
-    """The step of the `paper` preset on one resident batch: pairs/s, memory, and whether the host waits in it."""
-    for name, overrides in STEP_FORMS.items():
-        facts.find(name, partial(_step_facts, bench, overrides))
+    """The step of the `paper` preset on one resident batch: pairs/s, memory, kernels, and whether the host waits."""
+    facts.find("gflop_per_pair", partial(_gflop_per_pair, bench))
+    for name, form in STEP_FORMS.items():
+        facts.find(name, partial(_step_facts, bench, form))
+        if name == "bf16" and bench.on_gpu:
+            facts.find("kernels", partial(_kernels, bench, form))
 
 
-def _config(bench: Bench, *overrides: str) -> Any:
+def _config(bench: Bench, *overrides: str, batches: int = 1) -> Any:
     from fastssl.methods import load_config
 
     small = ("model.width=0.1", "model.fc_channels=16", "model.head_channels=4", "data.size=67")
-    sizes = (f"data.batch_synthetic={bench.batch}", f"data.batch_real={bench.batch}")
+    size = batches * bench.batch
+    sizes = (f"data.batch_synthetic={size}", f"data.batch_real={size}")
     return load_config("paper", overrides=[*sizes, *(() if bench.on_gpu else small), *overrides])
 
 
-def _step_work(bench: Bench, config: Any) -> Callable[[], Any]:
+def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
+    from fastssl.bench.authors import AuthorsStep
     from fastssl.bench.made_up import made_up_batches
     from fastssl.methods import StepContext, find_method
     from fastssl.train import configure_torch
 
+    config = _config(bench, *form.overrides, batches=form.batches)
     configure_torch(config)
-    work = find_method(config.method)(config, StepContext(config, bench.device))
+    kind: Any = AuthorsStep if form.authors else find_method(config.method)
+    work = kind(config, StepContext(config, bench.device))
     batches = made_up_batches(config, bench.device)
     return lambda: work(batches)
 
 
-def _step_facts(bench: Bench, overrides: Sequence[str]) -> dict[str, Any]:
+def _gflop_per_pair(bench: Bench) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = _step_work(bench, STEP_FORMS["bf16"])
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops() / bench.batch / 1e9)
+
+
+def _step_facts(bench: Bench, form: StepForm) -> dict[str, Any]:
     import torch
 
-    work = _step_work(bench, _config(bench, *overrides))
+    work = _step_work(bench, form)
     started = time.perf_counter()
     work()
     bench.wait()
     found: dict[str, Any] = {"first_step_s": time.perf_counter() - started}
-    seconds = _median_seconds(bench, work, 8 if bench.on_gpu else 1)
-    found |= {"ms": 1000 * seconds, "pairs_per_s": bench.batch / seconds}
     if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = _median_seconds(bench, work, form.steps if bench.on_gpu else 1)
+    found |= {"ms": 1000 * seconds, "pairs_per_s": form.batches * bench.batch / seconds}
+    if bench.on_gpu:
+        started = time.perf_counter()
+        work()
+        found["host_ms"] = 1000 * (time.perf_counter() - started)
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["host_waits"] = _waits(work)
     return found
+
+
+def _kernels(bench: Bench, form: StepForm) -> list[tuple[str, int, int]]:
+    """The kernels that take longest in a step: name, microseconds, calls."""
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    work = _step_work(bench, form)
+    for _ in range(3):
+        work()
+    bench.wait()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        work()
+        bench.wait()
+    rows = [row for row in seen.key_averages() if row.device_type == DeviceType.CUDA]
+    found = [(row.key[:140], round(row.self_device_time_total), row.count) for row in rows]
+    return sorted(found, key=lambda row: -row[1])[:40]
 
 
 def _waits(work: Callable[[], Any]) -> str | None:
@@ -368,7 +424,7 @@ def train(bench: Bench, facts: Facts) -> None:
     steps = 60 if bench.on_gpu else 2
     config = _config(bench, *paths, f"train.steps={steps}")
     whole = facts.find("end to end", partial(_trained, config))
-    alone = facts.find("step alone", partial(_step_facts, bench, paths))
+    alone = facts.find("step alone", partial(_step_facts, bench, StepForm(paths)))
     facts.find("fraction of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
 
 
@@ -400,7 +456,8 @@ def _trained(config: Any) -> dict[str, Any]:
 
 
 def loading(bench: Bench, facts: Facts) -> None:
-    """Images per second by threads and fraction of the engine, beside a plain DALI graph with targets in PNG."""
+    """Pairs as a training loads them, then images per second by threads and fraction of the engine, beside a plain DALI
+    graph with targets in PNG."""
     folder, count = _data(bench)
     loaders_gpu, loader_data = (importlib.import_module(name) for name in ("loaders_gpu", "loader_data"))
     from fastssl.loader import open_mixture
@@ -410,13 +467,26 @@ def loading(bench: Bench, facts: Facts) -> None:
     points = [loaders_gpu.Point(cores, fraction) for fraction in fractions]
     if bench.on_gpu:
         points += [loaders_gpu.Point(threads, 1.0) for threads in (8, 4) if threads < cores]
+    shards = open_mixture(str(folder / "shards"))
+    for fraction in fractions:
+        pairs = partial(_pairs, bench, shards, fraction)
+        facts.find(f"pairs, fraction {fraction:g}", partial(_loading_rate, bench, pairs))
     views = loader_data.Views(count)
-    ours = partial(loaders_gpu.fastssl_batches, open_mixture(str(folder / "shards")), bench.device)
+    ours = partial(loaders_gpu.fastssl_batches, shards, bench.device)
     plain = partial(loaders_gpu.dali_batches, loader_data.resized_files(folder, count), bench.device)
     for point in points:
         for name, begin in (("fastssl", ours), ("plain DALI", plain)):
             words = f"{name}, {point.threads} threads, fraction {point.hw_decoder_load:g}"
             facts.find(words, partial(_loading_rate, bench, partial(begin, views, bench.batch, point)))
+
+
+def _pairs(bench: Bench, shards: Any, fraction: float) -> Iterator[Sequence[Any]]:
+    """What a training of the `paper` preset loads, as tuples that begin with one per pair."""
+    from fastssl.loader import LoaderOptions
+
+    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=fraction)
+    batches = importlib.import_module("loaders_gpu").step_batches(_config(bench, "train.amp=true"), shards, options)
+    return ((both["synthetic"].keys, both) for both in batches)
 
 
 def _loading_rate(bench: Bench, begin: Callable[[], Iterator[Sequence[Any]]]) -> dict[str, Any]:
@@ -430,7 +500,7 @@ def power(bench: Bench, facts: Facts) -> None:
     """Power, use and images per joule of the step, by NVML."""
     from fastssl.bench.gpu import gpu_use
 
-    work = _step_work(bench, _config(bench, "train.amp=true"))
+    work = _step_work(bench, STEP_FORMS["bf16"])
 
     def images() -> int:
         work()
@@ -452,14 +522,14 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "env": Stage(45, environment),
-    "smoke": Stage(60, smoke),
-    "engine": Stage(45, engine),
-    "tests": Stage(170, None),
-    "step": Stage(75, step),
-    "train": Stage(65, train),
-    "loading": Stage(65, loading),
-    "power": Stage(35, power),
+    "env": Stage(40, environment),
+    "smoke": Stage(50, smoke),
+    "engine": Stage(40, engine),
+    "tests": Stage(150, None),
+    "step": Stage(130, step),
+    "train": Stage(60, train),
+    "loading": Stage(60, loading),
+    "power": Stage(30, power),
 }
 """In the order in which they run."""
 
