@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -85,7 +86,7 @@ class Facts(dict[str, Any]):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path = path
+        self._path, self._begun = path, time.monotonic()
         self.failed = list[str]()
 
     def find(self, name: str, work: Callable[[], Any]) -> Any:
@@ -95,7 +96,7 @@ class Facts(dict[str, Any]):
         except Exception as error:  # told in the record, and in the stage's return code
             self[name] = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
             self.failed.append(name)
-        print(f"{name}: {json.dumps(self[name])}", flush=True)
+        print(f"{time.monotonic() - self._begun:6.1f} s  {name}: {json.dumps(self[name])}", flush=True)
         partial_path = self._path.with_suffix(".partial")
         partial_path.write_text(json.dumps(self, indent=1), encoding="utf-8")
         partial_path.replace(self._path)
@@ -292,30 +293,34 @@ class StepForm:
     """In a measured stretch."""
     authors: bool = False
     """In the authors' order of work."""
+    autotunes: bool = True
+    """cuDNN tries its kernels in the first step, and does not go by its rules of thumb."""
 
 
 AUTHORS = ("train.tf32=false", "train.channels_last=false", "optim.backend=foreach")
 STEP_FORMS: dict[str, StepForm] = {
+    "bf16, no autotuning": StepForm(("train.amp=true",), autotunes=False),
     "bf16": StepForm(("train.amp=true",)),
+    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
+    "fp32, no autotuning": StepForm(("train.tf32=false",), steps=2, autotunes=False),
+    "fp32, the authors' order, no autotuning": StepForm(AUTHORS, steps=2, authors=True, autotunes=False),
     "bf16, two streams": StepForm(("train.amp=true", "train.streams=true")),
-    "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
     "bf16, two batches": StepForm(("train.amp=true",), batches=2),
     "tf32": StepForm(steps=4),
-    "fp32": StepForm(("train.tf32=false",), steps=2),
-    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
     "bf16, not channels-last": StepForm(("train.amp=true", "train.channels_last=false")),
     "fp16": StepForm(("train.amp=true", "train.amp_dtype=float16")),
-    "bf16, four batches": StepForm(("train.amp=true",), batches=4, steps=4),
+    "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
 }
 
 
 def step(bench: Bench, facts: Facts) -> None:
     """The step of the `paper` preset on one resident batch: pairs/s, memory, kernels, and whether the host waits."""
-    facts.find("gflop_per_pair", partial(_gflop_per_pair, bench))
     for name, form in STEP_FORMS.items():
         facts.find(name, partial(_step_facts, bench, form))
+        if name == "bf16":
+            facts.find("gflop_per_pair", partial(_gflop_per_pair, bench))
         if name == "bf16" and bench.on_gpu:
-            facts.find("kernels", partial(_kernels, bench, form))
+            facts.find("longest", partial(_kernels, bench, form))
 
 
 def _config(bench: Bench, *overrides: str, batches: int = 1) -> Any:
@@ -329,6 +334,8 @@ def _config(bench: Bench, *overrides: str, batches: int = 1) -> Any:
 
 def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
+    import torch
+
     from fastssl.bench.authors import AuthorsStep
     from fastssl.bench.made_up import made_up_batches
     from fastssl.methods import StepContext, find_method
@@ -336,6 +343,7 @@ def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
 
     config = _config(bench, *form.overrides, batches=form.batches)
     configure_torch(config)
+    torch.backends.cudnn.benchmark = form.autotunes
     kind: Any = AuthorsStep if form.authors else find_method(config.method)
     work = kind(config, StepContext(config, bench.device))
     batches = made_up_batches(config, bench.device)
@@ -372,8 +380,8 @@ def _step_facts(bench: Bench, form: StepForm) -> dict[str, Any]:
     return found
 
 
-def _kernels(bench: Bench, form: StepForm) -> list[tuple[str, int, int]]:
-    """The kernels that take longest in a step: name, microseconds, calls."""
+def _kernels(bench: Bench, form: StepForm) -> dict[str, list[tuple[Any, ...]]]:
+    """What takes longest in a step: kernels and operators by the shapes of their inputs; microseconds, and calls."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -381,12 +389,21 @@ def _kernels(bench: Bench, form: StepForm) -> list[tuple[str, int, int]]:
     for _ in range(3):
         work()
     bench.wait()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], record_shapes=True) as seen:
         work()
         bench.wait()
-    rows = [row for row in seen.key_averages() if row.device_type == DeviceType.CUDA]
-    found = [(row.key[:140], round(row.self_device_time_total), row.count) for row in rows]
-    return sorted(found, key=lambda row: -row[1])[:40]
+    kernels = [row for row in seen.key_averages() if row.device_type == DeviceType.CUDA]
+    operators = [row for row in seen.key_averages(group_by_input_shape=True) if row.device_type == DeviceType.CPU]
+    return {
+        "kernels": _longest((row.self_device_time_total, row.count, row.key[:140]) for row in kernels),
+        "operators": _longest(
+            (row.self_device_time_total, row.count, row.key, str(row.input_shapes)[:140]) for row in operators
+        ),
+    }
+
+
+def _longest(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return sorted(rows, key=lambda row: -row[0])[:40]
 
 
 def _waits(work: Callable[[], Any]) -> str | None:
@@ -539,6 +556,7 @@ def run_probe(name: str, bench: Bench) -> int:
     probe = STAGES[name].probe
     assert probe is not None
     facts = Facts(bench.out / f"{name}.json")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     probe(bench, facts)
     print(f"failed: {', '.join(facts.failed) or 'nothing'}", flush=True)
     return int(bool(facts.failed))

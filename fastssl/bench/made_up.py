@@ -20,7 +20,7 @@ def made_up_batches(config: Any, device: torch.device, batch_size: int | None = 
         device: where the batches lie.
         batch_size: images of each; None = as the configuration has it.
     """
-    side, generator = config.data.size, torch.Generator().manual_seed(0)
+    side, generator = config.data.size, torch.Generator(device).manual_seed(0)
     precision = torch.float16 if config.train.amp and device.type == "cuda" else torch.float32
     batches: dict[str, Batch] = {}
     for request in find_method(config.method).domains(config):
@@ -28,7 +28,7 @@ def made_up_batches(config: Any, device: torch.device, batch_size: int | None = 
 
         def random(channels: int, *, num: int = num) -> Tensor:
             # Like the loader's: channels lie together.
-            pixels = torch.rand(num, side, side, channels, generator=generator)
+            pixels = torch.rand(num, side, side, channels, generator=generator, device=device)
             return pixels.permute(0, 3, 1, 2)
 
         targets = {
@@ -36,12 +36,12 @@ def made_up_batches(config: Any, device: torch.device, batch_size: int | None = 
             "normal": normalize(random(3) - 0.5, dim=1),
             "edge": (random(1) < 0.1).float(),
             "valid": random(1) < 0.9,
-            "stored_edge_fraction": torch.full((num,), 0.1),
+            "stored_edge_fraction": torch.full((num,), 0.1, device=device),
         }
         batches[request.name] = Batch(
             keys=tuple(f"{request.name}_{number}" for number in range(num)),
-            image=(random(3) - 0.5).to(device, precision),
-            targets={name: plane.to(device) for name, plane in targets.items()} if request.targets else {},
+            image=(random(3) - 0.5).to(precision),
+            targets=targets if request.targets else {},
             stored_size=(side, side),
         )
     return batches
