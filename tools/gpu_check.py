@@ -293,34 +293,32 @@ class StepForm:
     """In a measured stretch."""
     authors: bool = False
     """In the authors' order of work."""
-    autotunes: bool = True
-    """cuDNN tries its kernels in the first step, and does not go by its rules of thumb."""
 
 
 AUTHORS = ("train.tf32=false", "train.channels_last=false", "optim.backend=foreach")
+BF16 = StepForm(("train.amp=true",))
+TWO_STREAMS = StepForm(("train.amp=true", "train.streams=true"))
 STEP_FORMS: dict[str, StepForm] = {
-    "bf16, no autotuning": StepForm(("train.amp=true",), autotunes=False),
-    "bf16": StepForm(("train.amp=true",)),
-    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
-    "fp32, no autotuning": StepForm(("train.tf32=false",), steps=2, autotunes=False),
-    "fp32, the authors' order, no autotuning": StepForm(AUTHORS, steps=2, authors=True, autotunes=False),
-    "bf16, two streams": StepForm(("train.amp=true", "train.streams=true")),
+    "bf16": BF16,
+    "fp32": StepForm(("train.tf32=false",), steps=2),
+    "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
     "bf16, two batches": StepForm(("train.amp=true",), batches=2),
+    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
     "tf32": StepForm(steps=4),
     "bf16, not channels-last": StepForm(("train.amp=true", "train.channels_last=false")),
     "fp16": StepForm(("train.amp=true", "train.amp_dtype=float16")),
-    "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
 }
 
 
 def step(bench: Bench, facts: Facts) -> None:
-    """The step of the `paper` preset on one resident batch: pairs/s, memory, kernels, and whether the host waits."""
+    """The step of the `paper` preset on one resident batch: pairs/s, memory, and whether the host waits in it.
+
+    cuDNN does not try its kernels here, which takes long for so many forms; `train` has the step with what it chose.
+    """
     for name, form in STEP_FORMS.items():
         facts.find(name, partial(_step_facts, bench, form))
-        if name == "bf16":
+        if form is BF16:
             facts.find("gflop_per_pair", partial(_gflop_per_pair, bench))
-        if name == "bf16" and bench.on_gpu:
-            facts.find("longest", partial(_kernels, bench, form))
 
 
 def _config(bench: Bench, *overrides: str, batches: int = 1) -> Any:
@@ -332,7 +330,7 @@ def _config(bench: Bench, *overrides: str, batches: int = 1) -> Any:
     return load_config("paper", overrides=[*sizes, *(() if bench.on_gpu else small), *overrides])
 
 
-def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
+def _step_work(bench: Bench, form: StepForm, *, autotunes: bool = False) -> Callable[[], Any]:
     """One step on one resident pair of batches, whose values are made up."""
     import torch
 
@@ -343,7 +341,7 @@ def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
 
     config = _config(bench, *form.overrides, batches=form.batches)
     configure_torch(config)
-    torch.backends.cudnn.benchmark = form.autotunes
+    torch.backends.cudnn.benchmark = autotunes
     kind: Any = AuthorsStep if form.authors else find_method(config.method)
     work = kind(config, StepContext(config, bench.device))
     batches = made_up_batches(config, bench.device)
@@ -353,16 +351,16 @@ def _step_work(bench: Bench, form: StepForm) -> Callable[[], Any]:
 def _gflop_per_pair(bench: Bench) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
-    work = _step_work(bench, STEP_FORMS["bf16"])
+    work = _step_work(bench, BF16)
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops() / bench.batch / 1e9)
 
 
-def _step_facts(bench: Bench, form: StepForm) -> dict[str, Any]:
+def _step_facts(bench: Bench, form: StepForm, *, autotunes: bool = False) -> dict[str, Any]:
     import torch
 
-    work = _step_work(bench, form)
+    work = _step_work(bench, form, autotunes=autotunes)
     started = time.perf_counter()
     work()
     bench.wait()
@@ -380,12 +378,12 @@ def _step_facts(bench: Bench, form: StepForm) -> dict[str, Any]:
     return found
 
 
-def _kernels(bench: Bench, form: StepForm) -> dict[str, list[tuple[Any, ...]]]:
+def _kernels(bench: Bench) -> dict[str, list[tuple[Any, ...]]]:
     """What takes longest in a step: kernels and operators by the shapes of their inputs; microseconds, and calls."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    work = _step_work(bench, form)
+    work = _step_work(bench, BF16, autotunes=True)
     for _ in range(3):
         work()
     bench.wait()
@@ -441,8 +439,26 @@ def train(bench: Bench, facts: Facts) -> None:
     steps = 60 if bench.on_gpu else 2
     config = _config(bench, *paths, f"train.steps={steps}")
     whole = facts.find("end to end", partial(_trained, config))
-    alone = facts.find("step alone", partial(_step_facts, bench, StepForm(paths)))
+    alone = facts.find("step alone", partial(_step_facts, bench, StepForm(paths), autotunes=True))
     facts.find("fraction of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
+    facts.find("step alone, two streams", partial(_step_facts, bench, TWO_STREAMS, autotunes=True))
+    facts.find("power of the step", partial(_power, bench))
+    if bench.on_gpu:
+        facts.find("longest", partial(_kernels, bench))
+
+
+def _power(bench: Bench) -> dict[str, Any] | None:
+    """Power, use and images per joule of the step, by NVML."""
+    from fastssl.bench.gpu import gpu_use
+
+    work = _step_work(bench, BF16, autotunes=True)
+
+    def images() -> int:
+        work()
+        return 2 * bench.batch
+
+    found = gpu_use(images, 5.0 if bench.on_gpu else 0.01, 0, wait=bench.wait)
+    return None if found is None else asdict(found)
 
 
 def _photo_shards(folder: Path, count: int) -> Path:
@@ -480,10 +496,10 @@ def loading(bench: Bench, facts: Facts) -> None:
     from fastssl.loader import open_mixture
 
     cores = len(os.sched_getaffinity(0))
-    fractions = (1.0, 0.65, 0.0) if bench.on_gpu else (0.0,)
+    fractions = (0.35, 0.0, 1.0) if bench.on_gpu else (0.0,)
     points = [loaders_gpu.Point(cores, fraction) for fraction in fractions]
     if bench.on_gpu:
-        points += [loaders_gpu.Point(threads, 1.0) for threads in (8, 4) if threads < cores]
+        points += [loaders_gpu.Point(threads, 0.35) for threads in (8, 4) if threads < cores]
     shards = open_mixture(str(folder / "shards"))
     for fraction in fractions:
         pairs = partial(_pairs, bench, shards, fraction)
@@ -513,23 +529,6 @@ def _loading_rate(bench: Bench, begin: Callable[[], Iterator[Sequence[Any]]]) ->
     return {"images_per_s": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
 
 
-def power(bench: Bench, facts: Facts) -> None:
-    """Power, use and images per joule of the step, by NVML."""
-    from fastssl.bench.gpu import gpu_use
-
-    work = _step_work(bench, STEP_FORMS["bf16"])
-
-    def images() -> int:
-        work()
-        return 2 * bench.batch
-
-    def use() -> dict[str, Any] | None:
-        found = gpu_use(images, 5.0 if bench.on_gpu else 0.01, 0, wait=bench.wait)
-        return None if found is None else asdict(found)
-
-    facts.find("step", use)
-
-
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What runs in a process of its own: a probe of this file, or the tests."""
@@ -544,9 +543,8 @@ STAGES: dict[str, Stage] = {
     "engine": Stage(40, engine),
     "tests": Stage(150, None),
     "step": Stage(130, step),
-    "train": Stage(60, train),
+    "train": Stage(90, train),
     "loading": Stage(60, loading),
-    "power": Stage(30, power),
 }
 """In the order in which they run."""
 

@@ -4,9 +4,9 @@ The engine saves the cores most of the decoding, but all of the images are too m
 best fraction depends on the machine. It is found by reading a few batches with each fraction, as training reads.
 
 nvJPEG's batched decoding on that engine has been seen to ignore the order of its stream: it wrote into memory that had
-been given back, but that earlier kernels were still to read (pytorch/vision #9606, on H100). So before it is used, the
-same batches are read twice: at leisure, and while the GPU is kept so busy that every kernel, DALI's own between decoder
-and batch among them, reads late. Sums of all rows must agree.
+been given back, but that earlier kernels were still to read (pytorch/vision #9606, on H100). So before the engine is
+used, the same batches are read twice: at leisure, and while the GPU is kept so busy that every kernel, DALI's own
+between decoder and batch among them, reads late. Sums of all rows must agree.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Calibration:
 
     load: float
     is_safe: bool
-    """Late reading found the images as they were decoded."""
+    """Late reading found the images of the fastest fraction as they were decoded."""
     reason: str
     seconds: Mapping[float, float]
-    """Per batch, by fraction; empty where none was measured."""
+    """Per batch, by fraction; empty where there is no GPU."""
 
 
 def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
@@ -87,20 +87,19 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
 
 
 def chosen(changed: Callable[[float], int], seconds: Callable[[float], float]) -> Calibration:
-    """The fastest fraction, if no image changes under any.
+    """The fastest fraction, if no image changes under it; else none.
 
     Args:
-        changed: how many images late reading finds changed, by fraction.
-        seconds: per batch, by fraction; called only if none is changed.
+        changed: how many images late reading finds changed, by fraction; called only for one that the engine is in.
+        seconds: per batch, by fraction.
     """
-    for load, decoder in ((0.0, "without the engine"), (1.0, "decoded by the engine")):
-        count = changed(load)
-        if count:
-            reason = f"{count} images {decoder} were overwritten while kernels were still to read them"
-            return Calibration(load=0.0, is_safe=False, reason=reason, seconds={})
     times = {load: seconds(load) for load in LOADS}
+    load = fastest(times)
+    if load and (count := changed(load)):
+        reason = f"{count} images decoded by the engine were overwritten while kernels were still to read them"
+        return Calibration(load=0.0, is_safe=False, reason=reason, seconds=times)
     listed = ", ".join(f"{1000 * took:.1f} with {load:.0%}" for load, took in times.items())
-    return Calibration(load=fastest(times), is_safe=True, reason=f"ms per batch: {listed}", seconds=times)
+    return Calibration(load=load, is_safe=True, reason=f"ms per batch: {listed}", seconds=times)
 
 
 def fastest(seconds: Mapping[float, float]) -> float:
