@@ -23,7 +23,6 @@ from fastssl.errors import DeviceError
 from fastssl.faults import machine_error, machine_fault
 from fastssl.loader.plan import Views
 from fastssl.shards.codec import TargetCodec
-from fastssl.telemetry import nvml_handle
 
 Input = list[NDArray[np.uint8]] | NDArray[Any]
 """One input of the graph for a batch: encoded bytes of each sample, or numbers with a row per sample."""
@@ -139,9 +138,6 @@ def built(pipeline: Pipeline) -> Pipeline:
     Raises:
         DeviceError: DALI cannot build it; a MachineError where memory is short.
     """
-    if pipeline.device_id is not None:
-        # NVML stays open: each decoder opens and closes it, which takes half a second where nobody else has it open.
-        nvml_handle(pipeline.device_id)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="nvidia-dali-cuda120 is no longer shipped")
         try:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fastssl.backbones import Backbone
 from fastssl.batch import Batch, Task
-from fastssl.config import Config, Preset
+from fastssl.config import Config, Preset, TrainConfig
 from fastssl.errors import ConfigError
 from fastssl.kernels import can_compile
 from fastssl.loader import DomainRequest
@@ -52,8 +52,7 @@ class StepContext:
         """
         chosen = self._config.channels_last
         if chosen == "auto":
-            largest = max((weight.numel() for weight in networks.parameters()), default=0)
-            chosen = self.device.type != "cpu" or largest < _SLOW_CHANNELS_LAST
+            chosen = is_faster_channels_last(networks, self.device.type, self._config)
         self.channels_last = chosen
         if self._config.sync_batch_norm and self.ranks.world_size > 1:
             if self.device.type == "cpu":
@@ -115,6 +114,16 @@ class StepContext:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scaler.load_state_dict(state)
+
+
+def is_faster_channels_last(networks: nn.Module, device_type: str, train: TrainConfig) -> bool:
+    """Whether networks compute faster there with channels last (benchmarks/LOG.md).
+
+    On a GPU that is so where its matrix units work: by far not in full float32.
+    """
+    if device_type != "cpu":
+        return train.amp or train.tf32
+    return max((weight.numel() for weight in networks.parameters()), default=0) < _SLOW_CHANNELS_LAST
 
 
 class Method(Protocol):

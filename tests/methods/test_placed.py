@@ -9,6 +9,7 @@ from small_steps import CPU, small_config
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.config import BackboneSettings
 from fastssl.methods import StepContext
+from fastssl.methods.method import is_faster_channels_last
 
 CHANNELS_LAST = torch.channels_last
 
@@ -23,6 +24,20 @@ def test_wide_layers_lie_contiguous_on_a_cpu_unless_the_settings_say_otherwise(
     context = StepContext(small_config(f"train.channels_last={asked}"), CPU)
     placed = context.placed(torch.nn.Conv2d(channels, channels, 2))
     assert context.channels_last == placed.weight.is_contiguous(memory_format=CHANNELS_LAST) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["train.amp=true"], True),
+        (["train.amp=true", "train.tf32=false"], True),
+        (["train.tf32=true"], True),
+        (["train.tf32=false"], False),
+    ],
+)
+def test_channels_lie_last_on_a_gpu_whose_matrix_units_work(settings: list[str], expected: bool) -> None:
+    wide = torch.nn.Conv2d(2048, 2048, 2)
+    assert is_faster_channels_last(wide, "cuda", small_config(*settings).train) == expected
 
 
 @pytest.mark.parametrize("of_image", [torch.contiguous_format, CHANNELS_LAST])
