@@ -16,7 +16,7 @@ from torch.func import functional_call
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError
 
-HeadForm = Literal["transposed", "skip", "pyramid"]
+HeadForm = Literal["transposed", "skip", "pyramid", "light"]
 """Forms of the heads that predict planes, each a class of `fastssl.layers.heads`."""
 
 
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
     discriminators: ClassVar[Mapping[str, tuple[Convolution, ...]]]
     """Convolutions, but the last, of a discriminator of patches of the map, for each layer that can be adapted."""
     heads: ClassVar[HeadForm] = "pyramid"
-    """The form of its heads; `pyramid` fits every backbone."""
+    """The form of its heads, where the settings ask for no other; `pyramid` and `light` fit every backbone."""
     has_relu: ClassVar[bool] = False
     """Layers end in a ReLU, and give their maps before or after it; if not, a map has one form, whatever ends it."""
     feature_info: dict[str, LayerInfo]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.backbones import Backbone
+from fastssl.backbones import Backbone, HeadForm
 from fastssl.batch import Task
 
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
@@ -171,12 +172,72 @@ class PyramidHeads(Heads):
         return predictions
 
 
-_FORMS: dict[str, type[Heads]] = {"transposed": TransposedHeads, "skip": SkipHeads, "pyramid": PyramidHeads}
+class LightHeads(Heads):
+    """The last map, brought up to the early maps one by one and joined with them; then a block of pixels at each place.
+
+    No convolution works on a map larger than the backbone's own, which makes these the cheapest form on large images
+    and on CPUs. The early maps are the deepest of each stride from 4 on (of each stride, where all are larger); the
+    finest has the channels that are set, each before it twice as many. This form fits every backbone and every size.
+
+    Source: an own choice; the block of pixels is the sub-pixel convolution of Shi et al., CVPR 2016
+    (docs/reproduction.md, section 3.9).
+    """
+
+    def build(self, tasks: Sequence[Task], channels: int) -> None:
+        by_stride = {info.stride: layer for layer, info in self._backbone_info.items()}
+        last = self._backbone_info[self._last].stride
+        strides = sorted((stride for stride in by_stride if 4 <= stride < last), reverse=True)
+        self._early = [by_stride[stride] for stride in strides]
+        self._block = min([*strides, last])
+        widths = [channels << depth for depth in range(len(self._early), -1, -1)]
+        self.heads = nn.ModuleDict({task: self._head(widths, _OUTPUTS[task]) for task in tasks})
+
+    def _head(self, widths: Sequence[int], outputs: int) -> nn.ModuleDict:
+        early = [self._backbone_info[layer].channels for layer in self._early]
+        return nn.ModuleDict(
+            {
+                "top": _normed(self._backbone_info[self._last].channels, widths[0], kernel=1),
+                "steps": nn.ModuleList(
+                    _normed(below + skip, above, kernel=3)
+                    for (below, above), skip in zip(pairwise(widths), early, strict=True)
+                ),
+                "out": nn.Conv2d(widths[-1], outputs * self._block**2, 3, padding=1),
+            }
+        )
+
+    def raw(self, features: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
+        early = [self.read(features, layer) for layer in self._early]
+        predictions = {}
+        for task, head in self.heads.items():
+            assert isinstance(head, nn.ModuleDict)
+            steps = head["steps"]
+            assert isinstance(steps, nn.ModuleList)
+            x = F.relu(head["top"](features[self._last]))
+            for skip, step in zip(early, steps, strict=True):
+                x = F.relu(step(torch.cat([_resized(x, skip.shape[-2:]), skip], dim=1)))
+            predictions[task] = _centred(F.pixel_shuffle(head["out"](x), self._block), height, width)
+        return predictions
 
 
-def build_heads(backbone: Backbone, tasks: Sequence[Task], channels: int, *, shortest_normal: float) -> Heads:
-    """Heads of the form that the backbone asks for; arguments as those of `Heads`."""
-    return _FORMS[backbone.heads](backbone, tasks, channels, shortest_normal=shortest_normal)
+_FORMS: dict[HeadForm, type[Heads]] = {
+    "transposed": TransposedHeads,
+    "skip": SkipHeads,
+    "pyramid": PyramidHeads,
+    "light": LightHeads,
+}
+
+
+def build_heads(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    channels: int,
+    *,
+    shortest_normal: float,
+    form: HeadForm | Literal["auto"] = "auto",
+) -> Heads:
+    """Heads of a form, auto = that of the backbone's own paper; other arguments as those of `Heads`."""
+    kind = _FORMS[backbone.heads if form == "auto" else form]
+    return kind(backbone, tasks, channels, shortest_normal=shortest_normal)
 
 
 def _transposed_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -201,5 +262,11 @@ def _normed(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.BatchNorm2d(outputs))
 
 
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+def _centred(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of a map, of this size; beyond its borders a map goes on as it is there."""
+    rows, columns = height - x.shape[-2], width - x.shape[-1]
+    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), mode="replicate")
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from fastssl import config as settings
-from fastssl.backbones import Backbone, build_backbone
+from fastssl.backbones import Backbone, HeadForm, build_backbone
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import BelowOne, Channels, NonNegative, Positive, Preset, Section
 from fastssl.errors import ConfigError
@@ -45,8 +45,10 @@ log = logging.getLogger(__name__)
 class ModelConfig(settings.BackboneSettings):
     """Backbone B, heads H and discriminator D."""
 
+    heads: Literal[HeadForm, "auto"] = "auto"
+    """Form of the task heads (`fastssl.layers.heads`); auto = that of the backbone's paper."""
     head_channels: Channels = 64
-    """Channels inside each task head."""
+    """Channels inside each task head, where its map is largest."""
     tasks: tuple[Task, ...] = PLANES
     """Tasks that are learnt; one head each."""
     adapted_layer: str = "conv5"
@@ -171,8 +173,9 @@ class Networks(nn.Module):
         super().__init__()
         post_relu = model.adapted_feature == "post_relu"
         self.backbone: Backbone = build_backbone(model, post_relu=post_relu)
-        shortest = model.shortest_normal
-        self.heads: Heads = build_heads(self.backbone, model.tasks, model.head_channels, shortest_normal=shortest)
+        self.heads: Heads = build_heads(
+            self.backbone, model.tasks, model.head_channels, shortest_normal=model.shortest_normal, form=model.heads
+        )
         if model.running_statistics == "all":
             _count_batches_twice(self.heads)
         self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
@@ -268,8 +271,8 @@ class CrossDomain:
                 "the heads do not give one prediction per pixel with this backbone",
                 where="model.backbone",
                 seen=f"{side} x {side} predictions of an image of {size} x {size}",
-                expected=f"{size} x {size}, by heads of the backbone's form {networks.backbone.heads!r}",
-                hint="let the backbone name another form, take another backbone, or a method without heads",
+                expected=f"{size} x {size}",
+                hint="set model.heads=light or model.heads=pyramid, which fit every backbone",
             )
 
     @staticmethod

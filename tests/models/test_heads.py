@@ -12,7 +12,7 @@ from torch import Tensor
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.batch import PLANES, Task
 from fastssl.layers import build_heads
-from fastssl.methods.cross_domain import ModelConfig, build_networks
+from fastssl.methods.cross_domain import ModelConfig, Networks, build_networks
 
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
 
@@ -108,3 +108,45 @@ def test_a_normal_shorter_than_the_shortest_is_divided_by_that(shortest: float, 
     normal = heads(_features(), 83, 83)["normal"]
     direction = torch.tensor([0.0, 0.6, -0.8])[None, :, None, None]
     torch.testing.assert_close(normal, (expected * direction).expand_as(normal))
+
+
+LIGHT = NARROW.model_copy(update={"heads": "light"})
+
+
+def test_light_heads_are_what_their_description_says() -> None:
+    """Written out: 1 x 1, twice up, joined and 3 x 3, then blocks of 4 x 4 pixels, three more of which are repeated."""
+    networks = build_networks(LIGHT, seed=1).double()
+    features = networks.backbone(torch.randn(2, 3, 83, 83, generator=torch.Generator().manual_seed(0)).double())
+    predictions = networks.heads(features, 83, 83)
+    for task in ("depth", "edge"):
+        head = networks.heads.get_submodule(f"heads.{task}")
+        state = dict(head.named_parameters())
+
+        def normed(x: Tensor, name: str, padding: int, state: dict[str, Tensor] = state) -> Tensor:
+            x = F.conv2d(x, state[f"{name}.0.weight"], state[f"{name}.0.bias"], padding=padding)
+            return F.batch_norm(x, None, None, state[f"{name}.1.weight"], state[f"{name}.1.bias"], training=True).relu()
+
+        x = normed(features["fc7"], "top", 0)
+        for step, layer in enumerate(["conv2", "conv1"]):
+            skip = features[layer].relu()
+            x = F.interpolate(x, skip.shape[-2:], mode="bilinear")
+            x = normed(torch.cat([x, skip], dim=1), f"steps.{step}", 1)
+        x = F.conv2d(x, state["out.weight"], state["out.bias"], padding=1)
+        n, _, h, w = x.shape
+        pixels = x.reshape(n, 1, 4, 4, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 1, 4 * h, 4 * w)
+        index = (torch.arange(83) - (83 - 4 * h) // 2).clamp(0, 4 * h - 1)
+        torch.testing.assert_close(predictions[task], pixels[:, :, index][..., index])
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(3, 20), columns=st.integers(3, 20), form=st.sampled_from(["light", "pyramid", "transposed"]))
+def test_each_form_gives_one_output_per_pixel(rows: int, columns: int, form: str) -> None:
+    height, width = 16 * rows + 3, 16 * columns + 3
+    with torch.device("meta"):
+        networks = Networks(NARROW.model_copy(update={"heads": form}))
+        predictions = networks.predict(torch.empty(2, 3, height, width))
+    assert {task: tuple(x.shape[1:]) for task, x in predictions.items()} == {
+        "depth": (1, height, width),
+        "normal": (3, height, width),
+        "edge": (1, height, width),
+    }
