@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _running: list[subprocess.Popen[str]] = []
@@ -28,11 +29,12 @@ def start(arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
 
 
 def end_all() -> None:
-    """Kill whatever is left of the processes that were begun, and of what they began."""
+    """Kill whatever is left of the processes that were begun, and of what they began; close what they wrote into."""
     while _running:
         process = _running.pop()
-        try:
+        with suppress(ProcessLookupError):  # it has ended, and all that it began
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # it has ended, and all that it began
         process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
