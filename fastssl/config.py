@@ -226,6 +226,8 @@ class TrainConfig(Section):
     `steps` takes precedence."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Steps in all; 0 = as `epochs` says."""
+    init_from: str = ""
+    """Run, or checkpoint of one, with whose networks this run begins, as far as it has them. Empty = fresh ones."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches of each domain in a step, whose gradients are averaged; batch norms see each by itself."""

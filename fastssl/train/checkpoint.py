@@ -16,7 +16,7 @@ import torch
 
 from fastssl.addresses import masked
 from fastssl.config import Config, plain
-from fastssl.errors import CheckpointError, DataError, FastsslError, MachineError
+from fastssl.errors import CheckpointError, ConfigError, DataError, FastsslError, MachineError
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
 from fastssl.methods import Method, measured_method, read_config
@@ -416,6 +416,38 @@ def load_trained(subject: Path) -> Trained:
         load_average(method.networks, content["state"]["average"])
     method.networks.eval()
     return Trained(method, config, run, content["data"])
+
+
+def begin_with(method: Method, subject: Path) -> None:
+    """Give a method's networks the weights and statistics of the parts of the same name that a run has trained.
+
+    Args:
+        subject: as that of `load_trained`.
+
+    Raises:
+        DataError: see `load_trained`.
+        ConfigError: no part has the same name, or one has another shape.
+    """
+    trained = dict(load_trained(subject).method.networks.named_children())
+    parts = {name: part for name, part in method.networks.named_children() if name in trained}
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(trained[name].state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the {name} of that run is not the {name} of this one",
+                where="train.init_from",
+                seen=str(subject),
+                expected="a run with the same settings in `model`",
+                hint=str(error).splitlines()[1].strip(),
+            ) from error
+    if not parts:
+        raise ConfigError(
+            "that run has trained none of the networks of this one",
+            where="train.init_from",
+            seen=f"{subject} has {', '.join(trained)}",
+            expected=", ".join(name for name, _ in method.networks.named_children()),
+        )
 
 
 def check_data(

@@ -32,7 +32,13 @@ from fastssl.methods import Method, StepContext, find_method, load_config, read_
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.trackers import check_trackers
-from fastssl.train.checkpoint import check_data, checkpoint_before, latest_checkpoint, newest_sound_checkpoint
+from fastssl.train.checkpoint import (
+    begin_with,
+    check_data,
+    checkpoint_before,
+    latest_checkpoint,
+    newest_sound_checkpoint,
+)
 from fastssl.train.estimate import check_memory, empty_method, estimate
 from fastssl.train.failure import Failure, batches_at, failure_path, write_failure
 from fastssl.train.profile import Trace
@@ -263,7 +269,6 @@ def _train(
     *,
     profile: bool,
 ) -> None:
-    kind = find_method(config.method)
     check_trackers(config.train.trackers)
     configure_torch(config)
     device = run_device(ranks.local_rank if ranks.world_size > 1 else None)
@@ -272,7 +277,7 @@ def _train(
     check_memory(config, domains, loader_options(config, device))
     if ranks.leads:
         _warn_of_copies(domains, ranks.world_size)
-    method = kind(config, context)
+    method = _method(config, context, resumed=content is not None)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     validation = _validation(method, config, fingerprints, context, resumed=content is not None)
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
@@ -321,6 +326,13 @@ def _train(
         failures = _failures_kept(run, config, domains, start, total_steps, ranks)
         with _ending_told(run, trainer, ranks, damaged), failures, stop.deferred():
             trainer.fit(batches, start, advance, summarise, stop)
+
+
+def _method(config: Config, context: StepContext, *, resumed: bool) -> Method:
+    method = find_method(config.method)(config, context)
+    if config.train.init_from and not resumed:
+        begin_with(method, Path(config.train.init_from))
+    return method
 
 
 @contextmanager
