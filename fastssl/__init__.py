@@ -16,17 +16,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastssl.export.loading import load_backbone
     from fastssl.loader.load import Loader, load
     from fastssl.shards import ShardSet, pack, read_samples
     from fastssl.sources import open_source
 
 __version__ = "0.1.0"
 
-__all__ = ["Loader", "ShardSet", "__version__", "load", "open_source", "pack", "read_samples"]
+__all__ = ["Loader", "ShardSet", "__version__", "load", "load_backbone", "open_source", "pack", "read_samples"]
 
 _HOMES = {
     "Loader": "fastssl.loader.load",
     "load": "fastssl.loader.load",
+    "load_backbone": "fastssl.export.loading",
     "ShardSet": "fastssl.shards",
     "pack": "fastssl.shards",
     "read_samples": "fastssl.shards",

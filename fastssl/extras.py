@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastssl.errors import UsageError
 
-_TRAIN = ("torch", "nvidia", "tensorboard", "pynvml", "jinja2")
+_TRAIN = ("torch", "nvidia", "tensorboard", "pynvml", "jinja2", "safetensors")
 
 
 def extra_needed(error: ImportError) -> UsageError | None:

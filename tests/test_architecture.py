@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "fastssl"
 # From high to low. A module imports from groups below its own, and inside its group only what stands further right.
 GROUPS = [
     ["cli"],
-    ["bench", "report", "show", "runs", "evaluate", "train"],
+    ["bench", "report", "show", "runs", "evaluate", "export", "train"],
     ["methods"],
     ["layers", "losses", "metrics", "loader", "render", "sources"],
     ["shards", "backbones"],
@@ -154,7 +154,13 @@ def test_packing_needs_no_package_of_training(light: Path, arguments: list[str])
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--real", "packed", "--out", "run"], ["eval", "tasks", "run"], ["report", "run"]]
+    "arguments",
+    [
+        ["train", "--real", "packed", "--out", "run"],
+        ["eval", "tasks", "run"],
+        ["report", "run"],
+        ["export", "run", "out"],
+    ],
 )
 def test_training_says_what_to_install(light: Path, arguments: list[str]) -> None:
     done = without_train(f"import os; os.chdir({str(light)!r})\n{command(arguments)}")

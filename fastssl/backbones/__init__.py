@@ -17,7 +17,7 @@ from fastssl.backbones.backbone import (
     scaled_channels,
 )
 from fastssl.backbones.resnet50 import ResNet50
-from fastssl.backbones.timm_model import PREFIX, timm_backbone
+from fastssl.backbones.timm_model import PREFIX, TimmModel, timm_backbone
 from fastssl.backbones.vgg16 import VGG16
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError
@@ -30,6 +30,7 @@ __all__ = [
     "HeadForm",
     "LayerInfo",
     "SequentialBackbone",
+    "TimmModel",
     "build_backbone",
     "check_sides",
     "find_backbone",

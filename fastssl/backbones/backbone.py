@@ -59,10 +59,13 @@ class Backbone(nn.Module):
     """Layers end in a ReLU, and give their maps before or after it; if not, a map has one form, whatever ends it."""
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
+    post_relu: bool
+    """As it was made with."""
 
     @abstractmethod
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
         super().__init__()
+        self.post_relu = post_relu
         self._frozen: tuple[nn.Module, ...] = ()
 
     @abstractmethod
@@ -156,7 +159,7 @@ class Backbone(nn.Module):
 
     def _parameters_of(self, layer: str) -> list[nn.Parameter]:
         """The parameters that a layer's map depends on, found by a pass without content."""
-        side = next(side for side in count(64) if self._takes(side))
+        side = self.small_side()
         # Copies without content, beside which buffers that a pass changes stay as they are.
         empty = {name: torch.empty_like(x, device="meta") for name, x in self.named_buffers()}
         weights = {name: nn.Parameter(torch.empty_like(x, device="meta")) for name, x in self.named_parameters()}
@@ -166,6 +169,11 @@ class Backbone(nn.Module):
             gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
         found = zip(self.named_parameters(), gradients, strict=True)
         return [parameter for (_, parameter), gradient in found if gradient is not None]
+
+    @classmethod
+    def small_side(cls) -> int:
+        """The least side from 64 pixels on that square images may have."""
+        return next(side for side in count(64) if cls._takes(side))
 
     @classmethod
     def _takes(cls, side: int) -> bool:
@@ -184,16 +192,9 @@ class Backbone(nn.Module):
 
 
 class SequentialBackbone(Backbone):
-    """A backbone of layers one after the other, each of which ends in a ReLU; one says what a layer is.
-
-    `post_relu` is kept, so that maps come before the ReLU or after it.
-    """
+    """A backbone of layers one after the other, each of which ends in a ReLU; one says what a layer is."""
 
     has_relu: ClassVar[bool] = True
-
-    def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
-        super().__init__(settings)
-        self._returns_post_relu = post_relu
 
     @abstractmethod
     def layer_map(self, layer: str, below: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ class SequentialBackbone(Backbone):
         x = self.as_weights(image)
         for name in self.feature_info:
             normed = self.layer_map(name, x)
-            after = self._returns_post_relu or name == self.last
+            after = self.post_relu or name == self.last
             x = F.relu(normed, inplace=after)  # in place only where nobody gets to see the map before it
             features[name] = x if after else normed
             if name == until:

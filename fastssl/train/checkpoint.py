@@ -16,7 +16,7 @@ import torch
 
 from fastssl.addresses import masked
 from fastssl.config import Config, plain
-from fastssl.errors import CheckpointError, ConfigError, DataError, FastsslError, MachineError
+from fastssl.errors import CheckpointError, ConfigError, DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import PARTIAL, complete_or_absent, open_regular
 from fastssl.methods import Method, measured_method, read_config
@@ -275,6 +275,24 @@ def latest_checkpoint(run: Path) -> Path | None:
     return paths[-1][1] if paths else None
 
 
+def named_checkpoint(run: Path, name: str) -> Path:
+    """A checkpoint of a run by its name there: ``best``, or the number of its step.
+
+    Raises:
+        UsageError: the run has no such checkpoint; those that it has are named.
+        DataError: the folder is no run.
+    """
+    latest_checkpoint(run)  # refuses what is no run
+    folder = run / "checkpoints"
+    path = folder / (f"step_{int(name):08d}.pt" if name.isascii() and name.isdecimal() else f"{name}.pt")
+    if not path.is_file():
+        known = [Path(BEST).stem] if (folder / BEST).is_file() else []
+        known += [str(step) for step, _ in _checkpoints(folder)]
+        expected = ", ".join(known) or "none, it has no checkpoint yet"
+        raise UsageError("the run has no such checkpoint", where=folder, seen=name, expected=expected)
+    return path
+
+
 def checkpoint_before(run: Path, step: int) -> Path | None:
     """The newest checkpoint of fewer steps, sound or not; None if there is none."""
     return next((path for made, path in reversed(_checkpoints(run / "checkpoints")) if made < step), None)
@@ -388,6 +406,8 @@ class Trained:
     run: Path
     fingerprints: Mapping[str, str]
     """Fingerprint of the datasets of each domain that it was trained on."""
+    step: int
+    """Steps made up to the checkpoint."""
 
 
 def load_trained(subject: Path) -> Trained:
@@ -415,7 +435,7 @@ def load_trained(subject: Path) -> Trained:
     if "average" in content["state"]:
         load_average(method.networks, content["state"]["average"])
     method.networks.eval()
-    return Trained(method, config, run, content["data"])
+    return Trained(method, config, run, content["data"], content["step"])
 
 
 def begin_with(method: Method, subject: Path) -> None:

@@ -1,0 +1,40 @@
+"""Format `safetensors`: the backbone's own tensors and a header, which `fastssl.load_backbone` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+import torch
+
+from fastssl.export.exporter import Weights, largest_difference, random_images
+from fastssl.export.header import KEY, header_of
+from fastssl.export.loading import load_backbone
+
+
+class SafeTensors:
+    """Any backbone, in one file without code. Tensors are named as in the run's backbone."""
+
+    name: ClassVar[str] = "safetensors"
+
+    @staticmethod
+    def check(weights: Weights) -> None:
+        """All is taken; a layer that was named is noted in the header."""
+
+    @staticmethod
+    def write(weights: Weights, file: BinaryIO) -> None:
+        """Tensors, and the header as JSON at the key `fastssl` of the metadata."""
+        from safetensors.torch import save
+
+        file.write(save(weights.state(), {"format": "pt", KEY: header_of(weights).model_dump_json()}))
+
+    @staticmethod
+    def verify(weights: Weights, path: Path) -> float:
+        """By `fastssl.load_backbone`."""
+        image = random_images(weights.config.data.size, weights.config.data.size)
+        with torch.no_grad():
+            return largest_difference(load_backbone(path)(image), weights.features(image))
+
+    @staticmethod
+    def usage(weights: Weights, path: Path) -> str:
+        return f"fastssl.load_backbone({str(path)!r})"
