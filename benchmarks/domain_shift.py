@@ -1,0 +1,372 @@
+"""Does adaptation help, where that can be measured: rooms that are changed in appearance alone.
+
+    python benchmarks/domain_shift.py [--rooms 2500] [--seeds 3] [--only camera,flat] [--jobs 2] [--work DIR]
+
+Source and target are different rooms of the same renderer, and one of the two is changed by a rule that leaves depth,
+normals and contours as they are. The target's labels are used for testing alone, but in the row that says so. So the gap
+that a shift opens is known, and what adaptation closes of it can be told.
+
+Networks learn the tasks on the source first. Each variant then goes on from there for some steps with a discriminator of
+its own form, or without one, and is measured on held-out rooms of the target: with the running statistics of its batch
+norms, and with those re-estimated on the target's images (AdaBN). An error falls, too, where predictions only retreat to
+what rooms look like on average, so the correlation of what goes beyond that average is told beside it.
+
+Rooms are rendered once, and every result is kept in DIR, so that a study that is killed goes on where it stood. Results go
+to `results/domain_shift.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from conditions import write_result
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from fastssl.batch import PLANES, Record
+from fastssl.evaluate import Tasks, evaluate
+from fastssl.evaluate.subject import Subject, every_sample, run_subject
+from fastssl.files import complete_or_absent
+from fastssl.loader import Domain
+from fastssl.methods import load_config
+from fastssl.render import render_rooms
+from fastssl.shards import DomainName, PassedOver, pack
+from fastssl.sources import RenderSource
+from fastssl.telemetry import read_metrics
+from fastssl.train import start_run
+
+RENDERED, PACKED, SIZE = 128, 112, 99
+"""Sides in pixels: of the rendered rooms, of the packed ones, and of the network's input."""
+PARTS = {"source": 0.5, "target": 0.4, "test": 0.1}
+"""Fractions of the rooms."""
+
+Array = NDArray[Any]
+Change = Callable[[Record, np.random.Generator], Array]
+"""Another image, (H, W, 3) uint8, of what a record shows."""
+
+
+def camera(record: Record, random: np.random.Generator) -> Array:
+    """A bad camera: less contrast, another gamma, dark corners, blur and noise."""
+    image = 0.25 + 0.5 * (record.image / 255.0) ** 1.6
+    rows, columns = np.indices(image.shape[:2]) / np.array(image.shape[:2])[:, None, None] - 0.5
+    image *= (1 - 0.9 * (rows**2 + columns**2))[..., None]
+    return _noisy(gaussian_filter(image, (1, 1, 0)), 0.03, random)
+
+
+def negative(record: Record, random: np.random.Generator) -> Array:
+    """A negative with a bent tone curve, blur and noise."""
+    return _noisy(gaussian_filter((1 - record.image / 255.0) ** 1.5, (0.7, 0.7, 0)), 0.03, random)
+
+
+def flat(record: Record, random: np.random.Generator) -> Array:
+    """A plain renderer: one gray for each object, lit from the camera's upper left; no texture, lamp or shadow."""
+    assert record.instance is not None
+    assert record.normal is not None
+    normal = record.normal / 127.5 - 1 if record.normal.dtype == np.uint8 else record.normal
+    light = np.array([-0.4, -0.7, -0.6])
+    lit = np.clip(normal @ (light / np.linalg.norm(light)), 0, 1)
+    grays = np.random.default_rng(7).uniform(0.35, 1.0, 1 << 16)  # by an object's identity, the same in every room
+    image = grays[record.instance % len(grays)] * (0.35 + 0.65 * lit)
+    return _noisy(np.repeat(image[..., None], 3, axis=2), 0.005, random)
+
+
+def _noisy(image: Array, deviation: float, random: np.random.Generator) -> Array:
+    noisy = image + random.normal(0, deviation, image.shape)
+    return (255 * np.clip(noisy, 0, 1)).round().astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How the domains differ; None = the rooms as they are rendered."""
+
+    source: Change | None
+    target: Change | None
+
+
+SHIFTS = {
+    "camera": Shift(None, camera),
+    "negative": Shift(None, negative),
+    "flat": Shift(flat, None),
+}
+
+
+class Changed:
+    """Rooms of which another image is packed."""
+
+    layout: ClassVar[str] = RenderSource.layout
+    domain: ClassVar[DomainName] = RenderSource.domain
+    labelled: ClassVar[bool] = True
+
+    def __init__(self, rooms: RenderSource, keys: Sequence[str], change: Change | None) -> None:
+        self.path, self.subset, self.licence = rooms.path, None, rooms.licence
+        self._rooms, self._keys, self._change = rooms, keys, change
+
+    def references(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def key(self, reference: str) -> str:
+        return reference
+
+    def read(self, reference: str) -> Record:
+        record = self._rooms.read(reference)
+        if self._change is None:
+            return record
+        random = np.random.default_rng(list(reference.encode()))
+        return replace(record, image=self._change(record, random))
+
+    def passed_over(self) -> dict[str, PassedOver]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way of going on from the networks that were trained on the source."""
+
+    words: str
+    overrides: tuple[str, ...]
+
+
+def _adversary(weight: float, *overrides: str) -> tuple[str, ...]:
+    return (f"loss.adversarial_weight={weight:g}", *overrides)
+
+
+NONE = "model.discriminator_norm=none"
+JOINT = "model.passes=joint"
+VARIANTS = {
+    "control": Variant("weight 0: the adversary's control", _adversary(0)),
+    "authors": Variant("as the authors have it, weight 0.1", _adversary(0.1)),
+    "authors_1": Variant("the same, weight 1", _adversary(1)),
+    "joint_norm": Variant("D's batch norm over both domains, 1", _adversary(1, "model.discriminator_norm=joint")),
+    "no_norm": Variant("D without norm, 1", _adversary(1, NONE)),
+    "instance": Variant("D with instance norm, 1", _adversary(1, "model.discriminator_norm=instance")),
+    "spectral": Variant("D with spectral norm, 1", _adversary(1, "model.discriminator_norm=spectral")),
+    "warm_up": Variant("D without norm, 1, reached over 150 steps", _adversary(1, NONE, "loss.adversarial_warmup_steps=150")),
+    "joint_passes": Variant("the same in one pass of B over both domains, 0.3", _adversary(0.3, NONE, JOINT)),
+    "both": Variant("... and both domains are pushed, 0.3", _adversary(0.3, NONE, JOINT, "loss.pushed=both")),
+    "conv1": Variant("D without norm, 1, on conv1", _adversary(1, NONE, "model.adapted_layer=conv1")),
+    "conv3": Variant("... on conv3", _adversary(1, NONE, "model.adapted_layer=conv3")),
+    "fc6": Variant("... on fc6", _adversary(1, NONE, "model.adapted_layer=fc6")),
+}
+"""Beside `source` and `target`, which are trained on one domain's labels."""
+FIRST = {"source": "labels of the source alone", "target": "labels of the target"}
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What all cells share."""
+
+    work: Path
+    steps: int
+    adapt: int
+    threads: int
+
+    def shards(self, shift: str, part: str) -> Path:
+        return self.work / "shards" / shift / part
+
+    def run(self, shift: str, name: str, seed: int) -> Path:
+        return self.work / "runs" / shift / f"{name}_{seed}"
+
+    def cell(self, shift: str, name: str, seed: int) -> Path:
+        return self.work / "cells" / shift / f"{name}_{seed}.json"
+
+
+def prepare(study: Study, rooms: int, shifts: Sequence[str], workers: int) -> None:
+    """Render the rooms and pack the parts of every shift; what is there already is kept."""
+    folder = study.work / "rooms"
+    render_rooms(folder, count=rooms, seed=11, size=RENDERED, workers=workers)
+    source = RenderSource(folder)
+    keys = list(source.references())[:rooms]
+    ends = np.cumsum([round(rooms * fraction) for fraction in PARTS.values()])
+    for shift in shifts:
+        begin = 0
+        for part, end in zip(PARTS, ends, strict=True):
+            change = SHIFTS[shift].source if part == "source" else SHIFTS[shift].target
+            out = study.shards(shift, part)
+            if not (out / "manifest.json").exists():
+                pack(Changed(source, keys[begin:end], change), out, size=PACKED, samples_per_shard=256, max_bad=0)
+            begin = end
+
+
+def train(study: Study, shift: str, name: str, seed: int) -> Path:
+    """The run of a cell, trained if it is not yet."""
+    run = study.run(shift, name, seed)
+    if (run / "summary.json").exists():
+        return run
+    labels = study.shards(shift, "target" if name == "target" else "source")
+    common = [f"data.synthetic={labels}", f"data.size={SIZE}", f"train.seed={seed}", f"train.threads={study.threads}"]
+    common += ["train.picture_every=0", "train.checkpoint_every=0", "model.heads=light"]
+    if name in FIRST:
+        common += ["model.adapted_layer=none", f"train.steps={study.steps}", "optim.lr=3e-3", "optim.warmup_steps=20"]
+    else:
+        common += [f"data.real={study.shards(shift, 'target')}", f"train.steps={study.adapt}", "optim.lr=1e-3"]
+        common += [f"train.init_from={study.run(shift, 'source', seed)}", *VARIANTS[name].overrides]
+    start_run(load_config("tiny", overrides=[*common, "optim.schedule=cosine"]), run, lambda done, total=None, words="": None)
+    return run
+
+
+def measure(study: Study, shift: str, name: str, seed: int) -> dict[str, Any]:
+    """A cell's figures; kept, so that they are measured once."""
+    path = study.cell(shift, name, seed)
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    torch.set_num_threads(study.threads)
+    run, test = train(study, shift, name, seed), study.shards(shift, "test")
+    section = evaluate(Tasks(synthetic=test), run).section()
+    columns = {"running": "trained", "reestimated": "trained_reestimated"}
+    figures: dict[str, Any] = {
+        words: {"depth": section["depth"]["rmse"][column], "normal": section["normal"]["mean"][column]}
+        for words, column in columns.items()
+    }
+    for words, correlations in beyond_average(run, test).items():
+        figures[words]["beyond"] = correlations
+    figures["pairs_per_s"] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["throughput"]
+    losses = [line["loss/discriminator"] for line in read_metrics(run) if "loss/discriminator" in line]
+    figures["discriminator_loss"] = statistics.mean(losses[-5:]) if losses else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(path) as file:
+        file.write(json.dumps(figures, indent=1).encode())
+    return figures
+
+
+def beyond_average(run: Path, test: Path) -> dict[str, dict[str, float]]:
+    """Correlation of (prediction - average) with (truth - average) over the known pixels of held-out rooms.
+
+    The average is that of the training labels at each pixel. A network that only predicts it has no correlation.
+    """
+    subject = run_subject(run)
+    average = pixel_averages(subject.training_domain("synthetic", PLANES))
+    images = subject.domain("synthetic", test, PLANES)
+    again = subject.reestimated(images)
+    assert again is not None  # the backbone has batch norms
+    return {
+        words: correlations(one, images, average) for words, one in (("running", subject), ("reestimated", again))
+    }
+
+
+def pixel_averages(training: Domain) -> dict[str, Array]:
+    """Depth and normals of the average room, (C, S, S)."""
+    sums: dict[str, Array] = {}
+    known: Array = np.zeros(())
+    with every_sample(training) as batches:
+        for batch in batches:
+            valid = batch.valid.numpy()
+            for task in ("depth", "normal"):
+                sums[task] = sums.get(task, 0) + (batch.targets[task].numpy() * valid).sum(0)
+            known = known + valid.sum(0)
+    return {task: total / np.maximum(known, 1) for task, total in sums.items()}
+
+
+@torch.no_grad()
+def correlations(subject: Subject, images: Domain, average: Mapping[str, Array]) -> dict[str, float]:
+    """By task, over all pixels and channels at once."""
+    assert subject.predict is not None
+    pairs: dict[str, list[Array]] = {task: [] for task in average}
+    with every_sample(subject.sees(images)) as batches:
+        for batch in batches:
+            predicted, valid = subject.predict(batch.image), batch.valid.numpy()
+            for task, mean in average.items():
+                both = np.stack([predicted[task].numpy() - mean, batch.targets[task].numpy() - mean])
+                pairs[task].append(both[:, np.broadcast_to(valid, both.shape[1:])])
+    return {task: float(np.corrcoef(np.concatenate(found, axis=1))[0, 1]) for task, found in pairs.items()}
+
+
+def cells(shifts: Sequence[str], seeds: int, names: Sequence[str]) -> list[list[tuple[str, str, int]]]:
+    """All cells, in two rounds: what is trained on one domain's labels, and what goes on from there."""
+    first = [(shift, name, seed) for seed in range(seeds) for shift in shifts for name in FIRST]
+    second = [(shift, name, seed) for seed in range(seeds) for shift in shifts for name in names]
+    return [first, second]
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) -> str:
+    """A table a shift: means, and half the range over the seeds."""
+    lines = []
+    for shift, rows in results.items():
+        lines += [f"\n{shift}\n", "| | seeds | running statistics | re-estimated | gap closed | beyond the average |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, seeds in rows.items():
+            words = FIRST.get(name) or VARIANTS[name].words
+            cells = [_errors(seeds, statistics_) for statistics_ in ("running", "reestimated")]
+            closed = " ".join(_closed(rows, name, task) for task in ("depth", "normal"))
+            beyond = " / ".join(_spread([one["reestimated"]["beyond"][task] for one in seeds.values()], 3) for task in ("depth", "normal"))
+            lines.append(f"| {words} | {len(seeds)} | {' | '.join(cells)} | {closed} | {beyond} |")
+    return "\n".join(lines)
+
+
+def _errors(seeds: Mapping[int, Mapping[str, Any]], which: str) -> str:
+    depth, normal = ([one[which][task] for one in seeds.values()] for task in ("depth", "normal"))
+    return f"{_spread(depth, 3)} / {_spread(normal, 1)}"
+
+
+def _closed(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str, task: str) -> str:
+    """Share of what the target's labels would gain, with the re-estimated statistics, over the seeds that all have."""
+    if name in FIRST or not {"source", "target"} <= rows.keys():
+        return ""
+    shared = rows[name].keys() & rows["source"].keys() & rows["target"].keys()
+    gaps = [[rows[one][seed]["reestimated"][task] for one in ("source", name, "target")] for seed in sorted(shared)]
+    return f"{statistics.mean((source - own) / (source - target) for source, own, target in gaps):+.0%}" if gaps else ""
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def main() -> None:
+    arguments = parsed()
+    threads = max((os.cpu_count() or 1) // arguments.jobs, 1)
+    study = Study(arguments.work, arguments.steps, arguments.adapt, threads)
+    prepare(study, arguments.rooms, arguments.only, os.cpu_count() or 1)
+    results: dict[str, dict[str, dict[int, dict[str, Any]]]] = {shift: {} for shift in arguments.only}
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        for round_ in cells(arguments.only, arguments.seeds, arguments.variants):
+            futures = {pool.submit(partial(measure, study), *cell): cell for cell in round_}
+            for future in as_completed(futures):
+                shift, name, seed = futures[future]
+                results[shift].setdefault(name, {})[seed] = future.result()
+                print(f"{shift}, {name}, seed {seed}: {json.dumps(future.result())}", flush=True)
+    settings = {name: getattr(arguments, name) for name in ("rooms", "steps", "adapt", "seeds")}
+    order = [*FIRST, *arguments.variants]
+    results = {shift: {name: rows[name] for name in order if name in rows} for shift, rows in results.items()}
+    write_result("domain_shift", {**settings, "size": SIZE, "results": results})
+    print(table(results))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rooms", type=int, default=2500, help="half for the source, four tenths for the target")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2000, help="on the source, or on the target's labels")
+    parser.add_argument("--adapt", type=int, default=300, help="steps of each variant after these")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at once, which share the processors")
+    parser.add_argument("--only", type=_names(SHIFTS), default=list(SHIFTS), help=f"of {','.join(SHIFTS)}")
+    parser.add_argument("--variants", type=_names(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)}")
+    parser.add_argument("--work", type=Path, default=Path("runs/domain_shift"), help="rooms, shards, runs and results")
+    return parser.parse_args()
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        unknown = set(found) - set(known)
+        if unknown or not found:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, separated by commas")
+        return found
+
+    return names
+
+
+if __name__ == "__main__":
+    main()
