@@ -305,7 +305,7 @@ class Warps:
         sources = sources.reshape(len(photos), self.size, self.size, 2).to(photos)
         bent = F.grid_sample(photos, sources, mode="bilinear", padding_mode="zeros", align_corners=False)
         mean = torch.from_numpy(IMAGE_MEAN).to(photos)[:, None, None]
-        gamma, contrast, brightness, deviation = self.light.to(photos).T[:, :, None, None, None]
+        gamma, contrast, brightness, deviation = self.light.to(photos).T[:, :, None, None, None].unbind()
         noise = torch.randn(
             len(photos), 1, self.size, self.size, generator=torch.Generator().manual_seed(_SEED + 1 + self.first)
         )
