@@ -32,6 +32,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fastssl eval tasks $(RUN) --synthetic $(SAMPLE)/render_val >/dev/null
 	$(BIN)/fastssl eval domain $(RUN) --synthetic $(SAMPLE)/render_val --real $(SAMPLE)/real_val >/dev/null
 	$(BIN)/fastssl eval neighbours $(RUN) --real $(SAMPLE)/retrieval >/dev/null
+	$(BIN)/fastssl eval matching $(RUN) --real $(SAMPLE)/real_val >/dev/null
 	$(BIN)/fastssl report $(RUN)
 
 bench: $(VENV)/.installed

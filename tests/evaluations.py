@@ -10,18 +10,18 @@ import pytest
 import torch
 from made_run import make_run
 
-from fastssl.evaluate import DomainAccuracy, Evaluation, Neighbours, Tasks, evaluate, subject
+from fastssl.evaluate import DomainAccuracy, Evaluation, Matching, Neighbours, Tasks, evaluate, subject
 
 TASKS = 0.02
 """Largest difference of a task's measure, relative, or absolute where it is small: decoders round differently."""
-ONE_IMAGE = {"domain": 0.06, "neighbours": 0.12}
-"""By how much an accuracy changes with one image of those that are packed for tests."""
+ONE_IMAGE = {"domain": 0.06, "neighbours": 0.12, "matching": 0.03}
+"""By how much an accuracy changes with one image of those that are packed for tests, or with some points of them."""
 
 
 def assert_numbers_of_the_cpu(
     synthetic: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    """All three evaluations of one run; in accuracies one image may be taken for another."""
+    """All evaluations of one run; in accuracies one image may be taken for another."""
     run = make_run(tmp_path / "run", synthetic, real)
     found = []
     for where in (torch.device("cpu"), device):
@@ -31,6 +31,7 @@ def assert_numbers_of_the_cpu(
                 "tasks": dict(numbers(measured(Tasks(synthetic=synthetic), run))),
                 "domain": dict(numbers(measured(DomainAccuracy(synthetic=synthetic, real=real), run))),
                 "neighbours": dict(numbers(measured(Neighbours(real=real), run))),
+                "matching": dict(numbers(measured(Matching(real=real), run))),
             }
         )
     expected, got = found

@@ -355,7 +355,7 @@ def test_from_training_to_report(
     code, out, _ = fastssl("eval", "neighbours", run, "--real", coded_real, "--beside", f"plain={other}")
     assert code == 0
     head, *lines = out.splitlines()
-    assert head.split() == ["trained", "plain", "untrained"]
+    assert head.split() == ["trained", "trained", "reestimated", "plain", "untrained"]
     assert [line.split("  ")[0] for line in lines] == [
         "Precision at 1 (higher is better)",
         "Precision at 5 (higher is better)",
@@ -363,7 +363,7 @@ def test_from_training_to_report(
     assert fastssl("report", run)[0] == 0
 
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary["tasks"]["depth"]["rmse"]) == {"trained", "untrained", "constant"}
+    assert set(summary["tasks"]["depth"]["rmse"]) == {"trained", "trained_reestimated", "untrained", "constant"}
     assert set(summary) >= {"tasks", "domain", "neighbours", "throughput", "limited_by"}
     assert {path.name for path in (run / "samples").iterdir()} >= {"tasks.png", "neighbours.png"}
     assert (run / "report.html").stat().st_size > 10_000

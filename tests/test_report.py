@@ -55,7 +55,8 @@ _SUMMARY: dict[str, Any] = {
     },
     "domain": {"conditions": {"layer": "conv4"}, "accuracy": {"trained": 0.4713, "untrained": 0.4083}},
     "neighbours": {
-        "conditions": {"layer": "conv4"},
+        "conditions": {"layer": "conv4", "statistics": {"not_adapted": "running ones"}},
+        "precision_at_1_interval": {"trained": [0.4412, 0.6667], "untrained": [0.2499, 0.5161]},
         "precision_at_1": {"trained": 0.5833, "untrained": 0.3917, "not_adapted": 0.6021},
         "precision_at_5": {"trained": 0.4517, "untrained": 0.2917, "not_adapted": 0.4183},
     },
@@ -197,7 +198,7 @@ def run(tmp_path: Path) -> Path:
 def test_every_number_of_the_summary_stands_in_its_row_and_column(run: Path) -> None:
     rows = Page(write_report(run)).rows()
     sections = [*_SUMMARY["tasks"].values(), _SUMMARY["domain"], _SUMMARY["neighbours"]]
-    metrics = {name: values for section in sections for name, values in section.items() if name != "conditions"}
+    metrics = {name: values for section in sections for name, values in section.items() if name in _SHOWN}
     assert metrics.keys() == _SHOWN.keys()
     for metric, values in metrics.items():
         name, digits, factor = _SHOWN[metric]
@@ -206,6 +207,27 @@ def test_every_number_of_the_summary_stands_in_its_row_and_column(run: Path) -> 
             number = re.match(r"[\d.]+", words)
             assert number is not None
             assert float(number[0]) == pytest.approx(value * factor, abs=0.5 * 10**-digits * (1 + 1e-9))
+
+
+def test_intervals_stand_below_their_numbers_and_are_explained_where_there_are_some(run: Path) -> None:
+    page = Page(write_report(run))
+    row = page.rows()["Precision at 1"]
+    small = {column: [words.text for words in cell.all("small")] for column, cell in row.items()}
+    assert small == {"Trained": ["0.441 to 0.667"], "Untrained": ["0.250 to 0.516"], "Not adapted": []}
+    explained = {name: "95 % intervals" in page.section(name).text for name in ("tasks", "domain", "neighbours")}
+    assert explained == {"tasks": False, "domain": False, "neighbours": True}
+    assert "statistics not adapted: running ones." in page.section("neighbours").text
+
+
+def test_a_row_of_each_layer_that_the_summary_has(tmp_path: Path) -> None:
+    layers = {"conv1": {"within_8": {"trained": 0.25}}, "stem": {"within_8": {"trained": 0.75}}}
+    summary = {"matching": {"within_8": {"trained": 0.75}, "layers": layers}}
+    rows = Page(write_report(_write_run(tmp_path, summary=summary))).rows()
+    assert {name: row["Trained"].text for name, row in rows.items() if row} == {
+        "Found within 8 pixels": "0.750",
+        "conv1": "0.250",
+        "stem": "0.750",
+    }
 
 
 def test_the_best_of_a_line_is_marked_in_words_and_only_where_one_is_best(run: Path) -> None:
@@ -429,7 +451,7 @@ def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
     for own in ("rotation loss", "chance", "untrained", "precision at 1", "88.0 images/s", "turned by 90"):
         assert own in words
     sections = [section.attributes["id"] for section in page.root.all("section")]
-    assert sections == ["results", "curves", "domain", "neighbours", "progress", "speed", "settings"]
+    assert sections == ["results", "curves", "domain", "neighbours", "matching", "progress", "speed", "settings"]
     (command,) = page.section("domain").all("code", "command")  # with what the run cannot give
     assert "--fit-synthetic TRAINING_RENDERS" in command.text
     assert "--fit-real" not in command.text

@@ -16,6 +16,7 @@ from fastssl.backbones.backbone import (
     patch_convolutions,
     scaled_channels,
 )
+from fastssl.backbones.centres import first_centres
 from fastssl.backbones.resnet50 import ResNet50
 from fastssl.backbones.timm_model import PREFIX, TimmModel, timm_backbone
 from fastssl.backbones.vgg16 import VGG16
@@ -34,6 +35,7 @@ __all__ = [
     "build_backbone",
     "check_sides",
     "find_backbone",
+    "first_centres",
     "patch_convolutions",
     "scaled_channels",
 ]

@@ -173,12 +173,13 @@ class Backbone(nn.Module):
     @classmethod
     def small_side(cls) -> int:
         """The least side from 64 pixels on that square images may have."""
-        return next(side for side in count(64) if cls._takes(side))
+        return next(side for side in count(64) if cls.takes(side, side))
 
     @classmethod
-    def _takes(cls, side: int) -> bool:
+    def takes(cls, height: int, width: int) -> bool:
+        """Whether images of a size fit."""
         try:
-            cls.check_size(side, side)
+            cls.check_size(height, width)
         except ConfigError:
             return False
         return True

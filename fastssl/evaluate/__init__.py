@@ -10,23 +10,25 @@ from pathlib import Path
 from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
+from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
 from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import Subject, run_subject
+from fastssl.evaluate.subject import REESTIMATED, Subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 
-_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours)
+_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
 
-_TAKEN = ("trained", "untrained", "constant")
+_TAKEN = ("trained", f"trained{REESTIMATED}", "untrained", "constant", "unmoved")
 
 __all__ = [
     "EVALUATIONS",
     "Dataset",
     "DomainAccuracy",
     "Evaluation",
+    "Matching",
     "Measured",
     "Metric",
     "Neighbours",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,8 +16,9 @@ from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import pooled_features
-from fastssl.evaluate.subject import Subject
+from fastssl.evaluate.subject import Subject, statistics_of
 from fastssl.loader import Domain
+from fastssl.metrics import balanced_interval
 from fastssl.shards import DomainName
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class DomainAccuracy:
     note: ClassVar[str] = (
         "A linear classifier is fitted on features of some images, of the training's unless others are named below, to "
         "tell rendered images from photos. Its accuracy on the held-out images is the mean of the accuracies of both. "
-        "Chance is 0.5: there the features no longer show where an image comes from. At 1 they always do."
+        "Chance is 0.5: there the features no longer show where an image comes from. At 1 they always do. Trained "
+        "reestimated sees each domain through batch norms with the statistics of that domain's images."
     )
     sheet: ClassVar[Sheet | None] = None
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -62,6 +64,11 @@ class DomainAccuracy:
     def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:
         """Fit a logistic classifier on the training images' pooled features, and score it on held-out ones.
 
+        With re-estimated statistics each domain is seen through batch norms of its own: those of the images of that
+        domain that the classifier is fitted on, for these and for the held-out ones. So means and variances of the
+        domains no longer tell them apart, as they do not for a discriminator that sees batches of one domain; what the
+        classifier still finds is another difference.
+
         Raises:
             DataError: a dataset is missing or of the wrong domain, or the training data are not those of the run.
             UsageError: the run names no dataset of a domain, and none is given to fit the classifier on.
@@ -69,11 +76,14 @@ class DomainAccuracy:
         held_out = [subject.domain("synthetic", self.synthetic), subject.domain("real", self.real)]
         fit = self._fitted_on(subject)
         _warn_of_little_data(held_out, fit)
-        accuracy = {
-            one.name: domain_accuracy(_two_domains(one, fit), _two_domains(one, held_out))
-            for one in [subject, *beside, *subject.baselines()]
-        }
+        again = [subject.reestimated(images, until=subject.layer) for images in fit]
+        pairs = [(one, one) for one in (subject, *beside, *subject.baselines())]
+        if again[0] and again[1]:
+            pairs.insert(1, (again[0], again[1]))
+        right = {pair[0].name: right_of_each(_two_domains(pair, fit), _two_domains(pair, held_out)) for pair in pairs}
         (metric,) = self.metrics
+        accuracy = {name: balanced_accuracy(found) for name, found in right.items()}
+        intervals = {name: balanced_interval(*map(_counted, found)) for name, found in right.items()}
         conditions = {
             "layer": subject.layer,
             "synthetic": masked(str(self.synthetic)),
@@ -81,8 +91,10 @@ class DomainAccuracy:
             "images": sum(len(domain.samples) for domain in held_out),
             "fitted_on_synthetic": masked(fit[0].samples.path),
             "fitted_on_real": masked(fit[1].samples.path),
+            "statistics": statistics_of(subject, [_told_together(*pair) for pair in pairs]),
+            "intervals": "95 %, Wilson's of each domain put together, as if all held-out images were independent",
         }
-        return Measured(rows=[Row(metric, accuracy)], conditions=conditions)
+        return Measured(rows=[Row(metric, accuracy, intervals)], conditions=conditions)
 
     def _fitted_on(self, subject: Subject) -> list[Domain]:
         given: dict[DomainName, Dataset | None] = {"synthetic": self.fit_synthetic, "real": self.fit_real}
@@ -103,11 +115,24 @@ def _warn_of_little_data(held_out: list[Domain], fit: list[Domain]) -> None:
 
 
 def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
-    """Balanced held-out accuracy of a logistic classifier with a ridge penalty.
+    """Balanced held-out accuracy of a logistic classifier with a ridge penalty; takes and raises as `right_of_each`."""
+    return balanced_accuracy(right_of_each(fit, held_out))
+
+
+def balanced_accuracy(right: tuple[Tensor, Tensor]) -> float:
+    """The mean of both domains' accuracies."""
+    return sum(float(of_domain.double().mean()) for of_domain in right) / 2
+
+
+def right_of_each(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which held-out images of each domain a logistic classifier with a ridge penalty tells rightly.
 
     Args:
         fit: features (N, C) and domains (N,) of 0 and 1, to fit on.
         held_out: the same, to score on.
+
+    Returns:
+        Of the images of domain 0, and of domain 1, bool.
 
     Raises:
         DataError: one of them has images of one domain only, so that there is nothing to tell apart.
@@ -120,7 +145,7 @@ def domain_accuracy(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor])
     weight, bias = fit_logistic((features - mean) / deviation, domains)
     features, domains = held_out
     right = (((features - mean) / deviation) @ weight + bias > 0) == (domains > 0)
-    return float((right[domains == 0].double().mean() + right[domains == 1].double().mean()) / 2)
+    return right[domains == 0], right[domains == 1]
 
 
 def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +173,17 @@ def fit_logistic(features: Tensor, domains: Tensor) -> tuple[Tensor, Tensor]:
     return weight.detach().float(), bias.detach().float()
 
 
-def _two_domains(subject: Subject, domains: list[Domain]) -> tuple[Tensor, Tensor]:
-    parts = [pooled_features(subject, subject.sees(images)) for images in domains]
+def _counted(right: Tensor) -> tuple[int, int]:
+    return int(right.sum()), len(right)
+
+
+def _told_together(first: Subject, second: Subject) -> Subject:
+    """A subject that is another one for each domain, with the statistics of both in its words."""
+    return first if first is second else replace(first, statistics=f"{first.statistics}; {second.statistics}")
+
+
+def _two_domains(subjects: tuple[Subject, Subject], domains: list[Domain]) -> tuple[Tensor, Tensor]:
+    """Features of both domains, each as its subject sees it, and the domains' numbers."""
+    parts = [pooled_features(one, one.sees(images)) for one, images in zip(subjects, domains, strict=True)]
     numbers = [torch.full((len(part),), number) for number, part in enumerate(parts)]
     return torch.cat(parts), torch.cat(numbers)

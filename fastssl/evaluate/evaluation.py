@@ -12,6 +12,7 @@ from PIL import Image
 from fastssl.config import Config
 from fastssl.evaluate.subject import Subject
 from fastssl.metrics import Better as Better
+from fastssl.metrics import Interval
 from fastssl.metrics import Metric as Metric
 
 Dataset = str | PathLike[str]
@@ -25,6 +26,8 @@ class Row:
     metric: Metric
     values: Mapping[str, float | None]
     """By the subjects' names; None where there is no value, of which a warning has told why."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals of the values, by the subjects' names; of the subjects that have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +41,24 @@ class Measured:
     """By file name."""
 
     def section(self) -> dict[str, Any]:
-        """The evaluation's section of `summary.json`: each metric's values at its path, and the conditions."""
+        """The evaluation's section of `summary.json`: each metric's values at its path, and the conditions.
+
+        Intervals stand beside the values, as lists of two.
+        """
         section: dict[str, Any] = {}
         for row in self.rows:
-            place = section
-            for name in row.metric.path:
-                place = place.setdefault(name, {})
-            place.update(row.values)
+            _placed(section, row.metric.path).update(row.values)
+            if row.intervals:
+                ends = {name: list(interval) for name, interval in row.intervals.items()}
+                _placed(section, row.metric.interval_path).update(ends)
         return {**section, "conditions": dict(self.conditions)}
+
+
+def _placed(section: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The place of a path in a section, made where it is not there yet."""
+    for name in path:
+        section = section.setdefault(name, {})
+    return section
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -17,8 +17,9 @@ from fastssl.addresses import masked
 from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
-from fastssl.evaluate.features import pooled_features
-from fastssl.evaluate.subject import Subject
+from fastssl.evaluate.features import pooled_features, words_of_bootstrap
+from fastssl.evaluate.subject import Subject, statistics_of
+from fastssl.metrics import bootstrap_intervals
 from fastssl.pictures import Picture, framed, grid
 from fastssl.shards import ShardSet, decode_sample
 
@@ -41,7 +42,8 @@ class Neighbours:
     title: ClassVar[str] = "Nearest neighbours"
     note: ClassVar[str] = (
         "Every held-out crop looks for its nearest neighbours among all others. A neighbour is right if it comes from "
-        "the same photograph. Precision at k is the fraction of right ones among the first k."
+        "the same photograph. Precision at k is the fraction of right ones among the first k. Trained reestimated has "
+        "batch norms with the statistics of these crops; trained has those of the training."
     )
     sheet: ClassVar[Sheet | None] = Sheet(
         "neighbours.png",
@@ -75,15 +77,17 @@ class Neighbours:
         images = subject.domain("real", self.real)
         (photos,) = images.samples.datasets
         classes = _classes(photos)
-        order = {
-            one.name: neighbours(pooled_features(one, one.sees(images)))
-            for one in [subject, *beside, *subject.baselines()]
+        again = subject.reestimated(images, until=subject.layer)
+        subjects = [subject, *([again] if again else []), *beside, *subject.baselines()]
+        order = {one.name: neighbours(pooled_features(one, one.sees(images))) for one in subjects}
+        rows = [_row(metric, k, order, classes) for metric, k in zip(self.metrics, _DEPTHS, strict=True)]
+        conditions = {
+            "layer": subject.layer,
+            "real": masked(str(self.real)),
+            "images": len(photos),
+            "statistics": statistics_of(subject, subjects),
+            "intervals": words_of_bootstrap(classes),
         }
-        rows = [
-            Row(metric, {name: precision_at(k, found, classes) for name, found in order.items()})
-            for metric, k in zip(self.metrics, _DEPTHS, strict=True)
-        ]
-        conditions = {"layer": subject.layer, "real": masked(str(self.real)), "images": len(photos)}
         picture = _draw(photos, order, classes)
         return Measured(rows=rows, conditions=conditions, pictures={"neighbours.png": picture})
 
@@ -117,9 +121,23 @@ def neighbours(features: Tensor) -> Tensor:
 
 def precision_at(k: int, order: Tensor, classes: Tensor) -> float | None:
     """Mean fraction of the first k neighbours that have their query's class; None where there are fewer than k."""
-    if order.shape[1] < k:
-        return None
-    return float((classes[order[:, :k]] == classes[:, None]).double().mean())
+    return float(_right_at(k, order, classes).mean()) if order.shape[1] >= k else None
+
+
+def _right_at(k: int, order: Tensor, classes: Tensor) -> Tensor:
+    """The fraction of the first k neighbours of each query that have its class: (N,) float64."""
+    return (classes[order[:, :k]] == classes[:, None]).double().mean(dim=1)
+
+
+def _row(metric: Metric, k: int, order: Mapping[str, Tensor], classes: Tensor) -> Row:
+    """The precision at k of all subjects; its intervals draw photographs, each with all of its crops as queries."""
+    values = {name: precision_at(k, found, classes) for name, found in order.items()}
+    intervals = {}
+    for name in (name for name, value in values.items() if value is not None):
+        right = _right_at(k, order[name], classes)[:, None]
+        if interval := bootstrap_intervals(right, torch.ones(len(classes)), classes):
+            intervals[name] = interval[0]
+    return Row(metric, values, intervals)
 
 
 def _draw(shards: ShardSet, order: dict[str, Tensor], classes: Tensor) -> Image.Image:

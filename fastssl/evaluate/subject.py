@@ -23,8 +23,13 @@ from fastssl.train import check_data, load_trained, run_device
 
 log = logging.getLogger(__name__)
 
+REESTIMATED = "_reestimated"
+"""What the name of a subject ends in whose batch norms have the statistics of the images that are measured."""
+_SAME = "no batch norm that is measured has statistics that may change, so its numbers would be those of trained"
 _BATCH = 32
 _CALIBRATION_BATCHES = 8
+_STATISTICS_BATCHES = 128
+"""Batches at most that batch norms get new statistics of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +38,9 @@ class Subject:
 
     name: str
     """The word for it in tables."""
+    networks: nn.Module
+    """All its networks, `backbone` among them, in evaluation mode, on the device."""
     backbone: Backbone
-    """In evaluation mode, on the device."""
     layer: str
     """Layer of the backbone whose features are compared."""
     config: Config
@@ -43,6 +49,8 @@ class Subject:
     """Images to the tasks' predictions in the units of a batch's targets; None where no task was learnt."""
     tasks: tuple[Task, ...]
     """The tasks that are predicted."""
+    statistics: str
+    """Of what images its batch norms have their statistics, in words."""
 
     def domain(self, name: DomainName, dataset: str | PathLike[str], targets: Collection[Target] = ()) -> Domain:
         """A dataset as the backbone sees it; raises as `fastssl.loader.evaluation_domain`."""
@@ -61,6 +69,31 @@ class Subject:
     def baselines(self) -> Sequence[Subject]:
         """What it is compared with whenever it is measured; nothing unless it was trained here."""
         return ()
+
+    def reestimated(self, images: Domain, until: str | None = None) -> Subject | None:
+        """The same weights, with the statistics of a domain's images in the batch norms: AdaBN.
+
+        Li et al., *Revisiting Batch Normalization For Practical Domain Adaptation*, arXiv 1603.04779: where images
+        differ in appearance alone, this is much of what an adaptation can gain, and it needs no label. A mean and an
+        unbiased variance are those of all inputs that a batch norm gets, over the images and their positions, of the
+        first 4,096 images at most, in their order. Batch after batch it normalises by what it has got so far. Frozen
+        layers keep what they have, and so do the networks of this subject: the new ones are a copy.
+
+        Args:
+            images: of which only the images are used.
+            until: deepest layer of the backbone that is looked at; None = all that predicts.
+
+        Returns:
+            None where no batch norm on the way has statistics that may change: the numbers would be the same.
+        """
+        method = measured_method(self.config)
+        method.networks.load_state_dict(self.networks.state_dict())
+        method.networks.to(run_device())
+        seen = replace(self.sees(images), targets=frozenset())
+        if not _reestimate(method, seen, until):
+            return None
+        words = f"re-estimated on {min(len(seen.samples), _STATISTICS_BATCHES * _BATCH)} images of {seen.name} data"
+        return _subject(f"{self.name}{REESTIMATED}", method, self.config, words)
 
     def training_domain(self, name: DomainName, targets: Collection[Target] = ()) -> Domain:
         """The datasets of a domain that it was trained on.
@@ -123,8 +156,20 @@ class RunSubject(Subject):
         """
         method = measured_method(self.config)
         method.networks.to(run_device())
-        _calibrate(method, self.training_domain(method.domains(self.config)[0].name))
-        return _subject("untrained", method, self.config)
+        training = self.training_domain(method.domains(self.config)[0].name)
+        _calibrate(method, training)
+        return _subject(
+            "untrained",
+            method,
+            self.config,
+            f"of up to {_CALIBRATION_BATCHES * _BATCH} {training.name} images of the training",
+        )
+
+
+def statistics_of(subject: Subject, measured: Sequence[Subject]) -> dict[str, str]:
+    """Of what images the batch norms have their statistics, in words and by name, and why there is no second column."""
+    names = {one.name: one.statistics for one in measured}
+    return {"no_" + subject.name + REESTIMATED: _SAME, **names} if subject.name + REESTIMATED not in names else names
 
 
 def run_subject(run: Path, name: str = "trained") -> RunSubject:
@@ -139,34 +184,90 @@ def run_subject(run: Path, name: str = "trained") -> RunSubject:
     """
     trained = load_trained(run)
     trained.method.networks.to(run_device())
-    subject = _subject(name, trained.method, trained.config)
+    subject = _subject(name, trained.method, trained.config, "running ones of the training")
     return RunSubject(**vars(subject), run=trained.run, fingerprints=trained.fingerprints)
 
 
-def _subject(name: str, method: Method, config: Config) -> Subject:
+def _subject(name: str, method: Method, config: Config, statistics: str) -> Subject:
     dense = method if isinstance(method, Dense) else None
+    has_statistics = any(
+        isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats for norm in method.networks.modules()
+    )
     return Subject(
         name=name,
+        networks=method.networks,
         backbone=method.backbone,
         layer=method.compared_layer,
         config=config,
         predict=None if dense is None else dense.predict,
         tasks=() if dense is None else dense.tasks,
+        statistics=statistics if has_statistics else "none, as it has no batch norms with statistics",
     )
+
+
+def _trained_norms(networks: nn.Module) -> list[nn.BatchNorm2d]:
+    """The batch norms with running statistics, but for those of frozen layers, which keep theirs."""
+    networks.train()
+    norms = [norm for norm in networks.modules() if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats]
+    trained = [norm for norm in norms if norm.training]
+    networks.eval()
+    return trained
 
 
 def _calibrate(method: Method, training: Domain) -> None:
     """Give the batch norms the statistics of some batches, but for those of frozen layers, which keep theirs."""
     forward = method.predict if isinstance(method, Dense) else method.backbone
+    norms = _trained_norms(method.networks)
     method.networks.train()
-    for norm in method.networks.modules():
-        if isinstance(norm, nn.BatchNorm2d) and norm.training and norm.track_running_stats:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over the batches
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
     with torch.no_grad(), every_sample(training) as batches:
         for batch in islice(batches, _CALIBRATION_BATCHES):
             forward(batch.image)
     method.networks.eval()
+
+
+@torch.no_grad()
+def _reestimate(method: Method, images: Domain, until: str | None) -> bool:
+    """Give the batch norms that the images meet the statistics of these; whether there was one."""
+    everything = method.predict if isinstance(method, Dense) else method.backbone
+    moments = {norm: _Moments(norm) for norm in _trained_norms(method.networks)}
+    hooks = [norm.register_forward_pre_hook(moment) for norm, moment in moments.items()]
+    with every_sample(images) as batches:
+        for batch in islice(batches, _STATISTICS_BATCHES if moments else 0):
+            everything(batch.image) if until is None else method.backbone(batch.image, until=until)
+    for hook in hooks:
+        hook.remove()
+    return any(moment.count for moment in moments.values())
+
+
+class _Moments:
+    """Moments of a batch norm's inputs over all batches so far, by which it normalises the next one, that one included.
+
+    So the last batch may be a single image, and nothing but batch norms leaves evaluation mode.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        self.count = 0
+        zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.weight.device)
+        self._mean, self._squares = zeros, zeros.clone()  # the squares: summed, and of what deviates from the mean
+
+    def __call__(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        """The hook in front of the norm: inputs are (N, C, H, W)."""
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        (x,) = inputs
+        variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
+        count = x.numel() // x.shape[1]
+        total = self.count + count
+        away = mean - self._mean
+        self._squares += count * variance + away.square() * (self.count * count / total)
+        self._mean += away * (count / total)
+        self.count = total
+        norm.running_mean.copy_(self._mean)
+        norm.running_var.copy_(self._squares / max(total - 1, 1))
 
 
 def every_sample(domain: Domain) -> Batches:

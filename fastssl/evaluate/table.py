@@ -11,8 +11,8 @@ def table(rows: Sequence[Row], *, keys: bool = False) -> str:
     """Metrics line by line, below the headings of their groups, and subjects as columns; "-" where there is no value.
 
     Args:
-        rows: what is shown; a row without any value is left out.
-        keys: whether metrics have their names among the key results.
+        rows: what is shown; a row without any value is left out. Intervals stand in a line below their values.
+        keys: whether metrics have their names among the key results, and no intervals.
 
     Returns:
         The table; every line ends with a line break. Empty where there is nothing to show.
@@ -30,6 +30,10 @@ def table(rows: Sequence[Row], *, keys: bool = False) -> str:
         values = [row.values.get(column) for column in columns]
         numbers = ["-" if value is None else metric.shown(value) for value in values]
         lines.append([f"{name} ({metric.hint})" if metric.hint else name, *numbers])
+        if row.intervals and not keys:
+            intervals = [row.intervals.get(column) for column in columns]
+            ends = ["" if interval is None else " to ".join(map(metric.shown, interval)) for interval in intervals]
+            lines.append(["  95 % interval, of the images alone", *ends])
     return "".join(f"{line.rstrip()}\n" for line in _aligned(lines)) if rows else ""
 
 

@@ -17,7 +17,7 @@ from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
-from fastssl.evaluate.subject import Subject, every_sample
+from fastssl.evaluate.subject import Subject, every_sample, statistics_of
 from fastssl.loader import Domain
 from fastssl.methods import find_method
 from fastssl.metrics import PLANE_METRICS, Metrics, plane_metrics
@@ -38,7 +38,8 @@ class Tasks:
     title: ClassVar[str] = "Held-out predictions"
     note: ClassVar[str] = (
         "Predictions of each task on rendered images that the network has not seen. Constant is one depth, one normal "
-        "and one contour probability, fitted on the training images."
+        "and one contour probability, fitted on the training images. Trained reestimated has batch norms with the "
+        "statistics of the images that are predicted here, without their labels; trained has those of the training."
     )
     sheet: ClassVar[Sheet | None] = Sheet(
         "tasks.png",
@@ -68,7 +69,8 @@ class Tasks:
             UsageError: a subject beside it has learnt no task.
         """
         images = subject.domain("synthetic", self.synthetic, PLANES)
-        subjects = [subject, *beside, *subject.baselines()]
+        again = subject.reestimated(images)
+        subjects = [subject, *([again] if again else []), *beside, *subject.baselines()]
         metrics = {
             one.name: measure(_predictor(one), one.sees(images), [task for task in subject.tasks if task in one.tasks])
             for one in subjects
@@ -87,6 +89,7 @@ class Tasks:
             "synthetic": masked(str(self.synthetic)),
             "images": len(images.samples),
             "size": subject.config.data.size,
+            "statistics": statistics_of(subject, subjects),
         }
         return Measured(rows=rows, conditions=conditions, pictures={"tasks.png": _sheet(subject, images)})
 

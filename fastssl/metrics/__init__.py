@@ -4,6 +4,7 @@ Training measures with these between its steps, and evaluations when it has ende
 """
 
 from fastssl.metrics.features import PROBE_METRICS, knn_accuracy, pooled, rank_me
+from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_intervals
 from fastssl.metrics.metric import Better, Metric
 from fastssl.metrics.planes import PLANE_METRICS, ContourMetrics, DepthMetrics, Metrics, NormalMetrics, plane_metrics
 
@@ -14,15 +15,19 @@ VALIDATION_METRICS = {
 """All that a validation can give, by the names that it has there."""
 
 __all__ = [
+    "DRAWS",
     "PLANE_METRICS",
     "PROBE_METRICS",
     "VALIDATION_METRICS",
     "Better",
     "ContourMetrics",
     "DepthMetrics",
+    "Interval",
     "Metric",
     "Metrics",
     "NormalMetrics",
+    "balanced_interval",
+    "bootstrap_intervals",
     "knn_accuracy",
     "plane_metrics",
     "pooled",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Better = Literal["lower", "higher", "near 0.5", ""]
@@ -17,7 +18,8 @@ class Metric:
     """A number that an evaluation takes of each subject, and how it is shown."""
 
     path: tuple[str, ...]
-    """Its place in the evaluation's section of `summary.json`."""
+    """Its place in the evaluation's section of `summary.json`. A `*` stands for every name that is there, such as the
+    layers of a backbone, and then also in `name`."""
     name: str
     group: str = ""
     """Heading of the lines that it stands among."""
@@ -29,6 +31,22 @@ class Metric:
     """Decimals that are shown."""
     factor: float = 1
     """By which the number is multiplied to be shown in `unit`."""
+
+    def of_each(self, names: Iterable[str]) -> list[Metric]:
+        """A metric for every name that its `*` stands for; itself where it has none."""
+        if "*" not in self.path:
+            return [self]
+        return [
+            replace(
+                self, path=tuple(name if part == "*" else part for part in self.path), name=self.name.replace("*", name)
+            )
+            for name in names
+        ]
+
+    @property
+    def interval_path(self) -> tuple[str, ...]:
+        """The place of its 95 % intervals: beside its own."""
+        return (*self.path[:-1], f"{self.path[-1]}_interval")
 
     @property
     def hint(self) -> str:

@@ -38,6 +38,7 @@ class Section(NamedTuple):
     conditions: dict[str, str]
     picture: Picture | None
     table: Table | None
+    has_intervals: bool
     without_value: list[str]
     command: str
 
@@ -156,11 +157,13 @@ def _sections(run: Run) -> list[Section]:
 
 def _section(run: Run, evaluation: type[Evaluation]) -> Section:
     conditions = run.section(evaluation.name, "conditions")
+    rows = measured_rows(run, evaluation)
     return Section(
         evaluation,
-        conditions={name.replace("_", " "): masked(_value(value)) for name, value in conditions.items()},
+        conditions={name.replace("_", " "): masked(_condition(value)) for name, value in conditions.items()},
         picture=None if evaluation.sheet is None else run.picture(evaluation.sheet.file),
-        table=table(measured_rows(run, evaluation)),
+        table=table(rows),
+        has_intervals=any(row.intervals for row in rows),
         without_value=without_value(run, evaluation),
         command="" if run.section(evaluation.name) else _command(run, evaluation),
     )
@@ -201,6 +204,12 @@ def _settings(config: Config) -> dict[str, list[Setting]]:
         for section, settings in sections.items()
         if isinstance(settings, BaseModel)
     }
+
+
+def _condition(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{str(name).replace('_', ' ')}: {_condition(one)}" for name, one in value.items())
+    return _value(value)
 
 
 def _value(value: object) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 from fastssl.evaluate import EVALUATIONS, Evaluation, Metric, Row
+from fastssl.metrics import Interval
 from fastssl.report.run import Run
 
 _MEANINGS = {
     "trained": "",
+    "trained_reestimated": "the trained network with statistics of the measured images in its batch norms",
     "untrained": "the same network before training",
     "constant": "the best prediction that does not look at the image",
+    "unmoved": "the guess that no point of a photo has moved",
 }
 _OF_ANOTHER_RUN = "another run, measured beside this one"
 
@@ -31,10 +34,11 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A number; its text is empty where there is none."""
+    """A number and its 95 % interval; their texts are empty where there is none."""
 
     text: str
     best: bool
+    interval: str
 
 
 class Line(NamedTuple):
@@ -70,8 +74,14 @@ class Card(NamedTuple):
 
 def measured_rows(run: Run, evaluation: type[Evaluation]) -> list[Row]:
     """What the summary has of an evaluation, without what has no value."""
-    places = ((metric, run.section(evaluation.name, *metric.path)) for metric in evaluation.metrics)
-    rows = (Row(metric, _numbers(values)) for metric, values in places)
+    rows = (
+        Row(
+            metric,
+            _numbers(run.section(evaluation.name, *metric.path)),
+            _intervals(run.section(evaluation.name, *metric.interval_path)),
+        )
+        for metric in _metrics(run, evaluation)
+    )
     return [row for row in rows if row.values]
 
 
@@ -79,8 +89,17 @@ def without_value(run: Run, evaluation: type[Evaluation]) -> list[str]:
     """What was measured and has no value for any network, as a depth where none is known."""
     return [
         f"{metric.group}: {metric.name}" if metric.group else metric.name
-        for metric in evaluation.metrics
+        for metric in _metrics(run, evaluation)
         if (values := run.section(evaluation.name, *metric.path)) and not _numbers(values)
+    ]
+
+
+def _metrics(run: Run, evaluation: type[Evaluation]) -> list[Metric]:
+    """What an evaluation can give, and for what stands for every name in a place, what the summary has there."""
+    return [
+        one
+        for metric in evaluation.metrics
+        for one in metric.of_each(run.section(evaluation.name, *takewhile(lambda name: name != "*", metric.path)))
     ]
 
 
@@ -97,7 +116,7 @@ def cards(run: Run) -> list[Card]:
 def table(rows: Sequence[Row]) -> Table | None:
     """The rows in their groups; None where there are none."""
     columns = columns_of(rows)
-    groups = groupby((_line(row.metric, _numbers(row.values), columns) for row in rows), lambda line: line.metric.group)
+    groups = groupby((_line(row, columns) for row in rows), lambda line: line.metric.group)
     return Table(columns, [(title, list(lines)) for title, lines in groups]) if rows else None
 
 
@@ -109,6 +128,14 @@ def columns_of(rows: Iterable[Row]) -> list[Column]:
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _intervals(values: Mapping[str, object]) -> dict[str, Interval]:
+    return {
+        name: (float(ends[0]), float(ends[1]))
+        for name, ends in values.items()
+        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+    }
 
 
 def _card(metric: Metric, values: Mapping[str, float]) -> Card:
@@ -125,10 +152,15 @@ def _card(metric: Metric, values: Mapping[str, float]) -> Card:
     return Card(metric, bars, beaten, unbeaten=[name for name in costs if name not in beaten])
 
 
-def _line(metric: Metric, values: Mapping[str, float], columns: Sequence[Column]) -> Line:
+def _line(row: Row, columns: Sequence[Column]) -> Line:
+    metric, values = row.metric, _numbers(row.values)
     best = _best(metric, values)
     cells = [
-        Cell(metric.shown(values[column.name]) if column.name in values else "", column.name in best)
+        Cell(
+            metric.shown(values[column.name]) if column.name in values else "",
+            column.name in best,
+            " to ".join(map(metric.shown, row.intervals.get(column.name, ()))),
+        )
         for column in columns
     ]
     return Line(metric, cells)

@@ -13,7 +13,17 @@ from made_run import make_run, strict
 
 from fastssl.cli import main
 from fastssl.errors import DataError, UsageError
-from fastssl.evaluate import EVALUATIONS, DomainAccuracy, Evaluation, Neighbours, Row, Tasks, evaluate, table
+from fastssl.evaluate import (
+    EVALUATIONS,
+    DomainAccuracy,
+    Evaluation,
+    Neighbours,
+    Row,
+    Tasks,
+    evaluate,
+    run_subject,
+    table,
+)
 
 every_evaluation = pytest.mark.parametrize("name", list(EVALUATIONS))
 
@@ -43,7 +53,11 @@ def test_it_measures_what_it_declares_and_the_run_keeps_it(
 ) -> None:
     evaluation = made(name, synthetic=coded_synthetic, real=coded_real)
     measured = evaluate(evaluation, run, {"other": other})
-    assert [row.metric for row in measured.rows] == list(evaluation.metrics)
+    layers = run_subject(run).backbone.feature_info
+    assert [row.metric for row in measured.rows] == [
+        one for metric in evaluation.metrics for one in metric.of_each(layers)
+    ]
+    assert "trained_reestimated" in measured.rows[0].values
     assert all({"trained", "other", "untrained"} <= set(row.values) for row in measured.rows)
     assert measured.conditions["images"] in (9, 11, 20)
     section = measured.section()
@@ -53,6 +67,8 @@ def test_it_measures_what_it_declares_and_the_run_keeps_it(
         for part in row.metric.path:
             place = place[part]
         assert place == row.values
+        for name, (low, high) in row.intervals.items():
+            assert low <= row.values[name] <= high
     assert list(measured.pictures) == ([] if evaluation.sheet is None else [evaluation.sheet.file])
     for file in measured.pictures:
         assert (run / "samples" / file).stat().st_size > 1000
@@ -103,9 +119,11 @@ def test_its_command_prints_a_table_and_the_same_as_json(
         assert not stop.value.code
         printed.append(capsys.readouterr().out)
     section = json.loads(printed[1])
-    for metric in EVALUATIONS[name].metrics:
+    declared = [one for metric in EVALUATIONS[name].metrics for one in metric.of_each(section.get("layers", ()))]
+    for metric in declared:
         shown = f"{metric.name} ({metric.hint})" if metric.hint else metric.name
-        (line,) = (line for line in printed[0].splitlines() if line.strip().startswith(f"{shown}  "))
+        table_of_group = printed[0].partition(f"{metric.group}\n")[2]
+        line = next(line for line in table_of_group.splitlines() if line.strip().startswith(f"{shown}  "))
         values = section
         for part in metric.path:
             values = values[part]
@@ -113,7 +131,7 @@ def test_its_command_prints_a_table_and_the_same_as_json(
     assert len(dict(numbers(section))) >= 2
 
 
-@pytest.mark.parametrize("name", ["trained", "constant", "Other", "a b", ""])
+@pytest.mark.parametrize("name", ["trained", "trained_reestimated", "constant", "Other", "a b", ""])
 def test_a_run_beside_another_needs_a_name_of_its_own(run: Path, coded_real: Path, name: str) -> None:
     with pytest.raises(UsageError, match="cannot have this name"):
         evaluate(Neighbours(real=coded_real), run, {name: run})
@@ -168,3 +186,10 @@ def test_a_table_shows_what_has_a_value() -> None:
     ]
     assert table(rows[:1], keys=True).splitlines()[1] == "Depth error, RMS (m, lower is better)    0.960"
     assert table(rows[2:]) == ""
+    accuracy = Row(metrics["Accuracy of a linear domain classifier"], {"trained": 0.75}, {"trained": (0.6, 0.85)})
+    assert table([accuracy]).splitlines() == [
+        "                                                                        trained",
+        "Accuracy of a linear domain classifier (nearest to 0.5 is best)           0.750",
+        "  95 % interval, of the images alone                             0.600 to 0.850",
+    ]
+    assert "interval" not in table([accuracy], keys=True)

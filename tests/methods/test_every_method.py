@@ -87,7 +87,7 @@ def test_a_run_is_loaded_evaluated_and_reported(runs: dict[str, Path], name: str
     assert trained.config.method == name
     assert trained.method.compared_layer in trained.method.backbone.feature_info
     found = evaluate(Neighbours(real=SAMPLE / "retrieval"), runs[name]).section()
-    assert set(found["precision_at_1"]) == {"trained", "untrained"}
+    assert set(found["precision_at_1"]) == {"trained", "trained_reestimated", "untrained"}
     page = write_report(runs[name]).read_text(encoding="utf-8")
     assert METHODS[name].describe(trained.config) in page
     summary = json.loads((runs[name] / "summary.json").read_text())
