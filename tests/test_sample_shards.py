@@ -18,7 +18,7 @@ from fastssl.shards import ShardSet, decode_sample
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "shards" / "sample"
-DATASETS = {"render_train": 160, "render_val": 40, "real_train": 162, "real_val": 60, "retrieval": 120}
+DATASETS = {"render_train": 300, "render_val": 100, "real_train": 162, "real_val": 60, "retrieval": 120}
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves that to the collector

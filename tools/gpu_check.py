@@ -161,14 +161,14 @@ def _median_seconds(bench: Bench, work: Callable[[], Any], times: int) -> float:
 
 FORMS: dict[str, dict[str, Any]] = {
     "resized": {"window": (0.5, 1.0)},
-    "cut": {"window": (163 / 192, 163 / 192)},
-    "cut, gray": {"window": (163 / 192, 163 / 192), "gray": "per_sample"},
+    "cut": {"window": (131 / 148, 131 / 148)},
+    "cut, gray": {"window": (131 / 148, 131 / 148), "gray": "per_sample"},
     "resized, nearest, area": {"window": (0.5, 1.0), "edge_filter": "area", "normal_filter": "nearest"},
     "colours and blur": {
-        "window": (163 / 192, 163 / 192),
+        "window": (131 / 148, 131 / 148),
         "augment": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 10, "blur": 0.5},
     },
-    "half": {"window": (163 / 192, 163 / 192), "half": True},
+    "half": {"window": (131 / 148, 131 / 148), "half": True},
 }
 """Forms of the loader's graph."""
 EXACT = ("depth", "edge", "valid")
@@ -221,7 +221,7 @@ def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
 
     samples = open_mixture(str(SAMPLE))
     given = {name: value for name, value in form.items() if name not in ("augment", "half")}
-    data = DataConfig.model_validate({"size": 163, "gray": "off", **given})
+    data = DataConfig.model_validate({"size": 131, "gray": "off", **given})
     settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
     plan = endless_plan(settings, RankSlice(order=samples.order(seed=5, stream=0), batch_size=16))
     half = form.get("half", False) and device.type == "cuda"
@@ -273,7 +273,7 @@ def _photos(bench: Bench, fraction: float) -> Iterator[Any]:
     from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 
     samples = open_mixture(str(SAMPLE))
-    data = DataConfig(size=163, window=(163 / 192, 163 / 192), gray="off")
+    data = DataConfig(size=131, window=(131 / 148, 131 / 148), gray="off")
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
     plan = endless_plan(
         settings, RankSlice(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4)
