@@ -124,6 +124,17 @@ class Backbone(nn.Module):
         """The parameters that are not frozen, which an optimizer is to get."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def modules_above(self, layer: str) -> list[nn.Module]:
+        """The outermost modules that a pass enters, with parameters, but none that a layer's map depends on."""
+        below, (_, entered) = set(self._used_for(layer)[0]), self._used_for(self.last)
+        found, inside = list[nn.Module](), set[nn.Module]()
+        for module in entered:  # outer ones first
+            own = set(module.parameters())
+            if own and not own & below and module not in inside:
+                found.append(module)
+                inside.update(module.modules())
+        return found
+
     def freeze(self, layer: str) -> None:
         """Keep a layer and all that its map depends on as they are, whatever is trained from now on.
 
@@ -140,35 +151,35 @@ class Backbone(nn.Module):
                 seen=layer,
                 expected=", ".join(("none", *self.feature_info)),
             )
-        entered: dict[nn.Module, None] = {}
-        hooks = [
-            module.register_forward_pre_hook(lambda module, _: entered.setdefault(module))
-            for module in self.modules()
-            if module is not self
-        ]
-        try:
-            parameters = self._parameters_of(layer)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        parameters, entered = self._used_for(layer)
         for parameter in parameters:
             parameter.requires_grad_(False)
         # One that goes deeper than the layer, as the whole of another library's network does, is no part of it.
         self._frozen = tuple(module for module in entered if not any(p.requires_grad for p in module.parameters()))
         self.train(self.training)
 
-    def _parameters_of(self, layer: str) -> list[nn.Parameter]:
-        """The parameters that a layer's map depends on, found by a pass without content."""
+    def _used_for(self, layer: str) -> tuple[list[nn.Parameter], list[nn.Module]]:
+        """The parameters that a layer's map depends on, and the modules that are entered, by a pass without content."""
+        entered: dict[nn.Module, None] = {}
+        hooks = [
+            module.register_forward_pre_hook(lambda module, _: entered.setdefault(module))
+            for module in self.modules()
+            if module is not self
+        ]
         side = self.small_side()
         # Copies without content, beside which buffers that a pass changes stay as they are.
         empty = {name: torch.empty_like(x, device="meta") for name, x in self.named_buffers()}
         weights = {name: nn.Parameter(torch.empty_like(x, device="meta")) for name, x in self.named_parameters()}
-        with torch.enable_grad():
-            image = torch.empty(2, 3, side, side, device="meta")
-            features: Tensor = functional_call(self, weights | empty, (image, layer))[layer]
-            gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+        try:
+            with torch.enable_grad():
+                image = torch.empty(2, 3, side, side, device="meta")
+                features: Tensor = functional_call(self, weights | empty, (image, layer))[layer]
+                gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
         found = zip(self.named_parameters(), gradients, strict=True)
-        return [parameter for (_, parameter), gradient in found if gradient is not None]
+        return [parameter for (_, parameter), gradient in found if gradient is not None], list(entered)
 
     @classmethod
     def small_side(cls) -> int:

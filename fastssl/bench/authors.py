@@ -8,14 +8,16 @@ lie on the host (docs/reproduction.md, section 4.14).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fastssl.batch import Batch
 from fastssl.losses import adversarial_loss, discriminator_loss
 from fastssl.methods import StepContext
-from fastssl.methods.cross_domain import CrossDomain, CrossDomainConfig, task_losses
+from fastssl.methods.cross_domain import CrossDomain, CrossDomainConfig, as_constant, decisions, task_losses
 
 
 class AuthorsStep:
@@ -30,7 +32,7 @@ class AuthorsStep:
         # The second passes are made here, and not stood for by the momentum of statistics.
         once = config.model.model_copy(update={"running_statistics": "adapted"})
         self.method = CrossDomain(config.model_copy(update={"model": once}), context)
-        self._config, self._context = config, context
+        self._config, self._context, self._norm = config, context, config.model.discriminator_norm
 
     def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Update D, then B and H; as `CrossDomain.__call__`."""
@@ -38,28 +40,32 @@ class AuthorsStep:
         backbone, heads, discriminator = networks.backbone, networks.heads, networks.discriminator
         assert discriminator is not None
         assert self.method.discriminator_optimizer is not None
-        synthetic, layer = batches["synthetic"], self._config.model.adapted_layer
+        synthetic, layer, norm = batches["synthetic"], self._config.model.adapted_layer, self._norm
 
         with context.precision():  # all networks first, whose predictions and decisions nobody looks at
-            features = backbone(synthetic.image)
-            z_x, z_y = features[layer], backbone(batches["real"].image)[layer]
+            if networks.joint_pass is not None:
+                features, z_y = networks.joint_pass(synthetic.image, batches["real"].image)
+            else:
+                features, z_y = backbone(synthetic.image), backbone(batches["real"].image)[layer]
+            z_x = features[layer]
             heads(features, *synthetic.image.shape[-2:])
-            discriminator(z_y), discriminator(z_x)
+            copies = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+            decisions(partial(functional_call, discriminator, copies), z_x, z_y, norm)
 
         pooled_x = self.method.synthetic_pool.mix(z_x.detach().cpu()).to(z_x.device)
         pooled_y = self.method.real_pool.mix(z_y.detach().cpu()).to(z_y.device)
         with context.precision():
-            d_x, d_y = discriminator(pooled_x), discriminator(pooled_y)
+            d_x, d_y = decisions(discriminator, pooled_x, pooled_y, norm)
         own = weights.discriminator_weight * discriminator_loss(d_x, d_y)
         context.backward(own)
         context.update(self.method.discriminator_optimizer)
 
-        discriminator.requires_grad_(False)
+        frozen = as_constant(discriminator)
         with context.precision():
-            predictions, adversarial = heads(features, *synthetic.image.shape[-2:]), discriminator(z_x)
-        discriminator.requires_grad_(True)
+            predictions = heads(features, *synthetic.image.shape[-2:])
+            judged = self.method.judged_of_pushed(frozen, z_x, z_y)
         objective = task_losses(predictions, synthetic, weights)
-        objective["adversarial"] = weights.adversarial_weight * adversarial_loss(adversarial)
+        objective["adversarial"] = self.method.adversarial_weight * adversarial_loss(*judged)
         context.backward(torch.stack(list(objective.values())).sum())
         context.update(self.method.task_optimizer)
         context.finish()

@@ -11,15 +11,17 @@ from torch import Tensor
 from fastssl.losses.dense import at_least_float32
 
 
-def adversarial_loss(logits_synthetic: Tensor) -> Tensor:
-    """What B pays for features that D recognises as synthetic: the mean of -log(1 - D(z_x)).
+def adversarial_loss(logits_synthetic: Tensor, logits_real: Tensor | None = None) -> Tensor:
+    """What B pays for features that D recognises: the mean of -log(1 - D(z_x)), and of -log D(z_y) if photos count too.
 
     Args:
         logits_synthetic: (N, 1, h, h), D's logits of synthetic features; sigmoid of them is D(z_x).
+        logits_real: (M, 1, h, h), D's logits of real features where these are to look synthetic; M need not be N.
 
-    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic.
+    Source: docs/reproduction.md, section 2.1, with D(z) = 1 for synthetic. The second term: section 7.4.
     """
-    return F.softplus(at_least_float32(logits_synthetic)).mean()
+    loss = F.softplus(at_least_float32(logits_synthetic)).mean()
+    return loss if logits_real is None else loss + F.softplus(-at_least_float32(logits_real)).mean()
 
 
 def discriminator_loss(logits_synthetic: Tensor, logits_real: Tensor) -> Tensor:

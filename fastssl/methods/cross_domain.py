@@ -9,15 +9,18 @@ One training step (docs/reproduction.md, section 2.2):
 D(z) is the probability that z is synthetic. Both updates read the features computed at the top and the parameters as
 they stood there, so neither needs anything of the other: on a GPU they can run on two streams with the very result of
 running them one after the other. The authors' code updates D first and lets B meet the new D, which
-`optim.order=discriminator_first` does, one after the other (docs/reproduction.md, sections 5.6 and 6.9).
+`optim.order=discriminator_first` does, one after the other (docs/reproduction.md, sections 5.6 and 6.9). Other forms of
+the adversary are settings too: how D normalises, whether B sees both domains in one pass, and whether photos are pushed
+as well (docs/reproduction.md, section 7).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -25,6 +28,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from fastssl import config as settings
@@ -32,7 +36,15 @@ from fastssl.backbones import Backbone, HeadForm, build_backbone
 from fastssl.batch import PLANES, Batch, Task
 from fastssl.config import BelowOne, Channels, NonNegative, Positive, Preset, Section
 from fastssl.errors import ConfigError
-from fastssl.layers import Discriminator, FeaturePool, Heads, build_heads, xavier_initialise
+from fastssl.layers import (
+    Discriminator,
+    DiscriminatorNorm,
+    FeaturePool,
+    Heads,
+    JointPass,
+    build_heads,
+    xavier_initialise,
+)
 from fastssl.loader import DomainRequest
 from fastssl.losses import adversarial_loss, depth_loss, discriminator_loss, edge_loss, normal_loss
 from fastssl.methods.method import StepContext
@@ -40,6 +52,9 @@ from fastssl.optimizers import adam, restore, sgd
 from fastssl.pictures import prediction_sheet
 
 log = logging.getLogger(__name__)
+
+Judge = Callable[[Tensor], Tensor]
+"""D, or D frozen: from features to logits."""
 
 
 class ModelConfig(settings.BackboneSettings):
@@ -55,6 +70,11 @@ class ModelConfig(settings.BackboneSettings):
     """Layer of the backbone whose features D compares between the domains; none = no D."""
     adapted_feature: Literal["pre_relu", "post_relu"] = "pre_relu"
     """Whether D sees the layer before or after its ReLU."""
+    discriminator_norm: DiscriminatorNorm = "per_domain"
+    """How D normalises (docs/reproduction.md, section 7.1). With `joint`, photos pass beside rendered images in B's
+    update too, for their statistics: unless pushed, they have no loss there, and no gradient."""
+    passes: Literal["separate", "joint"] = "separate"
+    """Whether B sees each domain by itself, or both in one batch up to the adapted layer (section 7.2 there)."""
     running_statistics: Literal["adapted", "all"] = "adapted"
     """What the statistics that evaluations normalise with have seen: photos up to the adapted layer, and H each batch
     once; or photos in all of B, and H each batch twice, as in the authors' code (docs/reproduction.md, section 5.2)."""
@@ -85,6 +105,10 @@ class LossConfig(Section):
     edge_weight: NonNegative = 1.0
     adversarial_weight: NonNegative = 0.05
     """Weight of -log(1 - D(z_x)) in the update of B."""
+    adversarial_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which that weight rises linearly from 0; 0 = none (docs/reproduction.md, section 7.3)."""
+    pushed: Literal["synthetic", "both"] = "synthetic"
+    """Whose features B is to change; `both` adds -log D(z_y) with the same weight (section 7.4 there)."""
     discriminator_weight: NonNegative = 1.0
     """Weight of the discriminator's own loss."""
     depth_form: Literal["eigen", "released"] = "eigen"
@@ -186,7 +210,14 @@ class Networks(nn.Module):
         )
         if model.running_statistics == "all":
             _count_batches_twice(self.heads)
-        self.discriminator = Discriminator(self.backbone, model.adapted_layer, model.width) if model.adapts else None
+        self.discriminator: Discriminator | None = None
+        self.joint_pass: JointPass | None = None
+        if model.adapts:
+            layer, norm = model.adapted_layer, model.discriminator_norm
+            self.discriminator = Discriminator(self.backbone, layer, model.width, norm)
+            # Without batch norms images have nothing to do with each other.
+            if model.passes == "joint" and any(isinstance(module, _BatchNorm) for module in self.backbone.modules()):
+                self.joint_pass = JointPass(self.backbone, layer)
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks that there are, by name: `backbone`, `heads` and, if a layer is adapted, `discriminator`."""
@@ -264,16 +295,21 @@ class CrossDomain:
                 heads do not fit the backbone.
         """
         _check_weights(config)
+        _check_joint_passes(config.model)
         _warn_of_settings_without_effect(config)
         size, data = config.data.size, config.data
         smallest = min(data.batch_synthetic, data.batch_real) if config.model.adapts else data.batch_synthetic
         with torch.device("meta"), _few_values_named(min(smallest, 2), size):
             networks = Networks(config.model)
-            features = networks.backbone(torch.empty(min(smallest, 2), 3, size, size))
+            image = torch.empty(min(smallest, 2), 3, size, size)
+            features = networks.backbone(image) if networks.joint_pass is None else networks.joint_pass(image, image)[0]
             if networks.discriminator is not None:
-                networks.discriminator(features[config.model.adapted_layer])
+                z = features[config.model.adapted_layer]
+                decisions(networks.discriminator, z, z, config.model.discriminator_norm)
             side = networks.heads(features, size, size)[config.model.tasks[0]].shape[-1]
         _check_adapted(config.model, networks.backbone)
+        if config.model.adapts and config.model.passes == "joint" and networks.joint_pass is None:
+            log.warning("model.passes=joint has no effect with a backbone that has no batch norms")
         if side != size:
             raise ConfigError(
                 "the heads do not give one prediction per pixel with this backbone",
@@ -300,8 +336,9 @@ class CrossDomain:
         """The losses where D cannot tell the domains apart."""
         if not config.model.adapts:
             return {}
+        terms = 2 if config.loss.pushed == "both" else 1
         return {
-            "adversarial": config.loss.adversarial_weight * math.log(2),
+            "adversarial": config.loss.adversarial_weight * terms * math.log(2),
             "discriminator": config.loss.discriminator_weight * 2 * math.log(2),
         }
 
@@ -323,6 +360,7 @@ class CrossDomain:
             )
         # Nothing is made of what lies above the adapted layer: it moves running statistics, and no more.
         self._photos_until = config.model.adapted_layer if config.model.running_statistics == "adapted" else None
+        self.adversarial_weight = config.loss.adversarial_weight
         context.trains(self.task_optimizer)
         if self.discriminator_optimizer is not None:
             context.trains(self.discriminator_optimizer)
@@ -366,33 +404,35 @@ class CrossDomain:
 
         Sync: none.
         """
-        backbone, heads, discriminator = self.networks.backbone, self.networks.heads, self.networks.discriminator
+        heads, discriminator = self.networks.heads, self.networks.discriminator
         context, weights, layer = self.context, self.config.loss, self.config.model.adapted_layer
         synthetic, discriminator_first = batches["synthetic"], self.config.optim.order == "discriminator_first"
-        losses: dict[str, Tensor] = {}
+        norm, losses = self.config.model.discriminator_norm, dict[str, Tensor]()
 
-        with context.precision():
-            features = backbone(synthetic.image)
-        if discriminator is not None:
+        if discriminator is None:
+            with context.precision():
+                features = self.backbone(synthetic.image)
+        else:
+            features, z_y = self._passes(synthetic.image, batches["real"].image)
             z_x = features[layer]
-            with torch.no_grad(), context.precision():
-                z_y = backbone(batches["real"].image, until=self._photos_until)[layer]
+            frozen = as_constant(discriminator)  # before the side's work moves what it has beside parameters
             with context.side.run():  # B frozen: the pools give detached features
                 with context.precision():
-                    d_x, d_y = discriminator(self.synthetic_pool.mix(z_x)), discriminator(self.real_pool.mix(z_y))
+                    pooled_x, pooled_y = self.synthetic_pool.mix(z_x), self.real_pool.mix(z_y)
+                    d_x, d_y = decisions(discriminator, pooled_x, pooled_y, norm)
                 losses["discriminator"] = weights.discriminator_weight * discriminator_loss(d_x, d_y)
                 context.backward(losses["discriminator"])
             if discriminator_first:
                 self._update_discriminator()
+                frozen = as_constant(discriminator)
 
         with context.precision():
             predictions = heads(features, *synthetic.image.shape[-2:])
-            if discriminator is not None:  # D frozen: its parameters enter as constants
-                constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-                adversarial = functional_call(discriminator, constants, z_x)
+            if discriminator is not None:
+                judged = self.judged_of_pushed(frozen, z_x, z_y)
         objective = task_losses(predictions, synthetic, weights)
         if discriminator is not None:
-            objective["adversarial"] = weights.adversarial_weight * adversarial_loss(adversarial)
+            objective["adversarial"] = self.adversarial_weight * adversarial_loss(*judged)
         context.backward(torch.stack(list(objective.values())).sum())
 
         context.update(self.task_optimizer)
@@ -401,20 +441,40 @@ class CrossDomain:
         context.finish()
         return {name: loss.detach() for name, loss in (objective | losses).items()}
 
+    def _passes(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of rendered images in every layer, and of photos at the adapted one, with a gradient if pushed."""
+        with self.context.precision():
+            if self.networks.joint_pass is not None:
+                return self.networks.joint_pass(x, y)
+            features = self.backbone(x)
+        with torch.set_grad_enabled(self.config.loss.pushed == "both"), self.context.precision():
+            return features, self.backbone(y, until=self._photos_until)[self.config.model.adapted_layer]
+
+    def judged_of_pushed(self, frozen: Judge, z_x: Tensor, z_y: Tensor) -> tuple[Tensor, ...]:
+        """D's logits that B is to change: of rendered images and, if they are pushed too, of photos."""
+        norm = self.config.model.discriminator_norm
+        if self.config.loss.pushed == "both":
+            return decisions(frozen, z_x, z_y, norm)
+        if norm == "joint":  # photos lend their statistics
+            return decisions(frozen, z_x, z_y.detach(), norm)[:1]
+        return (frozen(z_x),)
+
     def _update_discriminator(self) -> None:
         """D's step, when its gradients are there."""
         self.context.side.join()
         if self.discriminator_optimizer is not None:
             self.context.update(self.discriminator_optimizer)
 
-    def set_lr_factor(self, factor: float) -> None:
-        """Multiply the configured learning rates by `factor` from now on."""
-        optim = self.config.optim
+    def begin_step(self, number: int, lr_factor: float) -> None:
+        """Multiply the configured learning rates by `lr_factor`, and let the adversarial weight be that of the step."""
+        loss, optim = self.config.loss, self.config.optim
+        warmed = min((number - 1) / loss.adversarial_warmup_steps, 1.0) if loss.adversarial_warmup_steps else 1.0
+        self.adversarial_weight = warmed * loss.adversarial_weight
         for group in self.task_optimizer.param_groups:
-            group["lr"] = optim.lr * factor
+            group["lr"] = optim.lr * lr_factor
         if self.discriminator_optimizer is not None:
             for group in self.discriminator_optimizer.param_groups:
-                group["lr"] = optim.discriminator_lr * factor
+                group["lr"] = optim.discriminator_lr * lr_factor
 
     @torch.no_grad()
     def picture(self, batches: Mapping[str, Batch]) -> Image.Image:
@@ -463,9 +523,34 @@ class CrossDomain:
         return {name: part for name, part in parts.items() if part is not None}
 
 
+def decisions(judge: Judge, z_x: Tensor, z_y: Tensor, norm: DiscriminatorNorm) -> tuple[Tensor, Tensor]:
+    """D's logits of both domains, (N, 1, h, w) and (M, 1, h, w): in one pass, unless its norm keeps them apart.
+
+    For a joint norm that is what it means. A spectral norm makes one power iteration so, and not two. With the others
+    it is less work.
+
+    Args:
+        judge: D, or D frozen.
+        z_x: synthetic features, (N, C, H, W).
+        z_y: real features, (M, C, H, W).
+        norm: of D.
+    """
+    if norm == "per_domain":
+        return judge(z_x), judge(z_y)
+    d_x, d_y = judge(torch.cat((z_x, z_y))).split((len(z_x), len(z_y)))
+    return d_x, d_y
+
+
+def as_constant(discriminator: Discriminator) -> Judge:
+    """D as it stands, frozen: its parameters enter as constants, and passes change copies of its buffers."""
+    constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    constants |= {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+    return partial(functional_call, discriminator, constants)
+
+
 @contextmanager
 def _few_values_named(num: int, size: int) -> Iterator[None]:
-    """A pass of images through networks in training mode, which batch norms refuse where they get a single value.
+    """A pass of images through networks in training mode, which norms refuse where they get a single value.
 
     Raises:
         ConfigError: they do.
@@ -473,6 +558,15 @@ def _few_values_named(num: int, size: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if "more than 1 spatial element" in str(error):
+            raise ConfigError(
+                "an instance norm of the discriminator has a single value per channel of an image, of which it can "
+                "make no deviation",
+                where="model.discriminator_norm, data.size",
+                seen=f"instance, with images of {size} x {size}",
+                expected="larger images, or another norm",
+                hint="enlarge data.size",
+            ) from error
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
@@ -497,22 +591,43 @@ def _check_weights(config: CrossDomainConfig) -> None:
         )
 
 
+def _check_joint_passes(model: ModelConfig) -> None:
+    """Refuse statistics of photos above the adapted layer where joint passes leave photos behind at it."""
+    if model.adapts and model.passes == "joint" and model.running_statistics == "all":
+        raise ConfigError(
+            "in joint passes photos go no further than the adapted layer, so statistics above it cannot see them",
+            where="model.running_statistics",
+            seen="all, with model.passes=joint",
+            expected="adapted",
+            hint="set model.running_statistics=adapted, or model.passes=separate",
+        )
+
+
 def _warn_of_settings_without_effect(config: CrossDomainConfig) -> None:
     """Warn only: presets set some of these for a whole, of which a part may then be changed."""
     loss, model, optim = config.loss, config.model, config.optim
     idle: list[tuple[str, bool, str]] = [
         ("loss.edge_division=whole", loss.edge_form == "hed" and loss.edge_division == "whole", "loss.edge_form=hed"),
         (
-            "optim.order=discriminator_first",
-            not model.adapts and optim.order == "discriminator_first",
-            "model.adapted_layer=none",
-        ),
-        (
             "model.running_statistics=all",
             not model.adapts and model.running_statistics == "all",
             "model.adapted_layer=none, but that the heads' statistics move twice a step",
         ),
     ]
+    pushes = {
+        f"loss.adversarial_warmup_steps={loss.adversarial_warmup_steps}": loss.adversarial_warmup_steps > 0,
+        "loss.pushed=both": loss.pushed == "both",
+    }
+    adversary = {
+        "optim.order=discriminator_first": optim.order == "discriminator_first",
+        f"model.discriminator_norm={model.discriminator_norm}": model.discriminator_norm != "per_domain",
+        "model.passes=joint": model.passes == "joint",
+        **pushes,
+    }
+    if not model.adapts:
+        idle += [(setting, is_set, "model.adapted_layer=none") for setting, is_set in adversary.items()]
+    elif not loss.adversarial_weight:
+        idle += [(setting, is_set, "loss.adversarial_weight=0") for setting, is_set in pushes.items()]
     for setting, is_idle, beside in idle:
         if is_idle:
             log.warning("%s has no effect with %s", setting, beside)

@@ -190,8 +190,13 @@ class Method(Protocol):
         Sync: none.
         """
 
-    def set_lr_factor(self, factor: float) -> None:
-        """Multiply the configured learning rates by `factor` from now on."""
+    def begin_step(self, number: int, lr_factor: float) -> None:
+        """To be called before a step, of one batch or several; without it, steps are those late in a training.
+
+        Args:
+            number: of the step in the whole run, from 1 on; a run that is resumed goes on counting.
+            lr_factor: multiplies the configured learning rates.
+        """
 
     def picture(self, batches: Mapping[str, Batch]) -> Image.Image | None:
         """A picture of how far it is; None where there is nothing to see."""

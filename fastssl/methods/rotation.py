@@ -189,10 +189,10 @@ class Rotation:
         self.context.finish()
         return {"rotation": loss.detach()}
 
-    def set_lr_factor(self, factor: float) -> None:
-        """Multiply the configured learning rate by `factor` from now on."""
+    def begin_step(self, number: int, lr_factor: float) -> None:
+        """Multiply the configured learning rate by `lr_factor`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optim.lr * factor
+            group["lr"] = self.config.optim.lr * lr_factor
 
     @torch.no_grad()
     def picture(self, batches: Mapping[str, Batch]) -> Image.Image:

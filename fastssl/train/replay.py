@@ -78,12 +78,12 @@ def replay(path: Path, advance: Advance) -> dict[str, Any]:
             for name, domain in domains.items()
         }
         for number in range(made + 1, failure.step):
-            method.set_lr_factor(lr_factor(config.optim, number - 1, failure.total_steps))
+            method.begin_step(number, lr_factor(config.optim, number - 1, failure.total_steps))
             for part in range(parts):
                 with context.part(part, parts):
                     method({name: next(domain) for name, domain in batches.items()})
             advance(number, failure.step)
-        method.set_lr_factor(lr_factor(config.optim, failure.step - 1, failure.total_steps))
+        method.begin_step(failure.step, lr_factor(config.optim, failure.step - 1, failure.total_steps))
         losses: dict[str, float] = {}
         for part in range(parts):
             step_batches = {name: next(domain) for name, domain in batches.items()}

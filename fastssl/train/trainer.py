@@ -119,7 +119,7 @@ class Trainer:
         with self._files(start.step) as files:
             for number in range(start.step + 1, self.total_steps + 1):
                 factor = lr_factor(self.config.optim, number - 1, self.total_steps)
-                self.method.set_lr_factor(factor)
+                self.method.begin_step(number, factor)
                 with self.around(number):
                     step_batches = self._make_step(number, batches, meter)
                 self.step = number

@@ -220,9 +220,12 @@ def validation_summary(run: Path) -> dict[str, object]:
 
 
 def moving_statistics(networks: nn.Module) -> Iterator[Tensor]:
-    """Buffers that a step changes; those of frozen layers are the same on all ranks, and a mean would round them."""
-    for module in networks.modules():
-        if module.training:
+    """Buffers by which a step's batch is remembered.
+
+    Those of frozen layers and of spectral norms are the same on all ranks, and a mean would round them.
+    """
+    for name, module in networks.named_modules():
+        if module.training and ".parametrizations." not in name:
             yield from (buffer for buffer in module.buffers(recurse=False) if buffer.is_floating_point())
 
 

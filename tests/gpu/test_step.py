@@ -36,6 +36,23 @@ def test_two_streams_equal_one_where_d_is_updated_first(gpu: torch.device) -> No
     assert_two_streams_equal_one(small_config("optim.order=discriminator_first", "optim.pool_size=6"), gpu)
 
 
+@pytest.mark.parametrize("amp", ["false", "true"])
+@pytest.mark.parametrize("norm", ["joint", "none", "instance", "spectral"])
+def test_two_streams_equal_one_with_the_adversary_s_other_forms(gpu: torch.device, norm: str, amp: str) -> None:
+    """D's own pass moves the vectors of a spectral norm while B meets copies of them."""
+    words = [f"model.discriminator_norm={norm}", "model.passes=joint", "loss.pushed=both", f"train.amp={amp}"]
+    assert_two_streams_equal_one(small_config("data.size=99", "optim.pool_size=6", *words), gpu)
+
+
+def test_mixed_precision_leaves_singular_values_alone(gpu: torch.device) -> None:
+    """A GPU's mixed precision rounds products of matrices and vectors, which a CPU's does not."""
+    discriminator = method(small_config("model.discriminator_norm=spectral"), gpu).networks.discriminator
+    assert discriminator is not None
+    expected = discriminator.eval().layers[0].weight
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert torch.equal(discriminator.layers[0].weight, expected)
+
+
 def test_two_streams_equal_one_at_the_paper_s_size(gpu: torch.device) -> None:
     """There fc6 has as many positions as in the paper."""
     settings = small_config("data.size=227", "model.adapted_layer=fc6", "train.amp=true", "optim.pool_size=6")

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from small_steps import batches, same
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastssl.backbones import BACKBONES, Backbone, find_backbone
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.batch import PLANES, Task
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError, UsageError
-from fastssl.layers import xavier_initialise
+from fastssl.layers import JointPass, xavier_initialise
 from fastssl.methods import METHODS, Method, StepContext, load_config
 from fastssl.methods.cross_domain import Networks
 
@@ -177,12 +178,14 @@ def test_a_layer_without_a_discriminator_is_refused_with_those_that_have_one(nam
     assert all(layer in str(refused.value) for layer in backbone.discriminators)
 
 
-def small(name: str, method: str, layer: str = "none", tasks: Sequence[Task] = PLANES, frozen: str = "none") -> Any:
+def small(
+    name: str, method: str, layer: str = "none", tasks: Sequence[Task] = PLANES, *more: str, frozen: str = "none"
+) -> Any:
     model = {"backbone": name, "frozen": frozen, **SMALL.model_dump(exclude={"backbone", "frozen"})}
     if method == "cross_domain":
         model |= {"adapted_layer": layer, "head_channels": 8, "tasks": tuple(tasks)}
     settings = {"data": {"size": next(sizes(name, 64))}, "model": model}
-    return load_config("tiny", method=method, settings=settings)
+    return load_config("tiny", method=method, settings=settings, overrides=more)
 
 
 def started(config: Any) -> Method:
@@ -201,9 +204,9 @@ def stepped(method: Any, steps: int) -> dict[str, Tensor]:
     return losses
 
 
-def trains(name: str, method: str, layer: str, tasks: Sequence[Task]) -> None:
+def trains(name: str, method: str, layer: str, tasks: Sequence[Task], *more: str) -> None:
     """Three steps: losses are finite, those of the tasks are there, and all of the backbone's weights move."""
-    step = started(small(name, method, layer, tasks))
+    step = started(small(name, method, layer, tasks, *more))
     weights = [parameter for parameter in step.backbone.parameters() if parameter.dim() > 1]
     before = [weight.clone() for weight in weights]
     losses = stepped(step, 3)
@@ -224,6 +227,46 @@ def test_every_method_trains_it(name: str, method: str) -> None:
     assert layers
     for number in range(max(len(layers), len(SUBSETS))):
         trains(name, method, layers[number % len(layers)], SUBSETS[number % len(SUBSETS)])
+
+
+@every_backbone
+def test_both_domains_pass_together_up_to_a_layer(name: str) -> None:
+    """With fixed statistics that is the same as apart; above it the first alone go on, unless nothing is normalised."""
+    backbone = built(name).eval()
+    side = next(sizes(name, 64))
+    first, second = image(side), image(side)[:1] + 0.5
+    layers = list(backbone.feature_info)
+    if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        networks = Networks(small(name, "cross_domain", layers[0], PLANES, "model.passes=joint").model)
+        assert networks.joint_pass is None
+        return
+    for layer in (layers[0], layers[-2]):
+        backbone, taken = built(name).eval(), dict[nn.Module, int]()
+        joint_pass = JointPass(backbone, layer)
+        for module in backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_hook(lambda module, x, _, taken=taken: taken.update({module: len(x[0])}))
+        with torch.no_grad():
+            features, z = joint_pass(first, second)
+            numbers = list(taken.values())
+            expected = backbone(first)
+            torch.testing.assert_close(z, backbone(second, until=layer)[layer], rtol=1e-4, atol=1e-4)
+            taken.clear()
+            backbone(first, until=layer)
+        assert numbers == [3] * len(taken) + [2] * (len(numbers) - len(taken))
+        assert len(numbers) > len(taken)
+        assert features.keys() == expected.keys()
+        for key, x in features.items():
+            torch.testing.assert_close(x, expected[key], rtol=1e-4, atol=1e-4)
+
+
+@every_backbone
+def test_it_trains_with_the_adversary_in_its_other_forms(name: str) -> None:
+    layer = next(iter(find_backbone(name).discriminators))
+    trains(
+        name, "cross_domain", layer, PLANES, "model.passes=joint", "model.discriminator_norm=joint", "loss.pushed=both"
+    )
+    trains(name, "cross_domain", layer, PLANES, "model.discriminator_norm=spectral")
 
 
 @pytest.mark.soak

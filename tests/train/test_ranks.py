@@ -58,6 +58,7 @@ def ended(ranks: Sequence[subprocess.Popen[str]], timeout: float = 120) -> list[
 
 
 CONTOURS_ALONE = ["model.tasks=[edge]", "model.adapted_layer=conv2"]
+ADVERSARY = ["model.passes=joint", "model.discriminator_norm=spectral", "loss.pushed=both"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ CONTOURS_ALONE = ["model.tasks=[edge]", "model.adapted_layer=conv2"]
     [
         *((name, []) for name in METHODS),
         pytest.param("cross_domain", CONTOURS_ALONE, marks=pytest.mark.soak, id="contours alone"),
+        pytest.param("cross_domain", ADVERSARY, marks=pytest.mark.soak, id="the adversary's other forms"),
         pytest.param("cross_domain", ["train.accumulate=2"], marks=pytest.mark.soak, id="two batches a step"),
     ],
 )
