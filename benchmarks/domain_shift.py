@@ -130,6 +130,17 @@ class Changed:
         return {}
 
 
+class Photos(Changed):
+    """The same without their labels, as the domain that is to be adapted to."""
+
+    domain: ClassVar[DomainName] = "real"
+    labelled: ClassVar[bool] = False
+
+    def read(self, reference: str) -> Record:
+        seen = super().read(reference)
+        return Record(key=seen.key, image=seen.image)
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A way of going on from the networks that were trained on the source."""
@@ -152,7 +163,9 @@ VARIANTS = {
     "no_norm": Variant("D without norm, 1", _adversary(1, NONE)),
     "instance": Variant("D with instance norm, 1", _adversary(1, "model.discriminator_norm=instance")),
     "spectral": Variant("D with spectral norm, 1", _adversary(1, "model.discriminator_norm=spectral")),
-    "warm_up": Variant("D without norm, 1, reached over 150 steps", _adversary(1, NONE, "loss.adversarial_warmup_steps=150")),
+    "warm_up": Variant(
+        "D without norm, 1, reached over 150 steps", _adversary(1, NONE, "loss.adversarial_warmup_steps=150")
+    ),
     "joint_passes": Variant("the same in one pass of B over both domains, 0.3", _adversary(0.3, NONE, JOINT)),
     "both": Variant("... and both domains are pushed, 0.3", _adversary(0.3, NONE, JOINT, "loss.pushed=both")),
     "conv1": Variant("D without norm, 1, on conv1", _adversary(1, NONE, "model.adapted_layer=conv1")),
@@ -190,13 +203,17 @@ def prepare(study: Study, rooms: int, shifts: Sequence[str], workers: int) -> No
     keys = list(source.references())[:rooms]
     ends = np.cumsum([round(rooms * fraction) for fraction in PARTS.values()])
     for shift in shifts:
-        begin = 0
-        for part, end in zip(PARTS, ends, strict=True):
-            change = SHIFTS[shift].source if part == "source" else SHIFTS[shift].target
-            out = study.shards(shift, part)
-            if not (out / "manifest.json").exists():
-                pack(Changed(source, keys[begin:end], change), out, size=PACKED, samples_per_shard=256, max_bad=0)
-            begin = end
+        parts = dict(zip(PARTS, np.split(keys, ends), strict=False))
+        change = SHIFTS[shift]
+        packed: dict[str, Changed] = {
+            "source": Changed(source, parts["source"].tolist(), change.source),
+            "target": Changed(source, parts["target"].tolist(), change.target),
+            "photos": Photos(source, parts["target"].tolist(), change.target),
+            "test": Changed(source, parts["test"].tolist(), change.target),
+        }
+        for name, images in packed.items():
+            if not (study.shards(shift, name) / "manifest.json").exists():
+                pack(images, study.shards(shift, name), size=PACKED, samples_per_shard=256, max_bad=0)
 
 
 def train(study: Study, shift: str, name: str, seed: int) -> Path:
@@ -206,13 +223,15 @@ def train(study: Study, shift: str, name: str, seed: int) -> Path:
         return run
     labels = study.shards(shift, "target" if name == "target" else "source")
     common = [f"data.synthetic={labels}", f"data.size={SIZE}", f"train.seed={seed}", f"train.threads={study.threads}"]
-    common += ["train.picture_every=0", "train.checkpoint_every=0", "model.heads=light"]
+    common += ["train.picture_every=1000000", "train.checkpoint_every=1000000"]
     if name in FIRST:
         common += ["model.adapted_layer=none", f"train.steps={study.steps}", "optim.lr=3e-3", "optim.warmup_steps=20"]
     else:
-        common += [f"data.real={study.shards(shift, 'target')}", f"train.steps={study.adapt}", "optim.lr=1e-3"]
+        common += [f"data.real={study.shards(shift, 'photos')}", f"train.steps={study.adapt}", "optim.lr=1e-3"]
         common += [f"train.init_from={study.run(shift, 'source', seed)}", *VARIANTS[name].overrides]
-    start_run(load_config("tiny", overrides=[*common, "optim.schedule=cosine"]), run, lambda done, total=None, words="": None)
+    start_run(
+        load_config("tiny", overrides=[*common, "optim.schedule=cosine"]), run, lambda done, total=None, words="": None
+    )
     return run
 
 
@@ -251,9 +270,7 @@ def beyond_average(run: Path, test: Path) -> dict[str, dict[str, float]]:
     images = subject.domain("synthetic", test, PLANES)
     again = subject.reestimated(images)
     assert again is not None  # the backbone has batch norms
-    return {
-        words: correlations(one, images, average) for words, one in (("running", subject), ("reestimated", again))
-    }
+    return {words: correlations(one, images, average) for words, one in (("running", subject), ("reestimated", again))}
 
 
 def pixel_averages(training: Domain) -> dict[str, Array]:
@@ -300,7 +317,10 @@ def table(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) 
             words = FIRST.get(name) or VARIANTS[name].words
             cells = [_errors(seeds, statistics_) for statistics_ in ("running", "reestimated")]
             closed = " ".join(_closed(rows, name, task) for task in ("depth", "normal"))
-            beyond = " / ".join(_spread([one["reestimated"]["beyond"][task] for one in seeds.values()], 3) for task in ("depth", "normal"))
+            beyond = " / ".join(
+                _spread([one["reestimated"]["beyond"][task] for one in seeds.values()], 3)
+                for task in ("depth", "normal")
+            )
             lines.append(f"| {words} | {len(seeds)} | {' | '.join(cells)} | {closed} | {beyond} |")
     return "\n".join(lines)
 
