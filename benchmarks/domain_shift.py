@@ -3,16 +3,16 @@
     python benchmarks/domain_shift.py [--rooms 2500] [--seeds 3] [--only camera,flat] [--jobs 2] [--work DIR]
 
 Source and target are different rooms of the same renderer, and one of the two is changed by a rule that leaves depth,
-normals and contours as they are. The target's labels are used for testing alone, but in the row that says so. So the gap
-that a shift opens is known, and what adaptation closes of it can be told.
+normals and contours as they are. The target's labels are used for testing alone, but in the row that says so. So the
+gap that a shift opens is known, and what adaptation closes of it can be told.
 
-Networks learn the tasks on the source first. Each variant then goes on from there for some steps with a discriminator of
-its own form, or without one, and is measured on held-out rooms of the target: with the running statistics of its batch
-norms, and with those re-estimated on the target's images (AdaBN). An error falls, too, where predictions only retreat to
-what rooms look like on average, so the correlation of what goes beyond that average is told beside it.
+Networks learn the tasks on the source first. Each variant then goes on from there for some steps with a discriminator
+of its own form, or without one, and is measured on held-out rooms of the target: with the running statistics of its
+batch norms, and with those re-estimated on the target's images (AdaBN). An error falls, too, where predictions only
+retreat to what rooms look like on average, so the correlation of what goes beyond that average is told beside it.
 
-Rooms are rendered once, and every result is kept in DIR, so that a study that is killed goes on where it stood. Results go
-to `results/domain_shift.json`.
+Rooms are rendered once, and every result is kept in DIR, so that a study that is killed goes on where it stood. Results
+go to `results/domain_shift.json`.
 """
 
 from __future__ import annotations

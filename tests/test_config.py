@@ -184,7 +184,8 @@ def test_a_plain_word_means_what_it_looks_like(text: str, value: object) -> None
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        # YAML's keys are at most 1,024 characters of text, and JSON writes one as twelve.
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=80), inner),
     )
 )
 @example("\U0001f3e0 \U0001f3e0")

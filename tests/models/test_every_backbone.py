@@ -375,5 +375,5 @@ class Padded(AlexNet):
 def test_a_backbone_that_the_heads_do_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "padded", Padded)
     with pytest.raises(ConfigError, match=r"(?s)one prediction per pixel.*83 x 83 predictions of an image of 67 x 67"):
-        load_config("tiny", overrides=["model.backbone=padded", "data.size=67"])
+        load_config("tiny", overrides=["model.backbone=padded", "model.heads=auto", "data.size=67"])
     assert load_config("tiny", method="rotation", overrides=["model.backbone=padded", "data.size=67"])

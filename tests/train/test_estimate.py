@@ -104,14 +104,14 @@ def test_the_paper_s_memory_and_data_by_hand(paper: dict[str, Any]) -> None:
     assert memory["loader"] == pytest.approx(4 * 224 * 4 * 227**2 * planes, rel=1e-4)
     # What conv1 of 224 rendered images gives, before and behind its norm, is kept in any case.
     assert memory["activations"] > 2 * 224 * 4 * 96 * 56**2
-    # 160 rendered images an epoch, and as many photos.
+    # 300 rendered images an epoch, and as many photos.
     manifests = [json.loads((SAMPLE / name / "manifest.json").read_text()) for name in ("render_train", "real_train")]
     means = [
         sum(bytes_of["total"] / bytes_of["count"] for bytes_of in manifest["statistics"]["member_bytes"].values())
         for manifest in manifests
     ]
-    assert paper["read_bytes"]["per_epoch"] == pytest.approx(160 * sum(means), rel=0.001)
-    assert paper["steps"] == -(-30 * 160 // 224)
+    assert paper["read_bytes"]["per_epoch"] == pytest.approx(300 * sum(means), rel=0.001)
+    assert paper["steps"] == -(-30 * 300 // 224)
     assert paper["time"]["seconds_in_all"] == pytest.approx(paper["steps"] * paper["time"]["seconds_per_step"])
 
 

@@ -173,7 +173,7 @@ def test_other_held_out_data_begin_a_new_best(
     run = tmp_path / "run"
     shutil.copytree(validated, run)
     changed = {"data": {"validation_synthetic": {str(coded_synthetic): 1.0}}}
-    resume_run(run, quiet, overrides=["train.steps=9", "optim.schedule=drops"], settings=changed)
+    resume_run(run, quiet, overrides=["train.steps=9"], settings=changed)
     assert best_of(run)["best"]["step"] == 9
     assert "the synthetic images of the validation are those of the training" in caplog.text
     assert load_trained(run / "checkpoints" / "best.pt").config.train.steps == 9
