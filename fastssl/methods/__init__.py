@@ -12,12 +12,13 @@ import torch
 from fastssl.config import RUN_CURE, Config, Preset, check_complete, compose, read_yaml, validated
 from fastssl.errors import ConfigError, DataError
 from fastssl.methods.cross_domain import CrossDomain
-from fastssl.methods.method import Dense, Method, StepContext
+from fastssl.methods.method import Dense, ManyLosses, Method, StepContext
 from fastssl.methods.rotation import Rotation
 
 __all__ = [
     "METHODS",
     "Dense",
+    "ManyLosses",
     "Method",
     "StepContext",
     "find_method",

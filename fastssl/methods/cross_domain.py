@@ -167,8 +167,8 @@ PRESETS: dict[str, Preset] = {
         "optim": {"schedule": "constant", "order": "discriminator_first"},
     },
     # Two CPU cores and a few minutes: the same method with fewer channels on smaller images, and heads that join early
-    # maps, since few images do not teach a head without them. D learns faster: it has hundreds of steps and not hundreds
-    # of thousands.
+    # maps, since few images do not teach a head without them. D learns faster, since it has hundreds of steps and not
+    # hundreds of thousands.
     "tiny": {
         "data": {"size": 131, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
         "model": {
@@ -441,6 +441,26 @@ class CrossDomain:
         context.finish()
         return {name: loss.detach() for name, loss in (objective | losses).items()}
 
+    def gradient_norms(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Norms of the gradient of each weighted loss on B, as the networks stand; `ManyLosses.gradient_norms`."""
+        networks, layer, synthetic = self.networks, self.config.model.adapted_layer, batches["synthetic"]
+        backbone, heads = networks.backbone, networks.heads
+        with self.context.precision():  # running statistics are those of copies
+            features: dict[str, Tensor] = functional_call(backbone, _buffers(backbone), synthetic.image)
+            predictions = functional_call(heads, _buffers(heads), (features, *synthetic.image.shape[-2:]))
+        losses = task_losses(predictions, synthetic, self.config.loss)
+        if networks.discriminator is not None:
+            with self.context.precision():
+                photos = functional_call(backbone, _buffers(backbone), batches["real"].image, {"until": layer})
+                judged = self.judged_of_pushed(as_constant(networks.discriminator), features[layer], photos[layer])
+            losses["adversarial"] = self.adversarial_weight * adversarial_loss(*judged)
+        parameters = backbone.trained_parameters()
+        norms = {}
+        for name, loss in losses.items():
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack([one.float().norm() for one in gradients if one is not None]).norm()
+        return norms
+
     def _passes(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Features of rendered images in every layer, and of photos at the adapted one, with a gradient if pushed."""
         with self.context.precision():
@@ -523,6 +543,11 @@ class CrossDomain:
         return {name: part for name, part in parts.items() if part is not None}
 
 
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of what a pass changes beside parameters."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
 def decisions(judge: Judge, z_x: Tensor, z_y: Tensor, norm: DiscriminatorNorm) -> tuple[Tensor, Tensor]:
     """D's logits of both domains, (N, 1, h, w) and (M, 1, h, w): in one pass, unless its norm keeps them apart.
 
@@ -544,8 +569,7 @@ def decisions(judge: Judge, z_x: Tensor, z_y: Tensor, norm: DiscriminatorNorm) -
 def as_constant(discriminator: Discriminator) -> Judge:
     """D as it stands, frozen: its parameters enter as constants, and passes change copies of its buffers."""
     constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    constants |= {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
-    return partial(functional_call, discriminator, constants)
+    return partial(functional_call, discriminator, constants | _buffers(discriminator))
 
 
 @contextmanager

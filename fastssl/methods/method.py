@@ -215,6 +215,17 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class ManyLosses(Protocol):
+    """A method of several losses that pull at the same backbone."""
+
+    def gradient_norms(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Norms of the gradient of each weighted loss on the backbone's parameters, by name: scalars on the device.
+
+        Nothing is changed by it.
+        """
+
+
+@runtime_checkable
 class Dense(Protocol):
     """A method that predicts a batch's planes from its images."""
 

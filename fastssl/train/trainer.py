@@ -21,7 +21,7 @@ from fastssl.config import Config, OptimSettings
 from fastssl.errors import MachineError, NonFiniteLossError, ShardError
 from fastssl.faults import machine_faults_named
 from fastssl.loader import Batches
-from fastssl.methods import Method, StepContext, unit_of
+from fastssl.methods import ManyLosses, Method, StepContext, unit_of
 from fastssl.pictures import write_picture
 from fastssl.ranges import traced
 from fastssl.ranks import Ranks
@@ -141,6 +141,8 @@ class Trainer:
                         checkpoint_due = checkpoint_due or bool(asked)
                     if files is not None:
                         balance.look(values, number)
+                        with meter.paused():
+                            values |= self._gradients(step_batches, number)
                         values |= self._gpu()
                         files.write(number, values)
                         advance(number, self.total_steps, meter.words(values))
@@ -276,6 +278,12 @@ class Trainer:
                 write_picture(sheet, path)
         except MachineError as error:
             log.warning("a picture could not be written, and the training goes on: %s (%s)", error.what, path)
+
+    def _gradients(self, batches: Mapping[str, Batch], number: int) -> dict[str, float]:
+        """How strongly each loss pulls at the backbone, beside every picture."""
+        if not isinstance(self.method, ManyLosses) or number % self.config.train.picture_every:
+            return {}
+        return {f"gradient/{name}": float(norm) for name, norm in self.method.gradient_norms(batches).items()}
 
     def _gpu(self) -> dict[str, float]:
         device = self.context.device

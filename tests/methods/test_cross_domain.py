@@ -242,3 +242,30 @@ def test_bfloat16_learns_as_float32_does(
     ratios = {task: last[1][f"loss/{task}"] / last[0][f"loss/{task}"] for task in ("depth", "normal", "edge")}
     record_property("ratios", ratios)
     assert all(0.94 < ratio < 1.06 for ratio in ratios.values()), ratios
+
+
+def test_gradient_norms_are_those_of_each_loss_by_itself_and_change_nothing() -> None:
+    """On copies each loss goes backward alone, in an ordinary pass."""
+    ours = method(small_config("model.adapted_layer=conv3", "loss.edge_weight=7"))
+    before, made = copy.deepcopy(ours.networks), batches(3)
+    norms = ours.gradient_norms(made)
+    assert same(before, ours.networks)
+    assert set(norms) == {"depth", "normal", "edge", "adversarial"}
+    for name, norm in norms.items():
+        alone = copy.deepcopy(before)
+        assert alone.discriminator is not None
+        features = alone.backbone(made["synthetic"].image)
+        losses = task_losses(alone.heads(features, SIZE, SIZE), made["synthetic"], ours.config.loss)
+        losses["adversarial"] = 0.1 * adversarial_loss(alone.discriminator(features["conv3"]))
+        losses[name].backward()
+        gradients = [p.grad.flatten() for p in alone.backbone.parameters() if p.grad is not None]
+        torch.testing.assert_close(norm, torch.cat(gradients).norm(), rtol=1e-4, atol=0)
+
+
+def test_a_run_tells_how_strongly_each_loss_pulls(tmp_path: Path) -> None:
+    data = [f"data.synthetic={SAMPLE / 'render_train'}", f"data.real={SAMPLE / 'real_train'}", "data.batch_real=4"]
+    steps = ["train.steps=4", "train.log_every=1", "train.picture_every=2", "data.batch_synthetic=4", "data.size=67"]
+    start_run(small_config(*data, *steps), tmp_path / "run", quiet)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "gradient/edge" in line] == [2, 4]
+    assert all(line["gradient/normal"] > 0 for line in lines if line["step"] in (2, 4))
