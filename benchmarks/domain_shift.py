@@ -12,7 +12,7 @@ batch norms, and with those re-estimated on the target's images (AdaBN). An erro
 retreat to what rooms look like on average, so the correlation of what goes beyond that average is told beside it.
 
 Rooms are rendered once, and every result is kept in DIR, so that a study that is killed goes on where it stood. Results
-go to `results/domain_shift.json`.
+go to `results/domain_shift.json`, and a figure beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from conditions import write_result
+from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -344,6 +345,25 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
+def figure(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]], path: Path) -> None:
+    """Errors on the target with re-estimated statistics: a mark a seed, a column a variant, a row a shift."""
+    tasks = {"depth": "depth RMSE (m)", "normal": "normal error (degrees)"}
+    sheet, axes = plt.subplots(len(results), 2, figsize=(10, 3.2 * len(results)), squeeze=False, sharex="col")
+    for line, (shift, rows) in zip(axes, results.items(), strict=True):
+        for axis, (task, words) in zip(line, tasks.items(), strict=True):
+            for place, seeds in enumerate(rows.values()):
+                errors = [one["reestimated"][task] for one in seeds.values()]
+                axis.plot([place] * len(errors), errors, "o", color="#33658a", alpha=0.6)
+                axis.plot([place - 0.3, place + 0.3], [statistics.mean(errors)] * 2, color="#33658a")
+            for name in FIRST.keys() & rows.keys():
+                mean = statistics.mean(one["reestimated"][task] for one in rows[name].values())
+                axis.axhline(mean, color="#999999", linewidth=0.8, linestyle=":")
+            axis.set_title(f"{shift}: {words}", fontsize=9)
+            axis.set_xticks(range(len(rows)), list(rows), rotation=60, ha="right", fontsize=8)
+    sheet.tight_layout()
+    sheet.savefig(path, dpi=110)
+
+
 def main() -> None:
     arguments = parsed()
     threads = max((os.cpu_count() or 1) // arguments.jobs, 1)
@@ -360,7 +380,8 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("rooms", "steps", "adapt", "seeds")}
     order = [*FIRST, *arguments.variants]
     results = {shift: {name: rows[name] for name in order if name in rows} for shift, rows in results.items()}
-    write_result("domain_shift", {**settings, "size": SIZE, "results": results})
+    path = write_result("domain_shift", {**settings, "size": SIZE, "results": results})
+    figure(results, path.with_suffix(".png"))
     print(table(results))
 
 
