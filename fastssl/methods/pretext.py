@@ -197,10 +197,10 @@ class Pretext:
         Sync: none.
         """
 
-    def set_lr_factor(self, factor: float) -> None:
-        """Multiply the configured learning rate by `factor` from now on."""
+    def begin_step(self, number: int, lr_factor: float) -> None:
+        """Multiply the configured learning rate by `lr_factor`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optim.lr * factor
+            group["lr"] = self.config.optim.lr * lr_factor
 
     def picture(self, batches: Mapping[str, Batch]) -> Image.Image | None:
         """None, unless the method draws one."""
