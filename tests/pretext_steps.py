@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,15 @@ def shuffled(monkeypatch: pytest.MonkeyPatch, networks: type[PretextNetworks]) -
     monkeypatch.setattr(networks, "views", others)
 
 
-def trained(name: str, folder: Path, *overrides: str, data: str = "real_train") -> Path:
-    """A run on sample photos of which `real_val` has none; `retrieval` has other crops of those that it has."""
+def trained(name: str, folder: Path, *overrides: str, data: Sequence[str] = ("real_train", "retrieval")) -> Path:
+    """A run on sample photos.
+
+    Args:
+        data: sample datasets. `real_val` has no photo of `real_train`, and other crops of those of `retrieval`.
+    """
+    weights = ", ".join(f"{SAMPLE / one}: 1" for one in data)
     end = ["train.picture_every=100000", "train.checkpoint_every=100000"]
-    start_run(
-        load_config("tiny", method=name, overrides=[f"data.real={SAMPLE / data}", *end, *overrides]), folder, quiet
-    )
+    start_run(load_config("tiny", method=name, overrides=[f"data.real={{{weights}}}", *end, *overrides]), folder, quiet)
     return folder
 
 

@@ -51,9 +51,9 @@ def test_classes_of_photos_that_were_not_trained_on_are_recognised(
     """And not by a network that was taught the classes of other photos."""
     words = ["data.size=67", "train.steps=200"]
     assert (
-        held_out(trained("supervised", tmp_path / "run", *words, data="retrieval"), is_right, times=1) > CHANCE + 0.15
+        held_out(trained("supervised", tmp_path / "run", *words, data=["retrieval"]), is_right, times=1) > CHANCE + 0.15
     )
     with monkeypatch.context() as patched:
         shuffled(patched, Networks)
-        run = trained("supervised", tmp_path / "shuffled", *words, data="retrieval")
+        run = trained("supervised", tmp_path / "shuffled", *words, data=["retrieval"])
     assert held_out(run, is_right, times=1) < CHANCE + 0.15
