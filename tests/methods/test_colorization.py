@@ -23,6 +23,10 @@ AUTHORS = {
     50: (-100, 80), 60: (-110, 80), 70: (-110, 80), 80: (-110, 70), 90: (-110, 70), 100: (-90, 0),
 }  # fmt: skip
 
+MARGIN = 0.1
+"""By how much the loss of held-out crops is below that of a network that was taught the colours of others. One seed
+reached 3.57, and the other 3.77."""
+
 
 def image_of(colours: list[list[float]]) -> Tensor:
     """A photo of one pixel for each colour, RGB in 0..255, as batches have it."""
@@ -195,13 +199,16 @@ def unweighted(logits: Tensor, target: Tensor) -> Tensor:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_colours_of_photos_that_were_not_trained_on_are_guessed_better_than_their_frequencies(
+def test_colours_of_crops_that_were_not_trained_on_are_guessed_better_than_by_their_frequencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that was taught the colours of other photos knows their frequencies, and no more."""
-    words = ["data.size=67", "train.steps=200", "loss.uniform=1.0"]
+    """A network that was taught the colours of other photos knows their frequencies, and no more.
+
+    Other crops of some of these photos were trained on: the 54 photos that are left teach no colours of others.
+    """
+    words = ["data.size=67", "train.steps=400", "loss.uniform=1.0"]
     found = held_out(trained("colorization", tmp_path / "run", *words), unweighted, times=1)
     with monkeypatch.context() as patched:
         shuffled(patched, Networks)
         run = trained("colorization", tmp_path / "shuffled", *words)
-    assert found < held_out(run, unweighted, times=1) - 0.02
+    assert found < held_out(run, unweighted, times=1) - MARGIN

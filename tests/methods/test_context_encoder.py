@@ -13,6 +13,10 @@ from torch import Tensor
 from fastssl.losses import masked_loss
 from fastssl.methods.context_encoder import Networks
 
+MARGIN = 0.12
+"""Of the error of the mean colour, by how much that of held-out crops is less. One seed reached 0.246, and 0.018 where it
+was taught to fill in others."""
+
 
 def test_a_fifth_to_three_tenths_of_each_photo_are_hidden() -> None:
     hidden = method("context_encoder").networks.hidden(131, draws(300)).double()
@@ -82,10 +86,10 @@ def gain(filled: Tensor, target: Tensor) -> Tensor:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_photos_that_were_not_trained_on_are_filled_in_better_than_by_their_mean(
+def test_crops_that_were_not_trained_on_are_filled_in_better_than_by_the_mean_colour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not by a network that was taught to fill in other photos."""
+    """And not by a network that was taught to fill in other photos. Other crops of some of them were trained on."""
     words = ["data.size=67", "train.steps=300"]
     assert held_out(trained("context_encoder", tmp_path / "run", *words), gain) > MARGIN
     with monkeypatch.context() as patched:

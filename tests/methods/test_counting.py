@@ -15,6 +15,10 @@ from fastssl.losses import counting_loss
 from fastssl.methods import load_config
 from fastssl.methods.counting import Networks
 
+MARGIN = 1.0
+"""By how much the loss of held-out photos is below that of counting nothing. One seed reached 8.40, and 9.96 where it was
+taught quarters of others."""
+
 
 def test_the_loss_worked_by_hand() -> None:
     """Two images of two numbers each. Sums of parts are (3, 1) and (0, 2).
@@ -95,16 +99,9 @@ def test_a_batch_of_one_is_refused() -> None:
         load_config("tiny", method="counting", overrides=["data.batch_real=1"])
 
 
-def unlike(outputs: Tensor, target: Tensor) -> Tensor:
-    """The share of photos whose own quarters are nearer to them than another photo's."""
-    whole, total = outputs[:, 0], outputs[:, 1:].sum(dim=1)
-    own, other = ((whole - x).square().sum(dim=1) for x in (total, total[target]))
-    return (own < other).float()
-
-
-def fall(outputs: Tensor, target: Tensor) -> Tensor:
-    whole = outputs[:, 0]
-    return sum(counting_loss(whole, outputs[:, 1:], whole[target], 10.0))
+def loss(outputs: Tensor, target: Tensor) -> Tensor:
+    equal, different = counting_loss(outputs[:, 0], outputs[:, 1:], outputs[target, 0], 10.0)
+    return equal + different
 
 
 @pytest.mark.soak
@@ -114,7 +111,7 @@ def test_counts_of_photos_that_were_not_trained_on_sum_and_differ(
 ) -> None:
     """Of a network that was taught other photos' quarters they do no better than counts of nothing."""
     words = ["data.size=131", "train.steps=200"]
-    assert held_out(trained("counting", tmp_path / "run", *words), fall) < 10 - 1.0
+    assert held_out(trained("counting", tmp_path / "run", *words, data=["real_train"]), loss) < 10 - MARGIN
     views = Networks.views
     generator = torch.Generator().manual_seed(0)
 
@@ -125,5 +122,5 @@ def test_counts_of_photos_that_were_not_trained_on_sum_and_differ(
 
     with monkeypatch.context() as patched:
         patched.setattr(Networks, "views", others)
-        run = trained("counting", tmp_path / "shuffled", *words)
-    assert held_out(run, fall) > 10 - 1.0
+        run = trained("counting", tmp_path / "shuffled", *words, data=["real_train"])
+    assert held_out(run, loss) > 10 - MARGIN

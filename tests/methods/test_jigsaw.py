@@ -12,8 +12,9 @@ from pretext_steps import draws, held_out, is_right, method, photos, random_phot
 
 from fastssl.methods.jigsaw import Networks, far_orders, first_stride
 
-MARGIN = 0.04
-"""By how much orders of held-out photos are recognised more often than by chance, 0.1, in 240 puzzles."""
+MARGIN = 0.035
+"""By how much orders of held-out photos are recognised more often than by chance, 0.1, in 480 puzzles: 2.5 standard errors.
+One seed reached 0.169, and 0.090 where it was taught the orders of others."""
 
 
 def distances(orders: np.ndarray) -> np.ndarray:
@@ -129,8 +130,11 @@ def test_the_loss_is_the_cross_entropy_of_the_orders_and_begins_at_chance() -> N
 @pytest.mark.timeout(1200)
 def test_puzzles_of_photos_that_were_not_trained_on_are_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not by a network that was taught the orders of other photos."""
-    assert held_out(trained("jigsaw", tmp_path / "run", "train.steps=300"), is_right) > 0.1 + MARGIN
+    assert (
+        held_out(trained("jigsaw", tmp_path / "run", "train.steps=300", data=["real_train"]), is_right, times=8)
+        > 0.1 + MARGIN
+    )
     with monkeypatch.context() as patched:
         shuffled(patched, Networks)
-        run = trained("jigsaw", tmp_path / "shuffled", "train.steps=300")
-    assert held_out(run, is_right) < 0.1 + MARGIN
+        run = trained("jigsaw", tmp_path / "shuffled", "train.steps=300", data=["real_train"])
+    assert held_out(run, is_right, times=8) < 0.1 + MARGIN

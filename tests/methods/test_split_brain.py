@@ -17,6 +17,10 @@ from fastssl.methods import load_config
 from fastssl.methods.colours import chroma_bins, lab, soft_bins
 from fastssl.methods.split_brain import Networks, halved
 
+MARGIN = 0.1
+"""By how much the losses of held-out crops are below those of a network that was taught other photos'. One seed reached
+8.02, and the other 8.25. Other crops of some of these photos were trained on."""
+
 ODD = {"timm:test_vit": "data.size=64", "alexnet": "model.fc_channels=17"}
 
 
@@ -98,7 +102,7 @@ def test_a_backbone_that_has_no_halves_is_refused(backbone: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_photos_that_were_not_trained_on_are_predicted_better_than_by_frequencies(
+def test_crops_that_were_not_trained_on_are_predicted_better_than_by_frequencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that was taught other photos' colours and lightness knows how frequent they are, and no more."""
@@ -107,9 +111,9 @@ def test_photos_that_were_not_trained_on_are_predicted_better_than_by_frequencie
         large = [torch.nn.functional.interpolate(x, target.shape[2:], mode="bilinear") for x in outputs]
         return bins_loss(large[0], target[:, :313]) + bins_loss(large[1], target[:, 313:])
 
-    words = ["data.size=67", "train.steps=200"]
+    words = ["data.size=67", "train.steps=400"]
     found = held_out(trained("split_brain", tmp_path / "run", *words), loss, times=1)
     with monkeypatch.context() as patched:
         shuffled(patched, Networks)
         run = trained("split_brain", tmp_path / "shuffled", *words)
-    assert found < held_out(run, loss, times=1) - 0.05
+    assert found < held_out(run, loss, times=1) - MARGIN
