@@ -14,8 +14,8 @@ from fastssl.losses import masked_loss
 from fastssl.methods.context_encoder import Networks
 
 MARGIN = 0.12
-"""Of the error of the mean colour, by how much that of held-out crops is less. One seed reached 0.246, and 0.018 where it
-was taught to fill in others."""
+"""Of the error of the mean colour, by how much that of held-out crops is less. One seed reached 0.246, and 0.018
+where it was taught to fill in others."""
 
 
 def test_a_fifth_to_three_tenths_of_each_photo_are_hidden() -> None:

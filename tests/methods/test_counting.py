@@ -16,8 +16,8 @@ from fastssl.methods import load_config
 from fastssl.methods.counting import Networks
 
 MARGIN = 1.0
-"""By how much the loss of held-out photos is below that of counting nothing. One seed reached 8.40, and 9.96 where it was
-taught quarters of others."""
+"""By how much the loss of held-out photos is below that of counting nothing. One seed reached 8.40, and 9.96 where
+it was taught quarters of others."""
 
 
 def test_the_loss_worked_by_hand() -> None:

@@ -13,8 +13,8 @@ from pretext_steps import draws, held_out, is_right, method, photos, random_phot
 from fastssl.methods.jigsaw import Networks, far_orders, first_stride
 
 MARGIN = 0.035
-"""By how much orders of held-out photos are recognised more often than by chance, 0.1, in 480 puzzles: 2.5 standard errors.
-One seed reached 0.169, and 0.090 where it was taught the orders of others."""
+"""By how much orders of held-out photos are recognised more often than by chance, 0.1, in 480 puzzles: 2.5 standard
+errors. One seed reached 0.169, and 0.090 where it was taught the orders of others."""
 
 
 def distances(orders: np.ndarray) -> np.ndarray:
