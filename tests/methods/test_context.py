@@ -30,7 +30,9 @@ def places(monkeypatch: pytest.MonkeyPatch, num: int) -> tuple[torch.Tensor, flo
         return torch.zeros(*top.shape, 3, side, side)
 
     monkeypatch.setattr("fastssl.methods.context.cut", noted)
-    method("context", f"data.size={SIDE}").networks.patches(torch.zeros(num, 3, SIDE, SIDE), draws(num))
+    method("context", f"data.size={SIDE}", "views.patch=0.22").networks.patches(
+        torch.zeros(num, 3, SIDE, SIDE), draws(num)
+    )
     return seen["places"], seen["length"]
 
 
@@ -88,7 +90,7 @@ def test_the_kept_channel_tells_nothing_of_the_others() -> None:
 
 def test_coarse_patches_are_means_of_areas_made_large_again() -> None:
     """Against torch's own resizing of images; about one in three is coarse, and the others are as they were."""
-    networks = method("context").networks
+    networks = method("context", f"views.coarse={1 / 3}").networks
     side, image = networks.side, torch.rand(1, 2, 67, 67, generator=torch.Generator().manual_seed(0))
     matrices = resizings(side, 10)
     assert len(matrices) == 67 - 10 + 1
