@@ -422,6 +422,7 @@ def windows(side: int, smallest: float, largest: float) -> Views:
     length = np.rint(rng.uniform(smallest, largest, BATCH) * side).astype(np.int64)
     top, left = ((rng.random(BATCH) * (side - length + 1)).astype(np.int64) for _ in range(2))
     return Views(
+        position=np.arange(BATCH),
         top=top,
         left=left,
         height=length,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Task = Literal["depth", "normal", "edge"]
 """Planes that a network may learn."""
-Target = Literal["depth", "normal", "edge", "class_index"]
+Target = Literal["depth", "normal", "edge", "class_index", "position"]
 """Things that come with an image where they are asked for."""
 PLANES: tuple[Task, ...] = ("depth", "normal", "edge")
 
@@ -144,3 +144,8 @@ class Batch:
     def class_index(self) -> Tensor:
         """(N,) int64; -1 where the dataset has no classes."""
         return self._target("class_index")
+
+    @property
+    def position(self) -> Tensor:
+        """(N,) int64, each sample's place in the domain's endless sequence; in an evaluation, its number."""
+        return self._target("position")

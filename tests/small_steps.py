@@ -44,7 +44,10 @@ def batches(seed: int, device: torch.device = CPU, size: int = SIZE) -> dict[str
         },
         stored_size=(size, size),
     )
-    return {"synthetic": synthetic, "real": Batch(keys=("b",) * N, image=random(N, 3, size, size) - 0.3, targets={})}
+    # Methods that learn from photos alone read these.
+    numbers = {"class_index": torch.arange(N, device=device) % 2, "position": torch.arange(N, device=device) + N * seed}
+    real = Batch(keys=("b",) * N, image=random(N, 3, size, size) - 0.3, targets=numbers)
+    return {"synthetic": synthetic, "real": real}
 
 
 def method(settings: Config, device: torch.device = CPU) -> CrossDomain:

@@ -37,6 +37,8 @@ def made_up_batches(config: Any, device: torch.device, batch_size: int | None = 
             "edge": (random(1) < 0.1).float(),
             "valid": random(1) < 0.9,
             "stored_edge_fraction": torch.full((num,), 0.1, device=device),
+            "class_index": torch.zeros(num, dtype=torch.int64, device=device),
+            "position": torch.arange(num, device=device),
         }
         batches[request.name] = Batch(
             keys=tuple(f"{request.name}_{number}" for number in range(num)),

@@ -32,6 +32,7 @@ _FIELDS: dict[Target, tuple[str, ...]] = {
     "normal": ("normal", "valid"),
     "edge": ("edge", "stored_edge_fraction"),
     "class_index": (),
+    "position": (),
 }
 """The fields of a batch that come with a target."""
 
@@ -225,10 +226,11 @@ def _batch(made: Made, wanted: Collection[Target], device: torch.device, stored_
     """The batch with the targets that are wanted, and no others."""
     kept = {field for target in wanted for field in _FIELDS[target]}
     targets = {name: field for name, field in made.targets.items() if name in kept}
-    if "class_index" in wanted:
+    of_samples = {"class_index": made.fed.classes, "position": made.fed.views.position}
+    for name in of_samples.keys() & wanted:
         # A copy from other memory than pinned would wait for the stream.
-        classes = torch.tensor(made.fed.classes, pin_memory=device.type == "cuda")
-        targets["class_index"] = classes.to(device, non_blocking=True)
+        numbers = torch.tensor(of_samples[name], pin_memory=device.type == "cuda")
+        targets[name] = numbers.to(device, non_blocking=True)
     return Batch(keys=made.fed.keys, image=_channels_last(made.image), targets=targets, stored_size=stored_size)
 
 

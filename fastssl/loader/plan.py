@@ -58,6 +58,8 @@ class Views:
     without any interpolation.
     """
 
+    position: NDArray[np.int64]
+    """Place of the sample in the endless sequence; in an evaluation, its number."""
     top: NDArray[np.int64]
     left: NDArray[np.int64]
     height: NDArray[np.int64]
@@ -147,7 +149,8 @@ class ViewSettings:
 def training_views(settings: ViewSettings, rank_slice: RankSlice, batch: int) -> Views:
     """Random views of this rank's part of the global batch that begins at position `batch`."""
     data, augment, stored = settings.data, settings.augment, settings.stored
-    draws = _draws(rank_slice.order, rank_slice.first(batch), rank_slice.batch_size)
+    first, num = rank_slice.first(batch), rank_slice.batch_size
+    draws = _draws(rank_slice.order, first, num)
     side, across, down, flip, channel, aspect, is_blurred, sigma, *colour = draws
     smallest, largest = (1.0, 1.0) if settings.whole else data.window
     part = smallest + side * (largest - smallest)
@@ -161,6 +164,7 @@ def training_views(settings: ViewSettings, rank_slice: RankSlice, batch: int) ->
         channel = _draws(rank_slice.order, batch, 1)[4]
     low, high = augment.blur_sigma
     return Views(
+        position=np.arange(first, first + num),
         top=(down * (stored[0] - height + data.last_corner)).astype(np.int64),
         left=(across * (stored[1] - width + data.last_corner)).astype(np.int64),
         height=height,
@@ -186,11 +190,12 @@ def _colour(augment: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.fl
     return colour.astype(np.float32)
 
 
-def centre_views(settings: ViewSettings, num: int) -> Views:
+def centre_views(settings: ViewSettings, num: int, first: int = 0) -> Views:
     """The centre windows that evaluations use: as large as the mean training window, nothing else; green if gray."""
     data, stored = settings.data, settings.stored
     height, width = _window(settings, _mean_part(settings))
     return Views(
+        position=np.arange(first, first + num),
         top=np.full(num, (stored[0] - height) // 2),
         left=np.full(num, (stored[1] - width) // 2),
         height=np.full(num, height),
@@ -238,7 +243,7 @@ def evaluation_plan(settings: ViewSettings, num_samples: int, batch_size: int) -
     def steps() -> Iterator[Step]:
         for first in range(0, num_samples, batch_size):
             samples = np.arange(first, min(first + batch_size, num_samples))
-            yield samples, centre_views(settings, len(samples))
+            yield samples, centre_views(settings, len(samples), first)
 
     plain = replace(settings, augment=AugmentConfig())
     cuts = _window(settings, _mean_part(settings)) == (settings.data.size,) * 2

@@ -11,9 +11,17 @@ import torch
 
 from fastssl.config import RUN_CURE, Config, Preset, check_complete, compose, read_yaml, validated
 from fastssl.errors import ConfigError, DataError
+from fastssl.methods.bigan import Bigan
+from fastssl.methods.colorization import Colorization
+from fastssl.methods.context import Context
+from fastssl.methods.context_encoder import ContextEncoder
+from fastssl.methods.counting import Counting
 from fastssl.methods.cross_domain import CrossDomain
+from fastssl.methods.jigsaw import Jigsaw
 from fastssl.methods.method import Dense, ManyLosses, Method, StepContext
 from fastssl.methods.rotation import Rotation
+from fastssl.methods.split_brain import SplitBrain
+from fastssl.methods.supervised import Supervised
 
 __all__ = [
     "METHODS",
@@ -28,7 +36,18 @@ __all__ = [
     "unit_of",
 ]
 
-_METHODS: tuple[type[Method], ...] = (CrossDomain, Rotation)
+_METHODS: tuple[type[Method], ...] = (
+    CrossDomain,
+    Rotation,
+    Jigsaw,
+    Context,
+    Colorization,
+    Supervised,
+    SplitBrain,
+    Counting,
+    ContextEncoder,
+    Bigan,
+)
 METHODS = {method.name: method for method in _METHODS}
 """By name; the first is the one that is taken where none is named."""
 

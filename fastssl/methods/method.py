@@ -80,6 +80,11 @@ class StepContext:
             mean.is_last = self._is_last
         yield
 
+    @property
+    def ends_step(self) -> bool:
+        """The batch is the step's last one."""
+        return self._is_last
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients, scaled where the precision needs it."""
         self.scaler.scale(loss / self._parts if self._parts > 1 else loss).backward()

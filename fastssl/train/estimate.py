@@ -312,6 +312,8 @@ def _empty_batch(domain: Domain, num: int, half: bool) -> Batch:
             targets["stored_edge_fraction"] = torch.empty(num)
         if "class_index" in domain.targets:
             targets["class_index"] = torch.empty(num, dtype=torch.int64)
+        if "position" in domain.targets:
+            targets["position"] = torch.empty(num, dtype=torch.int64)
     return Batch(keys=("",) * num, image=image, targets=targets, stored_size=domain.samples.image_size)
 
 

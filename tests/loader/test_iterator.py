@@ -245,3 +245,17 @@ def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path
     for ours, theirs in zip(read_samples(coded_synthetic), read_samples(tmp_path / "raw"), strict=True):
         assert np.array_equal(ours.depth, theirs.depth)
         assert np.array_equal(ours.edge, theirs.edge)
+
+
+def test_positions_are_those_of_the_sequence_whatever_the_ranks(coded_real: Path) -> None:
+    """Where the run began, each rank's part of each global batch; in an evaluation they number the samples."""
+    shards, wanted = open_mixture(coded_real), ("position",)
+    settings, order = views(shards, DataConfig(size=SIZE)), shards.order(seed=5, stream=1)
+    found = []
+    for rank in (0, 1):
+        rank_slice = RankSlice(order=order, batch_size=3, rank=rank, world_size=2)
+        with load_batches(shards, endless_plan(settings, rank_slice, position=100), OPTIONS, wanted) as batches:
+            found.append([batch.position.tolist() for batch in islice(batches, 2)])
+    assert found == [[[100, 101, 102], [106, 107, 108]], [[103, 104, 105], [109, 110, 111]]]
+    every = load_batches(shards, evaluation_plan(settings, len(shards), 4), OPTIONS, wanted)
+    assert torch.cat([batch.position for batch in every]).tolist() == list(range(len(shards)))

@@ -199,6 +199,7 @@ def one_view(top: int, left: int, height: int, width: int, flip: bool) -> Views:
         return np.array([value])
 
     return Views(
+        position=column(0),
         top=column(top),
         left=column(left),
         height=column(height),

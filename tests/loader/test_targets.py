@@ -41,6 +41,7 @@ def random_planes(seed: int, height: int, width: int) -> StoredTargets:
 
 def window(top: int, left: int, height: int, width: int, flip: bool, num: int = 1) -> Views:
     return Views(
+        position=np.arange(num),
         top=np.full(num, top),
         left=np.full(num, left),
         height=np.full(num, height),

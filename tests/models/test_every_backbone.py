@@ -204,6 +204,15 @@ def stepped(method: Any, steps: int) -> dict[str, Tensor]:
     return losses
 
 
+def is_refused(name: str, method: str) -> bool:
+    """The method cannot halve the backbone's channels, and says so."""
+    if method != "split_brain" or name in BACKBONES:
+        return False
+    with pytest.raises(ConfigError, match=r"(?s)two halves.*model\.backbone.*alexnet, vgg16 or resnet50"):
+        small(name, method)
+    return True
+
+
 def trains(name: str, method: str, layer: str, tasks: Sequence[Task], *more: str) -> None:
     """Three steps: losses are finite, those of the tasks are there, and all of the backbone's weights move."""
     step = started(small(name, method, layer, tasks, *more))
@@ -220,6 +229,8 @@ def trains(name: str, method: str, layer: str, tasks: Sequence[Task], *more: str
 @every_backbone
 def test_every_method_trains_it(name: str, method: str) -> None:
     """Each layer that can be adapted is, and each subset of the tasks is learnt."""
+    if is_refused(name, method):
+        return
     if method != "cross_domain":
         trains(name, method, "none", PLANES)
         return
@@ -314,6 +325,8 @@ def matters(name: str, layer: str) -> set[str]:
 @every_backbone
 def test_frozen_layers_stay_as_they_are_and_others_learn(name: str, method: str) -> None:
     """Bit for bit, weights and statistics, also after the networks were in evaluation mode for a picture."""
+    if is_refused(name, method):
+        return
     layers = list(built(name).feature_info)
     for layer in (layers[len(layers) // 2], layers[-1]):
         above = [one for one in find_backbone(name).discriminators if layers.index(one) > layers.index(layer)]
@@ -325,10 +338,11 @@ def test_frozen_layers_stay_as_they_are_and_others_learn(name: str, method: str)
         step.networks.eval()
         step.networks.train()
         stepped(step, 1)
+        weights = {key for key, parameter in step.networks.named_parameters() if parameter.dim() > 1}
         for key, value in step.networks.state_dict().items():
             if key in frozen:
                 assert torch.equal(value, before[key]), key
-            elif value.dim() > 1 or "running" in key:
+            elif key in weights or "running" in key:
                 assert not torch.equal(value, before[key]), key
         assert step.backbone.training
 

@@ -1,0 +1,102 @@
+"""Colours in CIE Lab: out of a batch of photos, and in bins of their chroma.
+
+L is lightness in 0..100, a and b are chroma, red over green and yellow over blue; white is D65, as sRGB's.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastssl.batch import IMAGE_MEAN
+
+GRID = 10.0
+"""Between two bins, along a and along b."""
+LARGEST, SMALLEST = 100.0, -110.0
+"""Ends of the grid."""
+REACH = 14.25
+"""How far from every colour of sRGB a bin may lie. The authors' list of 313 bins tells no rule; with this one there are
+as many, of which 310 are theirs."""
+
+# IEC 61966-2-1: linear sRGB to XYZ, each row divided by the white's.
+_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_TO_RELATIVE = _TO_XYZ / np.array([[0.950456], [1.0], [1.088754]])
+_STEEP, _FLAT = 216 / 24389, 24389 / 27  # CIE's, below which the cube root is a line
+
+
+def lab(image: Tensor) -> Tensor:
+    """Lab of photos as batches have them, (N, 3, H, W) RGB in 0..1 less the mean; (N, 3, H, W) float32."""
+    mean = torch.tensor(IMAGE_MEAN.tolist(), device=image.device)[:, None, None]
+    rgb = (image.float() + mean).clamp(0, 1)
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    matrix = torch.tensor(_TO_RELATIVE.tolist(), device=image.device)
+    x, y, z = torch.einsum("rc,nchw->rnhw", matrix, linear)
+    x, y, z = (torch.where(v > _STEEP, v.clamp(min=_STEEP) ** (1 / 3), (_FLAT * v + 16) / 116) for v in (x, y, z))
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def gray(lightness: Tensor) -> Tensor:
+    """Photos in black and white of a lightness (N, 1, H, W), as batches have them: (N, 3, H, W)."""
+    return rgb(torch.cat([lightness, torch.zeros_like(lightness).expand(-1, 2, -1, -1)], dim=1))
+
+
+def rgb(colours: Tensor) -> Tensor:
+    """Photos as batches have them, (N, 3, H, W), of Lab (N, 3, H, W); colours that sRGB lacks are cut off."""
+    lightness, a, b = colours.unbind(dim=1)
+    y = (lightness + 16) / 116
+    roots = torch.stack([y + a / 500, y, y - b / 200])
+    relative = torch.where(roots > _STEEP ** (1 / 3), roots**3, (116 * roots - 16) / _FLAT)
+    matrix = torch.tensor(np.linalg.inv(_TO_RELATIVE).tolist(), device=colours.device)
+    linear = torch.einsum("cr,rnhw->nchw", matrix, relative)
+    level = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    mean = torch.tensor(IMAGE_MEAN.tolist(), device=colours.device)[:, None, None]
+    return level.clamp(0, 1) - mean
+
+
+@lru_cache
+def chroma_bins() -> NDArray[np.float64]:
+    """(313, 2): a and b of the points of a grid of 10 that lie in or near the gamut of sRGB, by a and then by b."""
+    surface = _surface_of_srgb()
+    line = np.arange(SMALLEST, LARGEST + GRID, GRID)
+    points = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    nearest = np.array([np.square(surface - point).sum(axis=1).min() for point in points])
+    bins: NDArray[np.float64] = points[nearest <= REACH**2]
+    return bins
+
+
+def _surface_of_srgb(steps: int = 96) -> NDArray[np.float64]:
+    """(M, 2): a and b of the faces of the RGB cube, which reach as far out as the whole of it."""
+    level = np.linspace(0, 1, steps)
+    first, second = (x.ravel() for x in np.meshgrid(level, level))
+    faces = [np.insert(np.stack([first, second], axis=1), axis, end, axis=1) for axis in range(3) for end in (0.0, 1.0)]
+    rgb = np.concatenate(faces)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    relative = linear @ _TO_RELATIVE.T
+    x, y, z = np.where(relative > _STEEP, np.cbrt(relative), (_FLAT * relative + 16) / 116).T
+    return np.stack([500 * (x - y), 200 * (y - z)], axis=1)
+
+
+def soft_bins(values: Tensor, bins: Tensor, neighbours: int, deviation: float) -> Tensor:
+    """Values as distributions over the bins next to them, each by a Gaussian of its distance.
+
+    Args:
+        values: (N, C, h, w).
+        bins: (Q, C).
+        neighbours: bins that a value is spread over.
+        deviation: of the Gaussian.
+
+    Returns:
+        (N, Q, h, w), sums over the bins are 1.
+
+    Source: R. Zhang et al., *Colorful Image Colorization*, ECCV 2016, section 2.2.
+    """
+    places = values.permute(0, 2, 3, 1)
+    squares = (places[..., None, :] - bins).square().sum(dim=-1)
+    nearest, index = squares.topk(neighbours, largest=False)
+    weight = F.softmax(-nearest / (2 * deviation**2), dim=-1)
+    return torch.zeros_like(squares).scatter_(-1, index, weight).permute(0, 3, 1, 2)

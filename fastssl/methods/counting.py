@@ -1,0 +1,172 @@
+"""Method `counting`: Noroozi, Pirsiavash & Favaro, *Representation Learning by Learning to Count*, ICCV 2017.
+
+The network counts something in a photo made smaller by half, and in each of its four quarters, which are as large: the
+counts of the quarters have to sum to that of the whole, and to differ from that of another photo, lest nothing be
+counted.
+
+What would tell a photo made smaller from a part without counting is taken away: how it is made smaller is drawn for
+each photo, and so is whether it is seen without colours.
+
+Sources: the paper; a port that is not the authors', from which nothing is taken but the sizes: it cuts off the
+distance to another photo for each number, which the paper does not. Deviations: the backbone is this project's
+AlexNet, and counting is the layer behind the mean of its last map; quarters of 113.5 pixels are resized to the 115
+that it takes. Not known, and so settings of our choice: the learning rate, its optimizer and how often colours are
+taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl import config as settings
+from fastssl.batch import Batch
+from fastssl.config import Channels, Fraction, NonNegative, Positive, Preset, Section
+from fastssl.errors import ConfigError
+from fastssl.losses import counting_loss
+from fastssl.methods.draws import Draws
+from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks, nearly_zero
+from fastssl.methods.views import cut, input_side
+
+PARTS = 4
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class ViewsConfig(Section):
+    """What is made of a photo."""
+
+    gray: Fraction = 0.5
+    """Probability that a photo and its quarters are seen without colours; the paper tells none."""
+
+
+class ModelConfig(settings.BackboneSettings):
+    """The backbone and the layer that counts."""
+
+    counts: Channels = 1000
+    """Numbers that are counted."""
+
+
+class LossConfig(Section):
+    """What counts are to be."""
+
+    margin: Positive = 10.0
+    """Squared distance of the sum of the quarters from the counts of another photo, at least."""
+
+
+class OptimConfig(AdamConfig):
+    """Adam; the paper tells no optimizer that its sources agree on."""
+
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 0.0
+
+
+class CountingConfig(settings.Config):
+    """Settings of the method."""
+
+    method: Literal["counting"] = "counting"
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+
+
+PRESETS: dict[str, Preset] = {
+    # Batch and length are our choice: none is known.
+    "paper": {"data": {"batch_real": 128, "gray": "off"}, "model": {"init_gain": 1.0}, "train": {"epochs": 90}},
+    # Two CPU cores and a few minutes.
+    "tiny": {
+        "data": {"size": 131, "window": (0.5, 1.0), "batch_real": 16, "gray": "off"},
+        "model": {"width": 0.25, "fc_channels": 128, "init_gain": 1.0, "counts": 64},
+        "optim": {"lr": 5e-4},
+        "train": {"steps": 300, "log_every": 10, "checkpoint_every": 150},
+    },
+}
+
+
+class Networks(PretextNetworks):
+    """The backbone, and a layer that counts."""
+
+    def build(self) -> None:
+        self.side = input_side(self.backbone, -(-self.config.data.size // 2))
+        self.counts = nn.Linear(self.last_channels, self.config.model.counts)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
+        nearly_zero(self.counts, generator)
+
+    def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The whole photos and their quarters, (N, 5, 3, T, T), and for each photo the number of another, (N,)."""
+        image = self.without_colours(batch.image.float(), draws)
+        views = torch.cat([self.whole(image, draws)[:, None], self.quarters(image)], dim=1)
+        return views, torch.arange(len(image), device=image.device).roll(1)
+
+    def without_colours(self, image: Tensor, draws: Draws) -> Tensor:
+        """Some of the photos (N, 3, S, S) in black and white."""
+        luma = torch.tensor(_LUMA, device=image.device)[:, None, None]
+        is_gray = draws.uniform("counting gray") < self.config.views.gray
+        return torch.where(is_gray[:, None, None, None], (image * luma).sum(dim=1, keepdim=True), image)
+
+    def whole(self, image: Tensor, draws: Draws) -> Tensor:
+        """The photos (N, 3, S, S) made smaller, (N, 3, T, T): each by areas, linearly or by cubic curves."""
+        size = (self.side, self.side)
+        ways = torch.stack(
+            [
+                F.interpolate(image, size, mode="bilinear"),
+                F.interpolate(image, size, mode="bilinear", antialias=True),
+                F.interpolate(image, size, mode="bicubic", antialias=True),
+            ]
+        )
+        way = draws.integers("counting way", len(ways))
+        return ways[way, torch.arange(len(image), device=image.device)]
+
+    def quarters(self, image: Tensor) -> Tensor:
+        """The quarters of photos (N, 3, S, S), row by row, (N, 4, 3, T, T)."""
+        half = image.shape[-1] / 2
+        place = torch.arange(PARTS, device=image.device)
+        top, left = ((half * number).expand(len(image), PARTS) for number in (place // 2, place % 2))
+        return cut(image, top, left, half, self.side)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Counts, (N, 5, C) and none below 0, of views (N, 5, 3, T, T)."""
+        return F.relu(self.counts(self.described(views.flatten(0, 1)))).view(*views.shape[:2], -1)
+
+    def losses(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """How far the quarters are from the whole, and how much too near to another photo."""
+        whole, parts = outputs[:, 0], outputs[:, 1:]
+        equal, different = counting_loss(whole, parts, whole[target], self.config.loss.margin)
+        return {"counting": equal + different}
+
+
+class Counting(Pretext):
+    """Holds what a step changes: networks and their optimizer."""
+
+    name: ClassVar[str] = "counting"
+    Config: ClassVar[type[settings.Config]] = CountingConfig
+    Networks: ClassVar[type[PretextNetworks]] = Networks
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """As every method's; a single photo has no other beside it.
+
+        Raises:
+            ConfigError: see above.
+        """
+        if config.data.batch_real < 2:
+            raise ConfigError("a photo is compared with another of its batch", where="data.batch_real", seen=1,
+                              expected="2 or more")  # fmt: skip
+        super().check(config)
+
+    @staticmethod
+    def describe(config: Any) -> str:
+        """What is learnt with these settings."""
+        return "The network learnt to count so that the counts of the quarters of a photo sum to those of the photo."
+
+    @staticmethod
+    def chance(config: Any) -> dict[str, float]:
+        """The loss of a network that counts nothing in any photo."""
+        return {"counting": config.loss.margin}
