@@ -159,7 +159,7 @@ JOINT = "model.passes=joint"
 VARIANTS = {
     "control": Variant("weight 0: the adversary's control", _adversary(0)),
     "authors": Variant("as the authors have it, weight 0.1", _adversary(0.1)),
-    "authors_1": Variant("the same, weight 1", _adversary(1)),
+    "authors_1": Variant("as the authors have it, weight 1", _adversary(1)),
     "joint_norm": Variant("D's batch norm over both domains, 1", _adversary(1, "model.discriminator_norm=joint")),
     "no_norm": Variant("D without norm, 1", _adversary(1, NONE)),
     "instance": Variant("D with instance norm, 1", _adversary(1, "model.discriminator_norm=instance")),
@@ -167,11 +167,13 @@ VARIANTS = {
     "warm_up": Variant(
         "D without norm, 1, reached over 150 steps", _adversary(1, NONE, "loss.adversarial_warmup_steps=150")
     ),
-    "joint_passes": Variant("the same in one pass of B over both domains, 0.3", _adversary(0.3, NONE, JOINT)),
-    "both": Variant("... and both domains are pushed, 0.3", _adversary(0.3, NONE, JOINT, "loss.pushed=both")),
+    "joint_passes": Variant("one pass of B over both domains, D without norm, 0.3", _adversary(0.3, NONE, JOINT)),
+    "both": Variant(
+        "one pass, D without norm, both domains pushed, 0.3", _adversary(0.3, NONE, JOINT, "loss.pushed=both")
+    ),
     "conv1": Variant("D without norm, 1, on conv1", _adversary(1, NONE, "model.adapted_layer=conv1")),
-    "conv3": Variant("... on conv3", _adversary(1, NONE, "model.adapted_layer=conv3")),
-    "fc6": Variant("... on fc6", _adversary(1, NONE, "model.adapted_layer=fc6")),
+    "conv3": Variant("D without norm, 1, on conv3", _adversary(1, NONE, "model.adapted_layer=conv3")),
+    "fc6": Variant("D without norm, 1, on fc6", _adversary(1, NONE, "model.adapted_layer=fc6")),
 }
 """Beside `source` and `target`, which are trained on one domain's labels."""
 FIRST = {"source": "labels of the source alone", "target": "labels of the target"}
