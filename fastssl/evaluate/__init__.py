@@ -11,6 +11,7 @@ from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
 from fastssl.evaluate.knn import NearestClasses
+from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
 from fastssl.evaluate.results import keep_results
@@ -18,7 +19,7 @@ from fastssl.evaluate.subject import REESTIMATED, Subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 
-_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching, NearestClasses)
+_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching, NearestClasses, Linear)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
 
@@ -29,6 +30,7 @@ __all__ = [
     "Dataset",
     "DomainAccuracy",
     "Evaluation",
+    "Linear",
     "Matching",
     "Measured",
     "Metric",
