@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fastssl.addresses import masked
 from fastssl.config import Config
-from fastssl.errors import MachineError, UsageError
+from fastssl.errors import DataError, MachineError, UsageError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import check_finite
 from fastssl.evaluate.labelled import INTERVALS, TOPS, Labelled, open_labelled, right_rank, top_row
 from fastssl.evaluate.probes import DIMENSIONS, Probes, Schedule, resized_maps
 from fastssl.evaluate.subject import RunSubject, Subject, every_sample, statistics_of
+from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent
 from fastssl.loader import Domain, LoaderOptions
 from fastssl.train import run_device
@@ -246,6 +247,17 @@ class Features:
                 yield maps
 
 
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        states: dict[str, dict[str, Any]] = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises whatever its unpickler met
+        if machine_fault(error) is not None:
+            raise
+        what, hint = "what the probes had learnt is damaged", "delete the file, and they begin anew"
+        raise DataError(what, where=path, seen=str(error).splitlines()[0], hint=hint) from error
+    return states
+
+
 @dataclass
 class Progress:
     """What probes have learnt so far, in a file that is complete or absent; nowhere without a path."""
@@ -255,7 +267,8 @@ class Progress:
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.is_file():
-            self._states = torch.load(self.path, weights_only=True, map_location="cpu")
+            with machine_faults_named(self.path):
+                self._states = _read(self.path)
 
     def of(self, name: str, key: str) -> tuple[int, Mapping[str, Any] | None]:
         """Epochs that a subject's probes have learnt, and their state; 0 and None where it was another training."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from patterns import CodedSource
 
 from fastssl.batch import Record
-from fastssl.errors import UsageError
+from fastssl.errors import DataError, UsageError
 from fastssl.evaluate import Linear, evaluate
 from fastssl.evaluate.linear import PROGRESS
 from fastssl.evaluate.probes import Norm, Probes, side_of, tent_matrix
@@ -197,6 +197,12 @@ def test_another_training_does_not_go_on_from_what_is_left(
         with pytest.raises(KeyboardInterrupt):
             evaluate(Linear(train=train, test=held_out, batch_size=8, epochs=2), run)
     assert evaluate(Linear(train=train, test=held_out, batch_size=8, epochs=1, lr=0.1), run).section() == expected
+
+
+def test_a_damaged_file_of_progress_is_named(run: Path, train: Path, held_out: Path) -> None:
+    (run / PROGRESS).write_bytes(b"PK" + bytes(100))
+    with pytest.raises(DataError, match=r"is damaged(.|\n)*linear_probes.pt(.|\n)*delete the file"):
+        evaluate(Linear(train=train, test=held_out), run)
 
 
 def test_features_that_do_not_fit_are_computed_anew(
