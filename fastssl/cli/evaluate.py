@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from fastssl.cli.options import AsJson, Subject, home, path_of
+from fastssl.cli.options import AsJson, home, path_of
 from fastssl.cli.output import print_data, print_json
 from fastssl.errors import UsageError
 
@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
 
 Beside = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=RUN", help="Another run to measure beside it; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="NAME=RUN", help="Another to measure beside it, or init:gaussian; may be repeated."),
+]
+Measurable = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_of,
+        metavar="RUN",
+        help="Run folder, or one of its checkpoints; a .safetensors file of `fastssl export`; or torchvision:NAME or "
+        "timm:NAME, with =FILE for a state dict.",
+    ),
 ]
 
 
@@ -63,7 +73,7 @@ def _evaluation_command(evaluation: type[Evaluation]) -> Callable[..., None]:
     return command
 
 
-def _common_options(run: Subject, *, beside: Beside = None, as_json: AsJson = False) -> None:
+def _common_options(run: Measurable, *, beside: Beside = None, as_json: AsJson = False) -> None:
     """The signature that the commands of all evaluations have."""
 
 

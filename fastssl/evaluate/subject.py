@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -90,10 +91,11 @@ class Subject:
         method.networks.load_state_dict(self.networks.state_dict())
         method.networks.to(run_device())
         seen = replace(self.sees(images), targets=frozenset())
-        if not _reestimate(method, seen, until):
+        everything = method.predict if isinstance(method, Dense) else method.backbone
+        forward = everything if until is None else partial(method.backbone, until=until)
+        if not reestimate(method.networks, forward, seen):
             return None
-        words = f"re-estimated on {min(len(seen.samples), _STATISTICS_BATCHES * _BATCH)} images of {seen.name} data"
-        return _subject(f"{self.name}{REESTIMATED}", method, self.config, words)
+        return _subject(f"{self.name}{REESTIMATED}", method, self.config, words_of_reestimation(seen))
 
     def training_domain(self, name: DomainName, targets: Collection[Target] = ()) -> Domain:
         """The datasets of a domain that it was trained on.
@@ -229,17 +231,21 @@ def _calibrate(method: Method, training: Domain) -> None:
 
 
 @torch.no_grad()
-def _reestimate(method: Method, images: Domain, until: str | None) -> bool:
+def reestimate(networks: nn.Module, forward: Callable[[Tensor], object], images: Domain) -> bool:
     """Give the batch norms that the images meet the statistics of these; whether there was one."""
-    everything = method.predict if isinstance(method, Dense) else method.backbone
-    moments = {norm: _Moments(norm) for norm in _trained_norms(method.networks)}
+    moments = {norm: _Moments(norm) for norm in _trained_norms(networks)}
     hooks = [norm.register_forward_pre_hook(moment) for norm, moment in moments.items()]
     with every_sample(images) as batches:
         for batch in islice(batches, _STATISTICS_BATCHES if moments else 0):
-            everything(batch.image) if until is None else method.backbone(batch.image, until=until)
+            forward(batch.image)
     for hook in hooks:
         hook.remove()
     return any(moment.count for moment in moments.values())
+
+
+def words_of_reestimation(images: Domain) -> str:
+    """Of what images batch norms got their statistics by `reestimate`."""
+    return f"re-estimated on {min(len(images.samples), _STATISTICS_BATCHES * _BATCH)} images of {images.name} data"
 
 
 class _Moments:

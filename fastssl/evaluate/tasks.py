@@ -19,7 +19,7 @@ from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.subject import Subject, every_sample, statistics_of
 from fastssl.loader import Domain
-from fastssl.methods import find_method
+from fastssl.methods import METHODS
 from fastssl.metrics import PLANE_METRICS, Metrics, plane_metrics
 from fastssl.metrics.planes import Predictor
 from fastssl.pictures import prediction_sheet
@@ -55,7 +55,7 @@ class Tasks:
     @staticmethod
     def lack(config: Config) -> str:
         """The tasks, where the method is not `Dense`."""
-        predicts = hasattr(find_method(config.method), "predict")
+        predicts = hasattr(METHODS.get(config.method), "predict")
         return "" if predicts else "The method of this run predicts neither depth nor normals nor contours."
 
     def __call__(self, subject: Subject, beside: Sequence[Subject]) -> Measured:

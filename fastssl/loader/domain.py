@@ -10,13 +10,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastssl.batch import PLANES, Target
 from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.loader.damage import Damage
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
-from fastssl.loader.plan import Plan, RankSlice, ViewSettings, evaluation_plan
+from fastssl.loader.plan import Plan, RankSlice, ViewSettings, chosen_plan, evaluation_plan
 from fastssl.shards import JPEG, DomainName
 
 _SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
@@ -88,6 +91,11 @@ class Domain:
         """
         plan = evaluation_plan(self._views(), len(self.samples), batch_size)
         return load_batches(self.samples, plan, options, self.targets, damage)
+
+    def chosen_batches(self, options: LoaderOptions, batches: Iterable[NDArray[np.int64]], batch_size: int) -> Batches:
+        """Samples by their numbers, in batches of at most `batch_size`, through their centre windows."""
+        plan = chosen_plan(self._views(), batches, batch_size)
+        return load_batches(self.samples, plan, options, self.targets)
 
     def _views(self) -> ViewSettings:
         data, augment = self.config.data, self.config.augment

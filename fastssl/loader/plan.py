@@ -8,7 +8,7 @@ number of ranks, or another batch size, goes on with the very same samples and v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -239,11 +239,19 @@ def endless_plan(settings: ViewSettings, rank_slice: RankSlice, *, position: int
 
 def evaluation_plan(settings: ViewSettings, num_samples: int, batch_size: int) -> Plan:
     """Every sample once, in the order of the shards, seen through its centre window; the last batch may be smaller."""
+    firsts = range(0, num_samples, batch_size)
+    batches = (np.arange(first, min(first + batch_size, num_samples)) for first in firsts)
+    return chosen_plan(settings, batches, batch_size)
+
+
+def chosen_plan(settings: ViewSettings, batches: Iterable[NDArray[np.int64]], batch_size: int) -> Plan:
+    """Samples by their numbers, in batches of at most `batch_size`, each seen through its centre window."""
 
     def steps() -> Iterator[Step]:
-        for first in range(0, num_samples, batch_size):
-            samples = np.arange(first, min(first + batch_size, num_samples))
+        first = 0
+        for samples in batches:
             yield samples, centre_views(settings, len(samples), first)
+            first += len(samples)
 
     plain = replace(settings, augment=AugmentConfig())
     cuts = _window(settings, _mean_part(settings)) == (settings.data.size,) * 2

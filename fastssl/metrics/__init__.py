@@ -4,7 +4,7 @@ Training measures with these between its steps, and evaluations when it has ende
 """
 
 from fastssl.metrics.features import PROBE_METRICS, knn_accuracy, pooled, rank_me
-from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_intervals
+from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_intervals, wilson_interval
 from fastssl.metrics.metric import Better, Metric
 from fastssl.metrics.planes import PLANE_METRICS, ContourMetrics, DepthMetrics, Metrics, NormalMetrics, plane_metrics
 
@@ -32,4 +32,5 @@ __all__ = [
     "plane_metrics",
     "pooled",
     "rank_me",
+    "wilson_interval",
 ]

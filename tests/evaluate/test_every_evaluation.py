@@ -40,11 +40,17 @@ def other(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded
     return make_run(folder, coded_synthetic, coded_real, "train.seed=1", "data.size=83", "data.window=[1.0,1.0]")
 
 
-def made(name: str, **data: Path) -> Evaluation:
+def made(name: str, *, synthetic: Path, real: Path) -> Evaluation:
     """An evaluation with the datasets that it cannot do without."""
     kind = EVALUATIONS[name]
-    needed = [field.name for field in fields(cast(Any, kind)) if field.default is MISSING]
-    return kind(**{field: data[field] for field in needed})
+    return kind(**given(name, synthetic=synthetic, real=real))
+
+
+def given(name: str, *, synthetic: Path, real: Path) -> dict[str, Path]:
+    """What an evaluation cannot do without; those that learn classes learn them from the images that they test."""
+    data = {"synthetic": synthetic, "real": real, "train": real, "test": real}
+    needed = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.default is MISSING]
+    return {field: data[field] for field in needed}
 
 
 @every_evaluation
@@ -108,9 +114,8 @@ def test_its_command_prints_a_table_and_the_same_as_json(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = {"synthetic": coded_synthetic, "real": coded_real}
-    needed = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.default is MISSING]
-    options = [text for field in needed for text in (f"--{field}", str(data[field]))]
+    data = given(name, synthetic=coded_synthetic, real=coded_real)
+    options = [text for field, path in data.items() for text in (f"--{field}", str(path))]
     printed = []
     for more in ([], ["--json"]):
         monkeypatch.setattr("sys.argv", ["fastssl", "eval", name, str(run), *options, *more])

@@ -1,0 +1,261 @@
+"""Subjects that are no run: exported files, networks of torchvision and timm, and one that nobody trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.backbones import Backbone, LayerInfo, TimmModel, check_sides, find_backbone
+from fastssl.batch import IMAGE_MEAN, Target
+from fastssl.config import BackboneSettings, Config, DataConfig
+from fastssl.errors import DataError, UsageError
+from fastssl.evaluate.subject import REESTIMATED, Subject, reestimate, words_of_reestimation
+from fastssl.export import load_backbone
+from fastssl.export.loading import read_header
+from fastssl.faults import machine_fault, machine_faults_named
+from fastssl.files import open_regular
+from fastssl.loader import Domain
+from fastssl.shards import DomainName
+from fastssl.train import run_device
+
+TORCHVISION, TIMM, GAUSSIAN = "torchvision:", "timm:", "init:gaussian"
+_DEVIATION = 0.01
+_SEED = 0
+_LEAST = 64
+"""The smallest side of an image that a network of torchvision gets."""
+_ALEXNET = {f"features.{place}": f"conv{n}" for n, place in enumerate((1, 4, 7, 9, 11), start=1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignSubject(Subject):
+    """A backbone of which no run is known, so that no training data are either."""
+
+    def training_domain(self, name: DomainName, targets: Collection[Target] = ()) -> Domain:
+        """There is none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "this evaluation needs the data that a run was trained on",
+            where=self.name,
+            seen="a backbone that is no run",
+            hint="give a run folder, or an evaluation that needs none, such as knn or linear",
+        )
+
+    def reestimated(self, images: Domain, until: str | None = None) -> Subject | None:
+        """As `Subject.reestimated`."""
+        backbone = copy.deepcopy(self.backbone)
+        seen = replace(self.sees(images), targets=frozenset())
+        if not reestimate(backbone, partial(backbone, until=until), seen):
+            return None
+        return replace(
+            self,
+            name=f"{self.name}{REESTIMATED}",
+            networks=backbone,
+            backbone=backbone,
+            statistics=words_of_reestimation(seen),
+        )
+
+
+def foreign_subject(text: str, name: str) -> Subject | None:
+    """The subject of `torchvision:NAME`, `timm:NAME`, each also with `=FILE`, or of a file of `fastssl export`.
+
+    Nothing is downloaded. Without a file of weights, a state dict, networks have the weights that their library draws,
+    from the seed 0. They see the whole image in colour, at the size and with the mean and deviation with which their
+    library says that they were published. An exported file sees the whole image at the size of its header.
+
+    Returns:
+        None where it is none of these.
+
+    Raises:
+        ConfigError, UsageError: the library is not there, or has no such network, or that gives no maps.
+        DataError: a file that cannot be used.
+    """
+    if not text.startswith((TORCHVISION, TIMM)):
+        path = Path(text)
+        if path.suffix != ".safetensors":
+            return None
+        header = read_header(path)
+        return _subject(name, load_backbone(path), header.images.size, header.layer, header.model)
+    model, _, file = text.partition("=")
+    kind, size = _torchvision_kind(model) if model.startswith(TORCHVISION) else _timm_kind(model)
+    settings = BackboneSettings(backbone=model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        backbone = kind(settings).eval()
+    if file:
+        _load(backbone, Path(file))
+    return _subject(name, backbone, size, backbone.compared, settings)
+
+
+def gaussian(subject: Subject, name: str) -> Subject:
+    """The backbone of a subject with weights of a normal distribution with deviation 0.01, from the seed 0; biases are
+    0, and norms as they are built."""
+    backbone = copy.deepcopy(subject.backbone).cpu()
+    generator = torch.Generator().manual_seed(_SEED)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=_DEVIATION, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    size = subject.config.data.size
+    made = _subject(name, backbone, size, subject.layer, subject.config.model)
+    return replace(made, config=subject.config, statistics="as they are built, 0 and 1")
+
+
+def _subject(name: str, backbone: Backbone, size: int, layer: str, model: BackboneSettings) -> ForeignSubject:
+    config = Config(method="none", data=DataConfig(size=size, window=(1.0, 1.0), gray="off"), model=model)
+    backbone = backbone.to(run_device())
+    return ForeignSubject(
+        name=name,
+        networks=backbone,
+        backbone=backbone,
+        layer=layer,
+        config=config,
+        predict=None,
+        tasks=(),
+        statistics="as they come with the weights",
+    )
+
+
+def _load(backbone: Any, path: Path) -> None:
+    """Load a state dict; what belongs to layers behind the last map is left out."""
+    with machine_faults_named(path):
+        try:
+            with open_regular(path) as file:
+                state = torch.load(file, weights_only=True, map_location="cpu")
+            missing = backbone.model.load_state_dict(state, strict=False).missing_keys
+        except Exception as error:  # torch raises whatever its unpickler met
+            if machine_fault(error) is not None:
+                raise
+            what = "the weights cannot be loaded"
+            raise DataError(what, where=path, seen=str(error).splitlines()[0], expected="a state dict") from error
+    if missing:
+        seen = f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        raise DataError("weights are missing", where=path, seen=seen, expected=f"a state dict of {backbone.name}")
+
+
+def _standardised(kind: type[Backbone], mean: Any, deviation: Any) -> type[Backbone]:
+    """A backbone for images without `IMAGE_MEAN` that gives them the mean and deviation that its weights want."""
+    offset = torch.from_numpy(IMAGE_MEAN).view(3, 1, 1) - torch.tensor(mean).view(3, 1, 1)
+    scale = torch.tensor(deviation).view(3, 1, 1)
+
+    class Standardised(kind):  # type: ignore[misc, valid-type]
+        def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
+            standard: dict[str, Tensor] = super().forward((image + offset.to(image)) / scale.to(image), until)
+            return standard
+
+    Standardised.__doc__ = kind.__doc__
+    return Standardised
+
+
+@cache
+def _timm_kind(name: str) -> tuple[type[Backbone], int]:
+    kind: Any = find_backbone(name)
+    assert issubclass(kind, TimmModel)
+    import timm
+
+    published: Any = timm.get_pretrained_cfg(kind.model_name)
+    return _standardised(kind, published.mean, published.std), published.input_size[-1]
+
+
+@cache
+def _torchvision_kind(name: str) -> tuple[type[Backbone], int]:
+    """The backbone of a network of torchvision, and the side of the images that it was published with."""
+    try:
+        from torchvision import models
+    except ModuleNotFoundError as error:
+        hint = "pip install torchvision"
+        raise UsageError("this needs torchvision, which is not installed", where=name, seen=error, hint=hint) from error
+    model_name = name.removeprefix(TORCHVISION)
+    if model_name not in models.list_models(module=models):
+        expected = "a name of torchvision.models.list_models(module=torchvision.models)"
+        raise UsageError("torchvision has no such network", seen=name, expected=expected)
+    published = models.get_model_weights(model_name).DEFAULT.transforms()
+    size = published.crop_size[0]
+    nodes, info = _stages(model_name, size)
+    if len(info) < 2:
+        raise UsageError("this network has no convolutional stages", seen=name)
+    last = list(info)[-1]
+    members = {"name": name, "model_name": model_name, "nodes": nodes, "layer_info": info, "last": last}
+    kind = type("TorchVisionModel", (TorchVisionModel,), {**members, "compared": last, "__doc__": f"{name}."})
+    return _standardised(kind, published.mean, published.std), size
+
+
+class TorchVisionModel(Backbone):
+    """A network of torchvision up to its last map.
+
+    Its layers are the last maps of each size, named as their modules with `_` for dots; those of AlexNet are conv1 to
+    conv5. Maps are as the module gives them, after whatever ends it.
+    """
+
+    model_name: ClassVar[str]
+    nodes: ClassVar[dict[str, str]]
+    layer_info: ClassVar[dict[str, LayerInfo]]
+    discriminators: ClassVar = {}
+
+    def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
+        super().__init__(settings, post_relu=post_relu)
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        self.feature_info = dict(self.layer_info)
+        self.model = create_feature_extractor(_built(self.model_name), self.nodes)
+
+    def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """As `Backbone.forward`; whatever `until` says, all is computed."""
+        self.check_size(*image.shape[-2:])
+        if until is not None:
+            self.check_layer(until)
+        found = self.model(self.as_weights(image))
+        layers = list(self.feature_info)
+        return {layer: found[layer] for layer in layers[: None if until is None else layers.index(until) + 1]}
+
+    @classmethod
+    def check_size(cls, height: int, width: int) -> None:
+        """Sides of at least 64 pixels."""
+        check_sides(height, width, least=_LEAST)
+
+
+def _built(model_name: str) -> nn.Module:
+    from torchvision import models
+
+    model: nn.Module = models.get_model(model_name, weights=None)
+    return model.eval()
+
+
+def _stages(model_name: str, size: int) -> tuple[dict[str, str], dict[str, LayerInfo]]:
+    """The modules that give the last map of each size, with the layers' names; and the maps."""
+    with torch.device("meta"):
+        model: Any = _built(model_name)
+    children = {name: module for name, module in model.named_children() if name != "features"}
+    if hasattr(model, "features"):
+        children |= {f"features.{name}": module for name, module in model.features.named_children()}
+    shapes = dict[str, torch.Size]()
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3] > 1:
+            shapes[name] = output.shape
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, module in children.items()
+        if "Pool" not in type(module).__name__
+    ]
+    with torch.no_grad():
+        model(torch.empty(2, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    by_size = {shape[2]: name for name, shape in shapes.items()}
+    names = _ALEXNET if model_name == "alexnet" else {name: name.replace(".", "_") for name in by_size.values()}
+    info = {layer: LayerInfo(shapes[name][1], round(size / shapes[name][2])) for name, layer in names.items()}
+    return names, info
