@@ -15,13 +15,18 @@ _running: list[subprocess.Popen[str]] = []
 def start(arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
     """Begin a process in a session of its own; `options` are those of `Popen`.
 
-    A shell lets its background jobs ignore SIGINT, and children inherit that, so it is set back first.
+    A shell lets its background jobs ignore SIGINT, `nohup` SIGHUP, and children inherit that, so both are set back.
     """
+
+    def heed_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in arguments],
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
         **options,
     )
     _running.append(process)
