@@ -90,7 +90,7 @@ def _noisy(image: Array, deviation: float, random: np.random.Generator) -> Array
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How the domains differ; None = the rooms as they are rendered."""
+    """Difference of the domains: a change of each; None = the rooms as they are rendered."""
 
     source: Change | None
     target: Change | None
@@ -181,7 +181,7 @@ FIRST = {"source": "labels of the source alone", "target": "labels of the target
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all cells share."""
+    """Settings and folders that all cells share."""
 
     work: Path
     steps: int
@@ -291,7 +291,7 @@ def pixel_averages(training: Domain) -> dict[str, Array]:
 
 @torch.no_grad()
 def correlations(subject: Subject, images: Domain, average: Mapping[str, Array]) -> dict[str, float]:
-    """By task, over all pixels and channels at once."""
+    """Correlations by task, over all pixels and channels at once."""
     assert subject.predict is not None
     pairs: dict[str, list[Array]] = {task: [] for task in average}
     with every_sample(subject.sees(images)) as batches:

@@ -301,7 +301,7 @@ def fastssl_batches(shards: Path, views: Views, batch: int, workers: int) -> Ite
     plan = endless_plan(settings, RankSlice(order=packed.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
-        seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
+        seen = replace(centre_views(settings, np.arange(batch)), top=top, left=left, flip=flip)
         plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
     options = LoaderOptions(device=torch.device("cpu"), threads=workers)
     for made in load_batches(packed, plan, options, PLANES):

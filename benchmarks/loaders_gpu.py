@@ -107,7 +107,7 @@ def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: 
     plan = endless_plan(settings, RankSlice(order=shards.order(seed=0, stream=0), batch_size=batch))
     if views.fixed:
         top, left, flip = (np.full(batch, value) for value in views.fixed)
-        seen = replace(centre_views(settings, batch), top=top, left=left, flip=flip)
+        seen = replace(centre_views(settings, np.arange(batch)), top=top, left=left, flip=flip)
         plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
     options = LoaderOptions(device=device, threads=point.threads, hw_decoder_load=point.hw_decoder_load)
     for made in load_batches(shards, plan, options, PLANES):

@@ -109,7 +109,7 @@ class _Loader(yaml.SafeLoader):
         super().check_printable(_SURROGATES.sub("?", data))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
         if getattr(event, "tag", None) is not None:
             words = f"the tag {event.tag} is not read; write text in quotes, and other values plainly"
             raise yaml.composer.ComposerError(None, None, words, event.start_mark)

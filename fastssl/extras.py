@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from fastssl.errors import UsageError
 
 _TRAIN = ("torch", "nvidia", "tensorboard", "pynvml", "jinja2", "safetensors")
@@ -17,3 +20,20 @@ def extra_needed(error: ImportError) -> UsageError | None:
         seen=str(error),
         hint="pip install 'fastssl[train]'",
     )
+
+
+def optional_package(name: str, *, where: str, hint: str) -> Any:
+    """A package that only this needs.
+
+    Args:
+        name: of the module.
+        where: the option or setting that asks for it.
+        hint: how one gets it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError("a package is not installed", where=where, seen=str(error), hint=hint) from error

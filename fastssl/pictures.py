@@ -229,6 +229,17 @@ def grid(rows: Sequence[Sequence[Picture]], headings: Sequence[str], *, gap: int
     return sheet
 
 
+def image_columns(columns: Mapping[str, NDArray[np.floating]], mean: NDArray[np.floating]) -> Image.Image:
+    """Forms of the same images side by side, a row for each image.
+
+    Args:
+        columns: by heading, (N, 3, S, S), RGB in 0..1 without `mean`.
+        mean: (3,).
+    """
+    rows = [[image_picture(image, mean) for image in forms] for forms in zip(*columns.values(), strict=True)]
+    return grid(rows, list(columns))
+
+
 def _fitting_font(lines: Sequence[str], width: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """The largest font in which every line has room, and the smallest that can be read where none does."""
     fonts = [ImageFont.load_default(size=size) for size in range(12, 6, -1)]

@@ -38,6 +38,17 @@ def make_run(
     return folder
 
 
+def diverged(run: Path) -> Path:
+    """The run, with a backbone that has become NaN."""
+    (checkpoint,) = (run / "checkpoints").glob("*.pt")
+    content = torch.load(checkpoint, weights_only=True)
+    for value in content["state"]["backbone"].values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+    torch.save(content, checkpoint)
+    return run
+
+
 def strict(text: str) -> Any:
     """JSON as its standard has it, without NaN and Infinity."""
 

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     feature_info: dict[str, LayerInfo]
     """The map of every layer, by name, in the order of computation."""
     post_relu: bool
-    """As it was made with."""
+    """The argument it was made with."""
 
     @abstractmethod
     def __init__(self, settings: BackboneSettings, *, post_relu: bool = False) -> None:
@@ -188,7 +188,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def takes(cls, height: int, width: int) -> bool:
-        """Whether images of a size fit."""
+        """Images of this size fit."""
         try:
             cls.check_size(height, width)
         except ConfigError:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastssl.backbones.backbone import Backbone, LayerInfo, patch_convolutions
 from fastssl.config import BackboneSettings
-from fastssl.errors import ConfigError, UsageError
+from fastssl.errors import ConfigError
+from fastssl.extras import optional_package
 
 log = logging.getLogger(__name__)
 
@@ -145,16 +146,7 @@ def timm_backbone(name: str) -> type[Backbone]:
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "backbones of timm need a package that is not installed",
-            where="model.backbone",
-            seen=str(error),
-            hint="pip install 'fastssl[timm]'",
-        ) from error
-    return timm
+    return optional_package("timm", where="model.backbone", hint="pip install 'fastssl[timm]'")
 
 
 def _created(model_name: str) -> Any:

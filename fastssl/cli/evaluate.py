@@ -69,6 +69,7 @@ def _evaluation_command(evaluation: type[Evaluation]) -> Callable[..., None]:
     hints = get_type_hints(evaluation, include_extras=True)
     own = [_option(field.name, hints[field.name], field.default) for field in fields(cast(Any, evaluation))]
     first, *common = inspect.signature(_common_options, eval_str=True).parameters.values()
+    # Typer reads it; mypy knows no such attribute of a function.
     command.__signature__ = inspect.Signature([first, *own, *common])  # type: ignore[attr-defined]
     return command
 

@@ -125,7 +125,7 @@ def balanced_accuracy(right: tuple[Tensor, Tensor]) -> float:
 
 
 def right_of_each(fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which held-out images of each domain a logistic classifier with a ridge penalty tells rightly.
+    """Held-out images of each domain that a logistic classifier with a ridge penalty tells rightly.
 
     Args:
         fit: features (N, C) and domains (N,) of 0 and 1, to fit on.

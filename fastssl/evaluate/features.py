@@ -50,7 +50,7 @@ def photographs(photos: ShardSet) -> Tensor:
 
 
 def words_of_bootstrap(groups: Tensor) -> str:
-    """How intervals were made by drawing photographs, (N,), again and again."""
+    """Words for intervals that were made by drawing photographs, (N,), again and again."""
     count = len(groups.unique())
     if count < 2:
         return "none, as all photos are of one photograph, or class"

@@ -19,6 +19,7 @@ from fastssl.errors import DataError, UsageError
 from fastssl.evaluate.subject import REESTIMATED, Subject, reestimate, words_of_reestimation
 from fastssl.export import load_backbone
 from fastssl.export.loading import read_header
+from fastssl.extras import optional_package
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import open_regular
 from fastssl.loader import Domain
@@ -51,7 +52,7 @@ class ForeignSubject(Subject):
         )
 
     def reestimated(self, images: Domain, until: str | None = None) -> Subject | None:
-        """As `Subject.reestimated`."""
+        """A copy with the statistics of a domain's images; `Subject.reestimated` of what is no run."""
         backbone = copy.deepcopy(self.backbone)
         seen = replace(self.sees(images), targets=frozenset())
         if not reestimate(backbone, partial(backbone, until=until), seen):
@@ -150,6 +151,7 @@ def _standardised(kind: type[Backbone], mean: Any, deviation: Any) -> type[Backb
     offset = torch.from_numpy(IMAGE_MEAN).view(3, 1, 1) - torch.tensor(mean).view(3, 1, 1)
     scale = torch.tensor(deviation).view(3, 1, 1)
 
+    # Which class it inherits from is known when it runs, which mypy has no words for.
     class Standardised(kind):  # type: ignore[misc, valid-type]
         def forward(self, image: Tensor, until: str | None = None) -> dict[str, Tensor]:
             standard: dict[str, Tensor] = super().forward((image + offset.to(image)) / scale.to(image), until)
@@ -172,11 +174,7 @@ def _timm_kind(name: str) -> tuple[type[Backbone], int]:
 @cache
 def _torchvision_kind(name: str) -> tuple[type[Backbone], int]:
     """The backbone of a network of torchvision, and the side of the images that it was published with."""
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        hint = "pip install torchvision"
-        raise UsageError("this needs torchvision, which is not installed", where=name, seen=error, hint=hint) from error
+    models = optional_package("torchvision", where=name, hint="pip install torchvision").models
     model_name = name.removeprefix(TORCHVISION)
     if model_name not in models.list_models(module=models):
         expected = "a name of torchvision.models.list_models(module=torchvision.models)"

@@ -16,9 +16,9 @@ from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import pooled_features
 from fastssl.evaluate.labelled import INTERVALS, TOPS, Labelled, open_labelled, right_rank, top_row
 from fastssl.evaluate.subject import Subject, statistics_of
+from fastssl.metrics import TEMPERATURE, class_votes
 
 _NEIGHBOURS = (1, 20, 200)
-_TEMPERATURE = 0.07
 _QUERIES, _BANK = 512, 8192
 """Test and training images that are compared at once."""
 _SCORES = 1 << 22
@@ -90,7 +90,7 @@ class NearestClasses:
             "images": len(labelled.test_classes),
             "training_images": len(labelled.train_classes),
             "classes": labelled.num_classes,
-            "temperature": _TEMPERATURE,
+            "temperature": TEMPERATURE,
             "statistics": statistics_of(subject, subjects),
             "intervals": INTERVALS,
         }
@@ -128,11 +128,8 @@ def class_ranks(
     ranks = dict[int, list[Tensor]]()
     for some, right in zip(queries.split(at_once), classes.split(at_once), strict=True):
         near, found = nearest(bank, some, max(_NEIGHBOURS))
-        # Of the nearest one the weight is 1, which changes no vote and overflows nothing.
-        weights = ((near - near[:, :1]) / _TEMPERATURE).exp()
         for k in _NEIGHBOURS:
-            votes = torch.zeros(len(some), num_classes)
-            votes.scatter_add_(1, bank_classes[found[:, :k]], weights[:, :k])
+            votes = class_votes(near[:, :k], bank_classes[found[:, :k]], num_classes)
             rank = right_rank(votes, right)
             nobody = votes.gather(1, right[:, None])[:, 0] == 0
             ranks.setdefault(k, []).append(rank.masked_fill(nobody, num_classes))

@@ -19,7 +19,7 @@ from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import check_finite, photographs, words_of_bootstrap
 from fastssl.evaluate.subject import Subject, every_sample, statistics_of
 from fastssl.loader import Domain
-from fastssl.metrics import bootstrap_intervals
+from fastssl.metrics import bootstrap_interval
 
 _DISTANCES = {"within_8": 8, "within_16": 16}
 """From the true place, in pixels, up to which a match is right."""
@@ -155,8 +155,8 @@ def _row(metric: Metric, matches: Mapping[str, Matches], compared: Mapping[str, 
             continue
         found = one.found[layer][:, number]
         values[name] = float(found.sum() / one.points.sum())
-        if interval := bootstrap_intervals(found[:, None], one.points, groups):
-            intervals[name] = interval[0]
+        if interval := bootstrap_interval(found, one.points, groups):
+            intervals[name] = interval
     return Row(metric, values, intervals)
 
 

@@ -19,7 +19,7 @@ from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import pooled_features, words_of_bootstrap
 from fastssl.evaluate.subject import Subject, statistics_of
-from fastssl.metrics import bootstrap_intervals
+from fastssl.metrics import bootstrap_interval
 from fastssl.pictures import Picture, framed, grid
 from fastssl.shards import ShardSet, decode_sample
 
@@ -134,9 +134,9 @@ def _row(metric: Metric, k: int, order: Mapping[str, Tensor], classes: Tensor) -
     values = {name: precision_at(k, found, classes) for name, found in order.items()}
     intervals = {}
     for name in (name for name, value in values.items() if value is not None):
-        right = _right_at(k, order[name], classes)[:, None]
-        if interval := bootstrap_intervals(right, torch.ones(len(classes)), classes):
-            intervals[name] = interval[0]
+        right = _right_at(k, order[name], classes)
+        if interval := bootstrap_interval(right, torch.ones(len(classes)), classes):
+            intervals[name] = interval
     return Row(metric, values, intervals)
 
 

@@ -39,7 +39,8 @@ class Weights:
     @torch.no_grad()
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The maps of all layers, in the order of computation."""
-        return self.backbone(image)  # type: ignore[no-any-return]
+        maps: dict[str, Tensor] = self.backbone(image)
+        return maps
 
     def features_after_relu(self, image: Tensor) -> dict[str, Tensor]:
         """The same maps after their ReLU, which is where other libraries take them."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.backbones import Backbone
-from fastssl.errors import UsageError
 from fastssl.export.exporter import Weights, largest_difference, random_images
 from fastssl.export.header import KEY, header_of
+from fastssl.extras import optional_package
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -29,16 +29,7 @@ class Onnx:
     def check(weights: Weights) -> None:
         """All is taken, where the packages are installed."""
         for package in _PACKAGES:
-            try:
-                importlib.import_module(package)
-            except ModuleNotFoundError as error:
-                raise UsageError(
-                    "the format needs packages that are not installed",
-                    where="--format onnx",
-                    seen=str(error),
-                    expected=", ".join(_PACKAGES),
-                    hint="pip install 'fastssl[onnx]'",
-                ) from error
+            optional_package(package, where="--format onnx", hint="pip install 'fastssl[onnx]'")
 
     @staticmethod
     def write(weights: Weights, file: BinaryIO) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastssl.backbones import TimmModel
 from fastssl.backbones.vgg16 import VGG16
-from fastssl.errors import UsageError
 from fastssl.export.exporter import (
     Weights,
     largest_difference,
@@ -21,6 +20,7 @@ from fastssl.export.exporter import (
     write_state,
 )
 from fastssl.export.published import PUBLISHED, check_published, published_state, vgg_maps
+from fastssl.extras import optional_package
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +95,4 @@ def _maps(model: Any, image: Tensor, layers: list[str]) -> dict[str, Tensor]:
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "the format needs timm, which is not installed",
-            where="--format",
-            seen=str(error),
-            hint="pip install 'fastssl[timm]'",
-        ) from error
-    return timm
+    return optional_package("timm", where="--format timm", hint="pip install 'fastssl[timm]'")

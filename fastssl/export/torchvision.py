@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastssl.backbones.vgg16 import VGG16
-from fastssl.errors import UsageError
 from fastssl.export.exporter import Weights, largest_difference, random_images, write_state
 from fastssl.export.published import PUBLISHED, check_published, published_state, vgg_maps
+from fastssl.extras import optional_package
 
 _CLASSES = 1000
 _STAGES = {"relu": "conv1", "layer1": "conv2", "layer2": "conv3", "layer3": "conv4", "layer4": "conv5"}
@@ -61,16 +61,7 @@ class TorchVision:
 
 
 def _torchvision() -> Any:
-    try:
-        import torchvision
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "the format needs torchvision, which is not installed",
-            where="--format",
-            seen=str(error),
-            hint="pip install torchvision",
-        ) from error
-    return torchvision.models
+    return optional_package("torchvision", where="--format torchvision", hint="pip install torchvision").models
 
 
 @torch.no_grad()

@@ -190,12 +190,12 @@ def _colour(augment: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.fl
     return colour.astype(np.float32)
 
 
-def centre_views(settings: ViewSettings, num: int, first: int = 0) -> Views:
+def centre_views(settings: ViewSettings, samples: NDArray[np.int64]) -> Views:
     """The centre windows that evaluations use: as large as the mean training window, nothing else; green if gray."""
-    data, stored = settings.data, settings.stored
+    data, stored, num = settings.data, settings.stored, len(samples)
     height, width = _window(settings, _mean_part(settings))
     return Views(
-        position=np.arange(first, first + num),
+        position=samples,
         top=np.full(num, (stored[0] - height) // 2),
         left=np.full(num, (stored[1] - width) // 2),
         height=np.full(num, height),
@@ -246,16 +246,10 @@ def evaluation_plan(settings: ViewSettings, num_samples: int, batch_size: int) -
 
 def chosen_plan(settings: ViewSettings, batches: Iterable[NDArray[np.int64]], batch_size: int) -> Plan:
     """Samples by their numbers, in batches of at most `batch_size`, each seen through its centre window."""
-
-    def steps() -> Iterator[Step]:
-        first = 0
-        for samples in batches:
-            yield samples, centre_views(settings, len(samples), first)
-            first += len(samples)
-
+    steps = ((samples, centre_views(settings, samples)) for samples in batches)
     plain = replace(settings, augment=AugmentConfig())
     cuts = _window(settings, _mean_part(settings)) == (settings.data.size,) * 2
-    return Plan(settings=plain, batch_size=batch_size, cuts=cuts, steps=steps())
+    return Plan(settings=plain, batch_size=batch_size, cuts=cuts, steps=steps)
 
 
 def _mean_part(settings: ViewSettings) -> float:

@@ -30,7 +30,7 @@ from fastssl.config import BelowOne, Channels, NonNegative, Positive, Preset
 from fastssl.losses import discriminator_loss
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks
-from fastssl.pictures import grid, image_picture
+from fastssl.pictures import image_columns
 
 SIDE = 64
 """Of the images that are made, and of the photos beside them."""
@@ -232,9 +232,7 @@ class Bigan(Pretext):
         networks, image = self.networks, batches["real"].image[:_SHOWN].float()
         assert isinstance(networks, Networks)
         networks.eval()
-        columns = [networks.small(image), networks.generator(networks.found(image)).float()]
+        columns = {"photo": networks.small(image), "made": networks.generator(networks.found(image)).float()}
         networks.train()
-        shown = [column.cpu().numpy() for column in columns]
-        middle = np.zeros(3, np.float32)
-        rows = [[image_picture((column[row] + 1) / 2, middle) for column in shown] for row in range(len(image))]
-        return grid(rows, ["photo", "made"])
+        halved = {words: ((column + 1) / 2).cpu().numpy() for words, column in columns.items()}
+        return image_columns(halved, np.zeros(3, np.float32))

@@ -18,7 +18,6 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -33,7 +32,7 @@ from fastssl.methods.colours import chroma_bins, gray, lab, rgb, soft_bins
 from fastssl.methods.draws import Draws
 from fastssl.methods.method import StepContext
 from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks, nearly_zero
-from fastssl.pictures import grid, image_picture
+from fastssl.pictures import image_columns
 
 BINS = 313
 _SHOWN = 6
@@ -197,9 +196,6 @@ class Colorization(Pretext):
         networks.train()
         chroma = torch.einsum("nqhw,qc->nchw", likely, networks.bins)
         chroma = F.interpolate(chroma, image.shape[2:], mode="bilinear", align_corners=False)
-        columns = [gray(lightness), rgb(torch.cat([lightness, chroma], dim=1)), image]
-        shown = [column.cpu().numpy() for column in columns]
-        rows = [
-            [image_picture(column[number], np.asarray(IMAGE_MEAN)) for column in shown] for number in range(len(image))
-        ]
-        return grid(rows, ["seen", "coloured", "true"])
+        coloured = rgb(torch.cat([lightness, chroma], dim=1))
+        columns = {"seen": gray(lightness), "coloured": coloured, "true": image}
+        return image_columns({words: column.cpu().numpy() for words, column in columns.items()}, IMAGE_MEAN)

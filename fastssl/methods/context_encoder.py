@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -28,7 +27,7 @@ from fastssl.config import BelowOne, Channels, Positive, Preset, Section
 from fastssl.losses import masked_loss
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks
-from fastssl.pictures import grid, image_picture
+from fastssl.pictures import image_columns
 
 _SHOWN = 6
 """Photos on a picture."""
@@ -162,6 +161,5 @@ class ContextEncoder(Pretext):
         self.networks.eval()
         filled = torch.where(hidden > 0, self.networks(views).float(), image)
         self.networks.train()
-        shown = [column.cpu().numpy() for column in (views, filled, image)]
-        rows = [[image_picture(column[row], np.asarray(IMAGE_MEAN)) for column in shown] for row in range(len(image))]
-        return grid(rows, ["seen", "filled in", "true"])
+        columns = {"seen": views, "filled in": filled, "true": image}
+        return image_columns({words: column.cpu().numpy() for words, column in columns.items()}, IMAGE_MEAN)

@@ -153,8 +153,15 @@ class Pretext:
         networks.initialise(torch.Generator().manual_seed(config.train.seed))
         self.networks = context.placed(networks)
         parameters = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
-        self.optimizer = _optimizer(parameters, config.optim, context)
+        self.optimizer = self.build_optimizer(parameters)
         context.trains(self.optimizer)
+
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Adam or SGD, as the settings are of one or the other."""
+        optim, device = self.config.optim, self.context.device
+        if isinstance(optim, AdamConfig):
+            return adam(parameters, optim, device, betas=optim.betas, weight_decay=optim.weight_decay)
+        return sgd(parameters, optim, device, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
     @property
     def backbone(self) -> Backbone:
@@ -220,9 +227,3 @@ class Pretext:
 
     def load_rank_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
         """Nothing to do."""
-
-
-def _optimizer(parameters: list[nn.Parameter], optim: Any, context: StepContext) -> Optimizer:
-    if isinstance(optim, AdamConfig):
-        return adam(parameters, optim, context.device, betas=optim.betas, weight_decay=optim.weight_decay)
-    return sgd(parameters, optim, context.device, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

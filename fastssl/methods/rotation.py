@@ -12,22 +12,22 @@ classifier reads the mean of the backbone's last map.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fastssl import config as settings
-from fastssl.backbones import Backbone, build_backbone
 from fastssl.batch import IMAGE_MEAN, Batch
-from fastssl.config import BelowOne, NonNegative, Preset
+from fastssl.config import Preset
 from fastssl.layers import xavier_initialise
-from fastssl.loader import DomainRequest
-from fastssl.methods.method import StepContext
-from fastssl.optimizers import restore, sgd
+from fastssl.methods.draws import Draws
+from fastssl.methods.pretext import Pretext, PretextNetworks, SgdConfig
+from fastssl.optimizers import sgd
 from fastssl.pictures import framed, grid, image_picture
 
 TURNS = 4
@@ -35,11 +35,8 @@ _SHOWN = 6
 """Photos on a picture."""
 
 
-class OptimConfig(settings.OptimSettings):
+class OptimConfig(SgdConfig):
     """SGD with Nesterov's momentum."""
-
-    momentum: BelowOne = 0.9
-    weight_decay: NonNegative = 5e-4
 
 
 class RotationConfig(settings.Config):
@@ -68,29 +65,30 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class Networks(nn.Module):
+class Networks(PretextNetworks):
     """The backbone and a linear classifier of the turns."""
 
-    def __init__(self, model: settings.BackboneSettings) -> None:
-        super().__init__()
-        self.backbone: Backbone = build_backbone(model)
-        self.classifier = nn.Linear(self.backbone.feature_info[self.backbone.last].channels, TURNS)
+    def build(self) -> None:
+        self.classifier = nn.Linear(self.last_channels, TURNS)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights from a generator."""
+        xavier_initialise(self, self.config.model.init_gain, generator)
+        nn.init.xavier_normal_(self.classifier.weight, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+
+    def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The photos in all turns, and the turns' numbers; nothing is drawn."""
+        return turned(batch.image.float())
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the turns, (N, 4), of images (N, 3, S, S)."""
-        logits: Tensor = self.classifier(self.backbone(image)[self.backbone.last].mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(self.described(image))
         return logits
 
-
-def build_networks(model: settings.BackboneSettings, seed: int) -> Networks:
-    """Networks on the CPU, freshly initialised from `seed` alone; torch's global generator stays as it was."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # torch's modules draw a default initialisation, which is overwritten
-        networks = Networks(model)
-    xavier_initialise(networks, model.init_gain, generator)
-    nn.init.xavier_normal_(networks.classifier.weight, generator=generator)
-    nn.init.zeros_(networks.classifier.bias)
-    return networks
+    def losses(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy of the turns."""
+        return {"rotation": F.cross_entropy(outputs.float(), target)}
 
 
 def turned(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,92 +105,40 @@ def turned(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.rot90(image, turn, (2, 3)) for turn in range(TURNS)]), turns
 
 
-class Rotation:
-    """Holds what a step changes: networks and their optimizer."""
+class Rotation(Pretext):
+    """Networks and their optimizer, which a step changes."""
 
     name: ClassVar[str] = "rotation"
-    unit: ClassVar[str] = "images"
     caption: ClassVar[str] = (
         "Photos of a training batch as they are and turned by 90, 180 and 270 degrees. A green frame marks a turn that "
         "the network recognised."
     )
     Config: ClassVar[type[settings.Config]] = RotationConfig
+    Networks: ClassVar[type[PretextNetworks]] = Networks
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     @staticmethod
-    def domains(config: RotationConfig) -> tuple[DomainRequest, ...]:
-        """Photos, and nothing beside them."""
-        return (DomainRequest(name="real"),)
-
-    @staticmethod
-    def check(config: RotationConfig) -> None:
-        """Pass images without content through a backbone without content: its name, layers and sizes are checked.
-
-        Raises:
-            ConfigError: there is no such backbone, or it has no such layer or cannot take images of this size.
-        """
-        with torch.device("meta"):
-            build_backbone(config.model)(torch.empty(2, 3, config.data.size, config.data.size))
-
-    @staticmethod
-    def describe(config: RotationConfig) -> str:
+    def describe(config: Any) -> str:
         """What is learnt with these settings."""
         return "The network learnt by how much photos were turned: by 0, 90, 180 or 270 degrees."
 
     @staticmethod
-    def chance(config: RotationConfig) -> dict[str, float]:
+    def chance(config: Any) -> dict[str, float]:
         """The loss of four turns that are equally likely."""
         return {"rotation": math.log(TURNS)}
 
-    def __init__(self, config: RotationConfig, context: StepContext) -> None:
-        self.config, self.context = config, context
-        self.networks = context.placed(build_networks(config.model, config.train.seed))
-        optim = config.optim
-        self.optimizer = sgd(
-            [*self.backbone.trained_parameters(), *self.networks.classifier.parameters()],
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """SGD with Nesterov's momentum."""
+        optim, momentum = self.config.optim, self.config.optim.momentum
+        return sgd(
+            parameters,
             optim,
-            context.device,
+            self.context.device,
             lr=optim.lr,
-            momentum=optim.momentum,
+            momentum=momentum,
             weight_decay=optim.weight_decay,
-            nesterov=optim.momentum > 0,
+            nesterov=momentum > 0,
         )
-        context.trains(self.optimizer)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The network whose features are wanted."""
-        return self.networks.backbone
-
-    @property
-    def compared_layer(self) -> str:
-        """The backbone's own choice."""
-        return self.backbone.compared
-
-    def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Learn the turns of one batch of photos.
-
-        Args:
-            batches: `real` photos.
-
-        Returns:
-            `rotation`: the cross-entropy of the turns, a scalar on the device.
-
-        Sync: none.
-        """
-        image, turns = turned(batches["real"].image)
-        with self.context.precision():
-            logits = self.networks(image)
-        loss = F.cross_entropy(logits.float(), turns)
-        self.context.backward(loss)
-        self.context.update(self.optimizer)
-        self.context.finish()
-        return {"rotation": loss.detach()}
-
-    def begin_step(self, number: int, lr_factor: float) -> None:
-        """Multiply the configured learning rate by `lr_factor`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optim.lr * lr_factor
 
     @torch.no_grad()
     def picture(self, batches: Mapping[str, Batch]) -> Image.Image:
@@ -211,19 +157,3 @@ class Rotation:
             row = [image_picture(views[turn, photo], IMAGE_MEAN) for turn in range(TURNS)]
             rows.append([framed(cell) if right[turn, photo] else cell for turn, cell in enumerate(row)])
         return grid(rows, [f"{90 * turn}\N{DEGREE SIGN}" for turn in range(TURNS)])
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, besides its batches and the context."""
-        return {"networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; raises what its parts raise where the shapes differ."""
-        self.networks.load_state_dict(state["networks"])
-        restore(self.optimizer, state["optimizer"])
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """Nothing: all ranks are alike."""
-        return {}
-
-    def load_rank_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
-        """Nothing to do."""

@@ -3,8 +3,8 @@
 Training measures with these between its steps, and evaluations when it has ended.
 """
 
-from fastssl.metrics.features import PROBE_METRICS, knn_accuracy, pooled, rank_me
-from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_intervals, wilson_interval
+from fastssl.metrics.features import PROBE_METRICS, TEMPERATURE, class_votes, knn_accuracy, pooled, rank_me
+from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_interval, wilson_interval
 from fastssl.metrics.metric import Better, Metric
 from fastssl.metrics.planes import PLANE_METRICS, ContourMetrics, DepthMetrics, Metrics, NormalMetrics, plane_metrics
 
@@ -18,6 +18,7 @@ __all__ = [
     "DRAWS",
     "PLANE_METRICS",
     "PROBE_METRICS",
+    "TEMPERATURE",
     "VALIDATION_METRICS",
     "Better",
     "ContourMetrics",
@@ -27,7 +28,8 @@ __all__ = [
     "Metrics",
     "NormalMetrics",
     "balanced_interval",
-    "bootstrap_intervals",
+    "bootstrap_interval",
+    "class_votes",
     "knn_accuracy",
     "plane_metrics",
     "pooled",

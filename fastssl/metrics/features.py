@@ -18,7 +18,9 @@ PROBE_METRICS = (
 )
 """What can be said of any features, in the order in which it is shown."""
 
-_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+TEMPERATURE = 0.07
+"""Of the votes of neighbours."""
+_NEIGHBOURS = 20
 _QUERIES = 1024
 _EPSILON = 1e-7
 _RANKED = 25_600
@@ -56,11 +58,22 @@ def knn_accuracy(features: Tensor, classes: Tensor, between: Callable[[], None] 
         queries = torch.arange(len(similarity), device=features.device)
         similarity[queries, first + queries] = -torch.inf
         near, found = similarity.topk(min(_NEIGHBOURS, len(classes) - 1), dim=1)
-        votes = torch.zeros(len(similarity), len(names), device=features.device)
-        # Of the nearest one the weight is 1, which changes no vote and overflows nothing.
-        votes.scatter_add_(1, classes[found], ((near - near[:, :1]) / _TEMPERATURE).exp())
+        votes = class_votes(near, classes[found], len(names))
         right += int((votes.argmax(dim=1) == classes[first : first + _QUERIES]).sum())
     return right / len(classes)
+
+
+def class_votes(near: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Votes of neighbours for their classes, each with a weight of exp(cosine / 0.07): (M, K).
+
+    Args:
+        near: (M, k), cosines of the neighbours, the largest first.
+        classes: (M, k) int64, of the neighbours.
+        num_classes: K.
+    """
+    # Of the nearest one the weight is 1, which changes no vote and overflows nothing.
+    weights = ((near - near[:, :1]) / TEMPERATURE).exp()
+    return near.new_zeros(len(near), num_classes).scatter_add_(1, classes, weights)
 
 
 def rank_me(features: Tensor) -> float | None:

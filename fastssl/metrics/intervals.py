@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
 Interval = tuple[float, float]
@@ -15,18 +18,13 @@ Interval = tuple[float, float]
 
 DRAWS = 2000
 """Times that a bootstrap draws the photographs anew."""
-_SEED = 0
-_Z = 1.959964
-"""Of a normal distribution, 95 % lies within so many deviations."""
 _DRAWN_AT_ONCE = 1 << 22
 
 
 def wilson_interval(right: int, count: int) -> Interval:
     """Of a fraction of independent images: Wilson's score interval, which keeps a width where all or none are right."""
-    fraction, z2 = right / count, _Z**2
-    middle = (fraction + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(fraction * (1 - fraction) / count + z2 / (4 * count**2))
-    return middle - half, middle + half
+    found = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def balanced_interval(first: tuple[int, int], second: tuple[int, int]) -> Interval:
@@ -45,31 +43,38 @@ def balanced_interval(first: tuple[int, int], second: tuple[int, int]) -> Interv
     return mean - below, mean + above
 
 
-def bootstrap_intervals(right: Tensor, counts: Tensor, groups: Tensor) -> list[Interval] | None:
-    """Of fractions over all images: 95 % of what comes out where whole groups of images are drawn again and again.
+def bootstrap_interval(right: Tensor, counts: Tensor, groups: Tensor) -> Interval | None:
+    """Of a fraction over all images: 95 % of what comes out where whole groups of images are drawn again and again.
 
     Images of a group, such as crops of one photograph, are no independent witnesses, so they are drawn together. The
-    draws depend on the number of groups alone, so all fractions see the same ones.
+    draws depend on the number of groups alone, so all fractions of the same images see the same ones.
 
     Args:
-        right: (N, K), of each image what is right, of K fractions.
+        right: (N,), of each image what is right.
         counts: (N,), of each image what could be right.
         groups: (N,) int64, the group of each image.
 
     Returns:
-        K intervals; None where there is a single group, of which nothing can be drawn.
+        None where there is a single group, of which nothing can be drawn.
     """
     names, place = groups.unique(return_inverse=True)
     if len(names) < 2:
         return None
-    both = torch.cat([right.double(), counts.double()[:, None]], dim=1)
-    sums = torch.zeros(len(names), both.shape[1], dtype=torch.float64).index_add_(0, place, both)
-    generator = torch.Generator().manual_seed(_SEED)
-    drawn = []
-    for draws in torch.ones(DRAWS).split(max(1, _DRAWN_AT_ONCE // len(names))):
-        picks = torch.randint(len(names), (len(draws), len(names)), generator=generator)
-        times = torch.zeros(picks.shape, dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape).double())
-        drawn.append(times @ sums)
-    total = torch.cat(drawn)
-    low, high = torch.quantile(total[:, :-1] / total[:, -1:], torch.tensor([0.025, 0.975]).double(), dim=0).tolist()
-    return list(zip(low, high, strict=True))
+    sums = torch.zeros(2, len(names), dtype=torch.float64)
+    sums.index_add_(1, place, torch.stack([right.double(), counts.double()]))
+    found = bootstrap(
+        sums.numpy(),
+        _fraction,
+        paired=True,
+        vectorized=True,
+        n_resamples=DRAWS,
+        method="percentile",
+        batch=max(1, _DRAWN_AT_ONCE // len(names)),
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _fraction(right: NDArray[np.float64], counts: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    fractions: NDArray[np.float64] = right.sum(axis=axis) / counts.sum(axis=axis)
+    return fractions

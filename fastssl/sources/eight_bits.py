@@ -139,7 +139,7 @@ def _spread(image: Image.Image, bits: set[int]) -> Image.Image:
 
 def _tags(image: Image.Image) -> dict[int, Any]:
     """The tags of a TIFF, with those that Pillow reads as tuples as their first number."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2  # type: ignore[attr-defined]  # of TIFFs alone, which these are
     return {tag: value[0] if isinstance(value, tuple) and value else value for tag, value in tags.items()}
 
 

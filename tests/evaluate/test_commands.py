@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import command
 from http_folder import served
 from made_run import make_run, strict
-
-from fastssl.cli import main
 
 
 @pytest.fixture
@@ -19,15 +17,6 @@ def web(coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FASTSSL_CACHE", str(tmp_path / "cache"))
     with served(coded_synthetic) as address:
         yield address
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fastssl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_eval_takes_an_address(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluations import measured
-from made_run import make_run, strict
+from made_run import diverged, make_run, strict
 from patterns import SIDE, CodedSource, coded_record
 from PIL import Image
 
@@ -177,14 +177,7 @@ def test_images_smaller_than_the_input_are_refused(
 
 
 def test_a_diverged_network_is_told(run: Path, coded_synthetic: Path, coded_real: Path) -> None:
-    checkpoint = run / "checkpoints" / "step_00000003.pt"
-    import torch
-
-    content = torch.load(checkpoint, weights_only=True)
-    for value in content["state"]["backbone"].values():
-        if value.is_floating_point():
-            value.fill_(torch.nan)
-    torch.save(content, checkpoint)
+    diverged(run)
     with pytest.raises(DataError, match="features of the network are not finite"):
         measured(Neighbours(real=coded_real), run)
     with pytest.raises(DataError, match="no task of the run can be measured"):

@@ -75,15 +75,15 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_images_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor of votes is as large for many images and classes as it may be."""
-    sizes = list[int]()
-    zeros = torch.zeros
+    sizes, votes_of = list[int](), knn_module.class_votes
 
-    def noted(*shape: int) -> torch.Tensor:
-        sizes.append(int(np.prod(shape)))
-        return zeros(*shape)
+    def noted(near: torch.Tensor, voted: torch.Tensor, num_classes: int) -> torch.Tensor:
+        votes = votes_of(near, voted, num_classes)
+        sizes.append(votes.numel())
+        return votes
 
     monkeypatch.setattr(knn_module, "_SCORES", 4000)
-    monkeypatch.setattr(knn_module.torch, "zeros", noted)
+    monkeypatch.setattr(knn_module, "class_votes", noted)
     for images, num in ((300, 50), (600, 100), (1200, 1000)):
         class_ranks(features(50, 0), classes(50, 1, num), features(images, 2), classes(images, 3, num), num)
     assert max(sizes) <= 4000

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_run import make_run
+from made_run import diverged, make_run
 from torch import Tensor
 
 from fastssl.backbones import first_centres
@@ -185,11 +185,6 @@ def test_fractions_are_of_all_points_and_unmoved_is_what_did_not_move(
 
 
 def test_a_diverged_network_is_told(run: Path, coded_real: Path) -> None:
-    checkpoint = run / "checkpoints" / "step_00000003.pt"
-    content = torch.load(checkpoint, weights_only=True)
-    for value in content["state"]["backbone"].values():
-        if value.is_floating_point():
-            value.fill_(torch.nan)
-    torch.save(content, checkpoint)
+    diverged(run)
     with pytest.raises(DataError, match="features of the network are not finite"):
         evaluate(Matching(real=coded_real), run)

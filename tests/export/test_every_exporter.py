@@ -65,7 +65,8 @@ def loaded_safetensors(weights: Weights, path: Path, image: Tensor) -> Maps:
     backbone = fastssl.load_backbone(path)
     assert not backbone.training
     assert backbone.feature_info == weights.backbone.feature_info
-    return backbone(image)  # type: ignore[no-any-return]
+    maps: Maps = backbone(image)
+    return maps
 
 
 def pooled(weights: Weights, model: nn.Module, image: Tensor) -> Maps:

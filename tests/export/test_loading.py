@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from made_run import make_run, strict
 from made_weights import made_weights
 from safetensors.torch import load_file, save_file
 
 import fastssl
 from fastssl import __version__
-from fastssl.cli import main
 from fastssl.errors import DataError
 from fastssl.export import EXPORTERS, read_header
 from fastssl.export.run import export_weights
@@ -31,15 +31,6 @@ def exported(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, coded_real: Path) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "run", None, coded_real, method="rotation")
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fastssl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def refused(path: Path) -> DataError:

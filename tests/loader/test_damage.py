@@ -66,7 +66,8 @@ def test_a_damaged_sample_of_two_batches_that_are_under_way_is_replaced_in_both(
     damaged = open_mixture(tmp_path / "damaged")
     settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
     plan = evaluation_plan(settings, len(damaged), 2)
-    steps = iter([(np.array(samples), centre_views(settings, 2)) for samples in ([5, 6], [6, 9], [6, 7])])
+    batches = map(np.array, ([5, 6], [6, 9], [6, 7]))
+    steps = iter([(samples, centre_views(settings, samples)) for samples in batches])
     options = LoaderOptions(device=CPU, threads=2, max_bad=1)
     made = load_batches(damaged, replace(plan, steps=steps), options)
     assert [batch.keys for batch in made] == [(f"coded_{a:03d}", f"coded_{b:03d}") for a, b in ((5, 7), (7, 9), (7, 7))]

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader.order import mixed_order
-from fastssl.loader.plan import RankSlice, Views, ViewSettings, endless_plan, evaluation_plan, training_views
+from fastssl.loader.plan import (
+    RankSlice,
+    Views,
+    ViewSettings,
+    chosen_plan,
+    endless_plan,
+    evaluation_plan,
+    training_views,
+)
 
 DATA = DataConfig(size=99, window=(0.7, 1.0))
 NAMES = ("top", "left", "height", "width", "flip", "channel", "colour", "blur")
@@ -192,6 +200,13 @@ def test_evaluation_sees_every_sample_once_through_the_centre() -> None:
     assert not views.flip.any()
     assert (views.colour == [1, 1, 1, 0]).all()
     assert not views.blur.any()
+
+
+def test_the_position_of_an_evaluated_sample_is_its_number_whatever_the_batches() -> None:
+    every = evaluation_plan(settings_of(), 5, 2).steps
+    assert [views.position.tolist() for _, views in every] == [[0, 1], [2, 3], [4]]
+    some = chosen_plan(settings_of(), (np.array(numbers) for numbers in ([7, 3], [3])), 2).steps
+    assert [(samples.tolist(), views.position.tolist()) for samples, views in some] == [([7, 3], [7, 3]), ([3], [3])]
 
 
 def one_view(top: int, left: int, height: int, width: int, flip: bool) -> Views:

@@ -50,7 +50,7 @@ def test_a_step_is_plain_sgd_on_the_cross_entropy() -> None:
     loss = -probabilities[torch.arange(16), turns].log().mean()
     parameters = list(other.networks.parameters())
     gradients = torch.autograd.grad(loss, parameters)
-    found = step({"real": Batch(keys=("a",) * 4, image=image, targets={})})
+    found = step({"real": Batch(keys=("a",) * 4, image=image, targets={"position": torch.arange(4)})})
     torch.testing.assert_close(found["rotation"], loss.detach())
     for parameter, gradient, new in zip(parameters, gradients, step.networks.parameters(), strict=True):
         decayed = gradient + 5e-4 * parameter

@@ -5,30 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import command
 from patterns import SIDE, CodedSource
 from small_runs import SMALL, quiet, settings
 
-from fastssl.cli import main
 from fastssl.errors import ConfigError, DataError, NonFiniteLossError
 from fastssl.methods import load_config, read_config, unit_of
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import load_trained, resume_run, start_run
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fastssl", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize(
