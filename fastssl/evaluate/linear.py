@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastssl.addresses import masked
 from fastssl.config import Config
-from fastssl.errors import DataError, MachineError, UsageError
+from fastssl.errors import UsageError
 from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import check_finite
 from fastssl.evaluate.labelled import INTERVALS, TOPS, Labelled, open_labelled, right_rank, top_row
 from fastssl.evaluate.probes import DIMENSIONS, Probes, Schedule, resized_maps
+from fastssl.evaluate.progress import Progress, digest
 from fastssl.evaluate.subject import RunSubject, Subject, every_sample, statistics_of
-from fastssl.faults import machine_fault, machine_faults_named
-from fastssl.files import complete_or_absent
 from fastssl.loader import Domain, LoaderOptions
 from fastssl.train import run_device
 
@@ -146,7 +143,7 @@ class Linear:
     def _ranks(self, subject: Subject, labelled: Labelled, progress: Progress) -> dict[str, Tensor]:
         """`right_rank` of the test images by each layer's probe, on the CPU."""
         train = subject.sees(labelled.train)
-        key = f"{self.schedule} {self.seed} {labelled.train.fingerprint} {train.config.data} {_digest(subject)}"
+        key = f"{self.schedule} {self.seed} {labelled.train.fingerprint} {train.config.data} {digest(subject.backbone)}"
         features = Features(subject, train, self.batch_size, self.cache_gib)
         probes = Probes(features.shapes, labelled.num_classes, self.schedule).to(run_device())
         done, state = progress.of(subject.name, key)
@@ -180,15 +177,6 @@ def _tested(probes: Probes, subject: Subject, labelled: Labelled) -> dict[str, T
             for layer, scores in probes(maps).items():
                 ranks.setdefault(layer, []).append(right_rank(scores.cpu(), right))
     return {layer: torch.cat(parts) for layer, parts in ranks.items()}
-
-
-def _digest(subject: Subject) -> str:
-    """A hash of the weights and statistics of a subject's backbone."""
-    digest = hashlib.sha256()
-    for name, value in subject.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Features:
@@ -245,49 +233,3 @@ class Features:
                 maps = resized_maps(self._backbone, batch.image)
                 check_finite(maps)
                 yield maps
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        states: dict[str, dict[str, Any]] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises whatever its unpickler met
-        if machine_fault(error) is not None:
-            raise
-        what, hint = "what the probes had learnt is damaged", "delete the file, and they begin anew"
-        raise DataError(what, where=path, seen=str(error).splitlines()[0], hint=hint) from error
-    return states
-
-
-@dataclass
-class Progress:
-    """What probes have learnt so far, in a file that is complete or absent; nowhere without a path."""
-
-    path: Path | None
-    _states: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path is not None and self.path.is_file():
-            with machine_faults_named(self.path):
-                self._states = _read(self.path)
-
-    def of(self, name: str, key: str) -> tuple[int, Mapping[str, Any] | None]:
-        """Epochs that a subject's probes have learnt, and their state; 0 and None where it was another training."""
-        found = self._states.get(name)
-        return (found["epochs"], found["state"]) if found and found["key"] == key else (0, None)
-
-    def keep(self, name: str, key: str, epochs: int, state: Mapping[str, Any]) -> None:
-        """Write what a subject's probes have learnt; a warning tells where that cannot be."""
-        self._states[name] = {"key": key, "epochs": epochs, "state": state}
-        if self.path is None:
-            return
-        try:
-            with complete_or_absent(self.path) as file:
-                torch.save(self._states, file)
-        except (OSError, MachineError) as error:
-            log.warning("what the probes have learnt cannot be kept, so a kill would cost it: %s", error)
-            self.path = None
-
-    def forget(self) -> None:
-        """Take the file away."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

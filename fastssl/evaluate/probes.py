@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,8 +38,7 @@ class Schedule(NamedTuple):
     def batches(self, count: int, epoch: int, seed: int) -> list[Tensor]:
         """Numbers of the images of an epoch in a random order, in batches of at most `batch_size`, of one size as far
         as can be: norms would make nothing of a batch of one."""
-        generator = torch.Generator().manual_seed(seed * 2**20 + epoch)
-        order = torch.randperm(count, generator=generator)
+        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
         return list(order.tensor_split(math.ceil(count / self.batch_size)))
 
 
