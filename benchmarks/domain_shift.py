@@ -21,41 +21,40 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from conditions import write_result
 from matplotlib import pyplot as plt
-from numpy.typing import NDArray
+from rooms_study import (
+    SIZE,
+    Array,
+    Change,
+    Photos,
+    Rooms,
+    measured_once,
+    names_of,
+    pack_once,
+    rendered,
+    spread,
+    threads_of,
+    train_once,
+)
 from scipy.ndimage import gaussian_filter
 
 from fastssl.batch import PLANES, Record
 from fastssl.evaluate import Tasks, evaluate
 from fastssl.evaluate.subject import Subject, every_sample, run_subject
-from fastssl.files import complete_or_absent
 from fastssl.loader import Domain
-from fastssl.methods import load_config
-from fastssl.render import render_rooms
-from fastssl.shards import DomainName, PassedOver, pack
-from fastssl.sources import RenderSource
 from fastssl.telemetry import read_metrics
-from fastssl.train import start_run
 
-RENDERED, PACKED, SIZE = 128, 112, 99
-"""Sides in pixels: of the rendered rooms, of the packed ones, and of the network's input."""
 PARTS = {"source": 0.5, "target": 0.4, "test": 0.1}
 """Fractions of the rooms."""
-
-Array = NDArray[Any]
-Change = Callable[[Record, np.random.Generator], Array]
-"""Another image, (H, W, 3) uint8, of what a record shows."""
 
 
 def camera(record: Record, random: np.random.Generator) -> Array:
@@ -101,45 +100,6 @@ SHIFTS = {
     "negative": Shift(None, negative),
     "flat": Shift(flat, None),
 }
-
-
-class Changed:
-    """Rooms of which another image is packed."""
-
-    layout: ClassVar[str] = RenderSource.layout
-    domain: ClassVar[DomainName] = RenderSource.domain
-    labelled: ClassVar[bool] = True
-
-    def __init__(self, rooms: RenderSource, keys: Sequence[str], change: Change | None) -> None:
-        self.path, self.subset, self.licence = rooms.path, None, rooms.licence
-        self._rooms, self._keys, self._change = rooms, keys, change
-
-    def references(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def key(self, reference: str) -> str:
-        return reference
-
-    def read(self, reference: str) -> Record:
-        record = self._rooms.read(reference)
-        if self._change is None:
-            return record
-        random = np.random.default_rng(list(reference.encode()))
-        return replace(record, image=self._change(record, random))
-
-    def passed_over(self) -> dict[str, PassedOver]:
-        return {}
-
-
-class Photos(Changed):
-    """The same without their labels, as the domain that is to be adapted to."""
-
-    domain: ClassVar[DomainName] = "real"
-    labelled: ClassVar[bool] = False
-
-    def read(self, reference: str) -> Record:
-        seen = super().read(reference)
-        return Record(key=seen.key, image=seen.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,50 +160,36 @@ class Study:
 
 def prepare(study: Study, rooms: int, shifts: Sequence[str], workers: int) -> None:
     """Render the rooms and pack the parts of every shift; what is there already is kept."""
-    folder = study.work / "rooms"
-    render_rooms(folder, count=rooms, seed=11, size=RENDERED, workers=workers)
-    source = RenderSource(folder)
-    keys = list(source.references())[:rooms]
+    source, keys = rendered(study.work / "rooms", rooms, workers)
     ends = np.cumsum([round(rooms * fraction) for fraction in PARTS.values()])
     for shift in shifts:
         parts = dict(zip(PARTS, np.split(keys, ends), strict=False))
         change = SHIFTS[shift]
-        packed: dict[str, Changed] = {
-            "source": Changed(source, parts["source"].tolist(), change.source),
-            "target": Changed(source, parts["target"].tolist(), change.target),
+        packed: dict[str, Rooms] = {
+            "source": Rooms(source, parts["source"].tolist(), change.source),
+            "target": Rooms(source, parts["target"].tolist(), change.target),
             "photos": Photos(source, parts["target"].tolist(), change.target),
-            "test": Changed(source, parts["test"].tolist(), change.target),
+            "test": Rooms(source, parts["test"].tolist(), change.target),
         }
         for name, images in packed.items():
-            if not (study.shards(shift, name) / "manifest.json").exists():
-                pack(images, study.shards(shift, name), size=PACKED, samples_per_shard=256, max_bad=0)
+            pack_once(images, study.shards(shift, name))
 
 
 def train(study: Study, shift: str, name: str, seed: int) -> Path:
     """The run of a cell, trained if it is not yet."""
     run = study.run(shift, name, seed)
-    if (run / "summary.json").exists():
-        return run
     labels = study.shards(shift, "target" if name == "target" else "source")
-    common = [f"data.synthetic={labels}", f"data.size={SIZE}", f"train.seed={seed}", f"train.threads={study.threads}"]
-    common += ["train.picture_every=1000000", "train.checkpoint_every=1000000"]
+    common = [f"data.synthetic={labels}", f"train.seed={seed}"]
     if name in FIRST:
         common += ["model.adapted_layer=none", f"train.steps={study.steps}", "optim.lr=3e-3", "optim.warmup_steps=20"]
     else:
         common += [f"data.real={study.shards(shift, 'photos')}", f"train.steps={study.adapt}", "optim.lr=1e-3"]
         common += [f"train.init_from={study.run(shift, 'source', seed)}", *VARIANTS[name].overrides]
-    start_run(
-        load_config("tiny", overrides=[*common, "optim.schedule=cosine"]), run, lambda done, total=None, words="": None
-    )
-    return run
+    return train_once([*common, "optim.schedule=cosine"], run, study.threads)
 
 
 def measure(study: Study, shift: str, name: str, seed: int) -> dict[str, Any]:
-    """A cell's figures; kept, so that they are measured once."""
-    path = study.cell(shift, name, seed)
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    """A cell's figures."""
     torch.set_num_threads(study.threads)
     run, test = train(study, shift, name, seed), study.shards(shift, "test")
     section = evaluate(Tasks(synthetic=test), run).section()
@@ -257,9 +203,6 @@ def measure(study: Study, shift: str, name: str, seed: int) -> dict[str, Any]:
     figures["pairs_per_s"] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["throughput"]
     losses = [line["loss/discriminator"] for line in read_metrics(run) if "loss/discriminator" in line]
     figures["discriminator_loss"] = statistics.mean(losses[-5:]) if losses else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with complete_or_absent(path) as file:
-        file.write(json.dumps(figures, indent=1).encode())
     return figures
 
 
@@ -321,7 +264,7 @@ def table(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) 
             cells = [_errors(seeds, statistics_) for statistics_ in ("running", "reestimated")]
             closed = " ".join(_closed(rows, name, task) for task in ("depth", "normal"))
             beyond = " / ".join(
-                _spread([one["reestimated"]["beyond"][task] for one in seeds.values()], 3)
+                spread([one["reestimated"]["beyond"][task] for one in seeds.values()], 3)
                 for task in ("depth", "normal")
             )
             lines.append(f"| {words} | {len(seeds)} | {' | '.join(cells)} | {closed} | {beyond} |")
@@ -330,7 +273,7 @@ def table(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) 
 
 def _errors(seeds: Mapping[int, Mapping[str, Any]], which: str) -> str:
     depth, normal = ([one[which][task] for one in seeds.values()] for task in ("depth", "normal"))
-    return f"{_spread(depth, 3)} / {_spread(normal, 1)}"
+    return f"{spread(depth, 3)} / {spread(normal, 1)}"
 
 
 def _closed(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str, task: str) -> str:
@@ -340,11 +283,6 @@ def _closed(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str, task
     shared = rows[name].keys() & rows["source"].keys() & rows["target"].keys()
     gaps = [[rows[one][seed]["reestimated"][task] for one in ("source", name, "target")] for seed in sorted(shared)]
     return f"{statistics.mean((source - own) / (source - target) for source, own, target in gaps):+.0%}" if gaps else ""
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 def figure(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]], path: Path) -> None:
@@ -368,17 +306,13 @@ def figure(results: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]],
 
 def main() -> None:
     arguments = parsed()
-    threads = max((os.cpu_count() or 1) // arguments.jobs, 1)
-    study = Study(arguments.work, arguments.steps, arguments.adapt, threads)
+    study = Study(arguments.work, arguments.steps, arguments.adapt, threads_of(arguments.jobs))
     prepare(study, arguments.rooms, arguments.only, os.cpu_count() or 1)
     results: dict[str, dict[str, dict[int, dict[str, Any]]]] = {shift: {} for shift in arguments.only}
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        for round_ in cells(arguments.only, arguments.seeds, arguments.variants):
-            futures = {pool.submit(partial(measure, study), *cell): cell for cell in round_}
-            for future in as_completed(futures):
-                shift, name, seed = futures[future]
-                results[shift].setdefault(name, {})[seed] = future.result()
-                print(f"{shift}, {name}, seed {seed}: {json.dumps(future.result())}", flush=True)
+    for round_ in cells(arguments.only, arguments.seeds, arguments.variants):
+        todo = {study.cell(*cell): partial(measure, study, *cell) for cell in round_}
+        for (shift, name, seed), found in zip(round_, measured_once(todo, arguments.jobs), strict=True):
+            results[shift].setdefault(name, {})[seed] = found
     settings = {name: getattr(arguments, name) for name in ("rooms", "steps", "adapt", "seeds")}
     order = [*FIRST, *arguments.variants]
     results = {shift: {name: rows[name] for name in order if name in rows} for shift, rows in results.items()}
@@ -394,21 +328,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2000, help="on the source, or on the target's labels")
     parser.add_argument("--adapt", type=int, default=300, help="steps of each variant after these")
     parser.add_argument("--jobs", type=int, default=2, help="cells at once, which share the processors")
-    parser.add_argument("--only", type=_names(SHIFTS), default=list(SHIFTS), help=f"of {','.join(SHIFTS)}")
-    parser.add_argument("--variants", type=_names(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)}")
+    parser.add_argument("--only", type=names_of(SHIFTS), default=list(SHIFTS), help=f"of {','.join(SHIFTS)}")
+    parser.add_argument("--variants", type=names_of(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)}")
     parser.add_argument("--work", type=Path, default=Path("runs/domain_shift"), help="rooms, shards, runs and results")
     return parser.parse_args()
-
-
-def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = [name for name in text.split(",") if name]
-        unknown = set(found) - set(known)
-        if unknown or not found:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, separated by commas")
-        return found
-
-    return names
 
 
 if __name__ == "__main__":
