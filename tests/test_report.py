@@ -551,6 +551,18 @@ def test_torn_files_are_read_as_far_as_they_are_whole(
     assert bool(summary_table(run)) == (name != "summary.json")
 
 
+def test_gradients_on_the_backbone_are_drawn_behind_the_losses(tmp_path: Path) -> None:
+    losses = _series("loss/edge", [4.0, 3.0, 2.0])
+    losses[1]["gradient/edge"] = 0.25
+    losses[2]["gradient/edge"] = 0.5
+    page = Page(write_report(_write_run(tmp_path / "run", metrics=losses)))
+    loss, gradient = page.section("curves").all("figure", "chart")
+    assert loss.text.startswith("Contour loss")
+    assert gradient.text.startswith("Contour gradient")
+    assert "2 values from step 20 to 30; lowest 0.25, highest 0.5, last 0.5" in gradient.text
+    assert "norm on the backbone" in gradient.text
+
+
 def test_whole_lines_beside_torn_ones_are_drawn(tmp_path: Path) -> None:
     run = _write_run(tmp_path / "run", metrics=_series("loss/depth", [4.0, 3.0, 2.0]))
     first, second, third = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)

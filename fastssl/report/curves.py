@@ -12,7 +12,7 @@ from fastssl.config import Config
 from fastssl.metrics import VALIDATION_METRICS
 from fastssl.report.run import Run
 
-_LOSS, _VALIDATION = "loss/", "val/"
+_LOSS, _GRADIENT, _VALIDATION = "loss/", "gradient/", "val/"
 _NAMES = {"edge": "contour"}
 _COLOURED = ("depth", "normal", "edge", "adversarial", "discriminator")
 """Losses whose curves have a colour of their own."""
@@ -50,10 +50,12 @@ _SPEED = (
 
 
 def training_charts(run: Run) -> list[Drawn]:
-    """The losses in the order in which they are logged, and the learning rate."""
+    """The losses and their gradients' norms in the order in which they are logged, and the learning rate."""
     unit = "weighted" if is_weighted(run.config) else ""
-    names = dict.fromkeys(name for line in run.metrics for name in line if name.startswith(_LOSS))
-    return _drawn(run, "curve", [*(_loss(name, unit) for name in names), _LEARNING_RATE])
+    names = dict.fromkeys(name for line in run.metrics for name in line)
+    losses = [_loss(name, unit) for name in names if name.startswith(_LOSS)]
+    gradients = [_gradient(name) for name in names if name.startswith(_GRADIENT)]
+    return _drawn(run, "curve", [*losses, *gradients, _LEARNING_RATE])
 
 
 def validation_charts(run: Run) -> list[Drawn]:
@@ -83,8 +85,18 @@ def is_weighted(config: Config) -> bool:
 
 def _loss(series: str, unit: str) -> Curve:
     name = series.removeprefix(_LOSS)
-    title = f"{_NAMES.get(name, name).replace('_', ' ').capitalize()} loss"
-    return Curve(series, title, unit, colour=name if name in _COLOURED else "plain")
+    return Curve(series, f"{_title(name)} loss", unit, colour=name if name in _COLOURED else "plain")
+
+
+def _gradient(series: str) -> Curve:
+    """How strongly a loss pulls at the backbone."""
+    name = series.removeprefix(_GRADIENT)
+    title = f"{_title(name)} gradient"
+    return Curve(series, title, "norm on the backbone", colour=name if name in _COLOURED else "plain", from_zero=True)
+
+
+def _title(name: str) -> str:
+    return _NAMES.get(name, name).replace("_", " ").capitalize()
 
 
 def _drawn(run: Run, place: str, curves: Sequence[Curve]) -> list[Drawn]:
