@@ -85,6 +85,7 @@ PRESETS: dict[str, Preset] = {
     # Two CPU cores and a few minutes.
     "tiny": {
         "data": {"size": 131, "window": (0.6, 1.0), "batch_real": 16, "gray": "off"},
+        "views": {"stride": 16},
         "model": {"width": 0.25, "fc_channels": 128, "init_gain": 1.0},
         "optim": {"lr": 1e-3},
         "train": {"steps": 300, "log_every": 10, "picture_every": 100, "checkpoint_every": 150},
@@ -113,19 +114,18 @@ class Networks(PretextNetworks):
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Photos in black and white (N, 3, S, S), and their colours in bins (N, 313, h, w), 0 where they have none."""
         views = self.config.views
-        lightness, chroma = lab(batch.image).split((1, 2), dim=1)
-        chroma = chroma[:, :, :: views.stride, :: views.stride]
+        chroma = lab(batch.image[:, :, :: views.stride, :: views.stride])[:, 1:]
         is_coloured = (chroma.abs() > views.least_chroma).flatten(1).any(dim=1)
         target = soft_bins(chroma, self.bins, views.neighbours, views.deviation)
-        return self.seen(lightness), target * is_coloured[:, None, None, None]
+        return self.seen(batch.image), target * is_coloured[:, None, None, None]
 
     @staticmethod
-    def seen(lightness: Tensor) -> Tensor:
-        """Black and white (N, 3, S, S) of a lightness (N, 1, S, S), of which each channel lacks the mean of all means.
+    def seen(image: Tensor) -> Tensor:
+        """Photos (N, 3, S, S) in black and white, of which each channel lacks the mean of all means.
 
         So all channels of conv1 learn the same, and what it gives of a photo in colour is what it gives of its mean.
         """
-        return gray(lightness).mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        return (gray(image) - float(IMAGE_MEAN.mean())).expand(-1, 3, -1, -1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the bins, (N, 313, h, w), at the places of the backbone's last map."""
@@ -190,12 +190,12 @@ class Colorization(Pretext):
         """
         image, networks = batches["real"].image[:_SHOWN].float(), self.networks
         assert isinstance(networks, Networks)
-        lightness = lab(image)[:, :1]
         networks.eval()
-        likely = networks(networks.seen(lightness)).float().softmax(dim=1)
+        likely = networks(networks.seen(image)).float().softmax(dim=1)
         networks.train()
         chroma = torch.einsum("nqhw,qc->nchw", likely, networks.bins)
         chroma = F.interpolate(chroma, image.shape[2:], mode="bilinear", align_corners=False)
-        coloured = rgb(torch.cat([lightness, chroma], dim=1))
-        columns = {"seen": gray(lightness), "coloured": coloured, "true": image}
+        coloured = rgb(torch.cat([lab(image)[:, :1], chroma], dim=1))
+        mean = torch.tensor(IMAGE_MEAN.tolist(), device=image.device)[:, None, None]
+        columns = {"seen": gray(image) - mean, "coloured": coloured, "true": image}
         return image_columns({words: column.cpu().numpy() for words, column in columns.items()}, IMAGE_MEAN)

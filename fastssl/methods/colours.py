@@ -31,18 +31,29 @@ _STEEP, _FLAT = 216 / 24389, 24389 / 27  # CIE's, below which the cube root is a
 
 def lab(image: Tensor) -> Tensor:
     """Lab of photos as batches have them, (N, 3, H, W) RGB in 0..1 less the mean; (N, 3, H, W) float32."""
-    mean = torch.tensor(IMAGE_MEAN.tolist(), device=image.device)[:, None, None]
-    rgb = (image.float() + mean).clamp(0, 1)
-    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor(_TO_RELATIVE.tolist(), device=image.device)
-    x, y, z = torch.einsum("rc,nchw->rnhw", matrix, linear)
+    x, y, z = torch.einsum("rc,nchw->rnhw", matrix, _linear(image))
     x, y, z = (torch.where(v > _STEEP, v.clamp(min=_STEEP) ** (1 / 3), (_FLAT * v + 16) / 116) for v in (x, y, z))
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
 
-def gray(lightness: Tensor) -> Tensor:
-    """Photos in black and white of a lightness (N, 1, H, W), as batches have them: (N, 3, H, W)."""
-    return rgb(torch.cat([lightness, torch.zeros_like(lightness).expand(-1, 2, -1, -1)], dim=1))
+def gray(image: Tensor) -> Tensor:
+    """Photos as batches have them in black and white of the same lightness: their level (N, 1, H, W) in 0..1."""
+    luminance = torch.tensor(_TO_RELATIVE[1].tolist(), device=image.device)
+    return _level(torch.einsum("c,nchw->nhw", luminance, _linear(image))[:, None])
+
+
+def _linear(image: Tensor) -> Tensor:
+    """Light of photos as batches have them, 0..1, float32."""
+    mean = torch.tensor(IMAGE_MEAN.tolist(), device=image.device)[:, None, None]
+    level = (image.float() + mean).clamp(0, 1)
+    return torch.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+
+
+def _level(linear: Tensor) -> Tensor:
+    """Of light, in 0..1."""
+    level = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    return level.clamp(0, 1)
 
 
 def rgb(colours: Tensor) -> Tensor:
@@ -53,9 +64,8 @@ def rgb(colours: Tensor) -> Tensor:
     relative = torch.where(roots > _STEEP ** (1 / 3), roots**3, (116 * roots - 16) / _FLAT)
     matrix = torch.tensor(np.linalg.inv(_TO_RELATIVE).tolist(), device=colours.device)
     linear = torch.einsum("cr,rnhw->nchw", matrix, relative)
-    level = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
     mean = torch.tensor(IMAGE_MEAN.tolist(), device=colours.device)[:, None, None]
-    return level.clamp(0, 1) - mean
+    return _level(linear) - mean
 
 
 @lru_cache

@@ -41,6 +41,8 @@ MIDDLE = PATCHES // 2
 DIRECTIONS = PATCHES - 1
 _NOISE = 1 / 255
 """From end to end of the noise in the place of a channel: a level of a byte."""
+_NOISE_PLACES = 1 << 20
+"""At which noise begins."""
 _CONTRAST = 50 / 255
 """Root mean square of a patch."""
 _LEAST_RMS = 1e-3
@@ -119,6 +121,7 @@ class Networks(PretextNetworks):
     """The backbone, which sees a patch, and layers that see what it says of two."""
 
     resizings: Tensor
+    noise: Tensor
 
     def build(self) -> None:
         hidden = self.config.model.hidden_channels
@@ -128,6 +131,9 @@ class Networks(PretextNetworks):
         self.hidden = nn.Linear(hidden, hidden)
         self.direction = nn.Linear(hidden, DIRECTIONS)
         self.register_buffer("resizings", resizings(self.side, self.config.views.least_side), persistent=False)
+        length = 3 * self.side**2 + _NOISE_PLACES - 1
+        noise = Draws(0, torch.zeros(1, dtype=torch.int64)).uniform("context noise", length)[0]
+        self.register_buffer("noise", (noise - 0.5) * _NOISE, persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
@@ -135,7 +141,7 @@ class Networks(PretextNetworks):
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Patches (N, 9, 3, T, T), row by row, and the directions from the middle, (8 N,), pair by pair."""
-        patches = self.one_channel(self.coarse(self.patches(batch.image.float(), draws), draws), draws)
+        patches = self.one_channel(self.patches(batch.image.float(), draws), draws)
         return patches, torch.arange(DIRECTIONS, device=patches.device).repeat(len(patches))
 
     def patches(self, image: Tensor, draws: Draws) -> Tensor:
@@ -158,11 +164,18 @@ class Networks(PretextNetworks):
         return matrix[:, :, None] @ patches @ matrix[:, :, None].transpose(-1, -2)
 
     def one_channel(self, patches: Tensor, draws: Draws) -> Tensor:
-        """One channel of each patch, less its mean, and noise in the place of the others; all of one contrast."""
+        """One channel of each patch, (N, 9, 3, T, T), of some made coarse, less its mean, and noise in the place of the
+        others; all of one contrast.
+
+        The noise is a stretch of one long row of random numbers, from a place that is drawn.
+        """
         channel = draws.integers("context channel", 3, PATCHES)
-        kept = F.one_hot(channel, 3)[..., None, None].bool()
-        noise = (draws.uniform("context noise", *patches.shape[1:]) - 0.5) * _NOISE
-        mixed = torch.where(kept, patches - patches.mean(dim=(-2, -1), keepdim=True), noise)
+        kept = patches.gather(2, channel[..., None, None, None].expand(-1, -1, 1, *patches.shape[3:]))
+        kept = self.coarse(kept, draws)
+        place = draws.integers("context noise", _NOISE_PLACES, PATCHES)
+        noise = self.noise.unfold(0, 3 * self.side**2, 1)[place].view(*place.shape, 3, self.side, self.side)
+        own = F.one_hot(channel, 3)[..., None, None].bool()
+        mixed = torch.where(own, kept - kept.mean(dim=(-2, -1), keepdim=True), noise)
         rms = mixed.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
         return mixed * (_CONTRAST / rms.clamp(min=_LEAST_RMS))
 

@@ -90,9 +90,12 @@ PRESETS: dict[str, Preset] = {
 class Networks(PretextNetworks):
     """The backbone, and a layer that counts."""
 
+    ways: Tensor
+
     def build(self) -> None:
         self.side = input_side(self.backbone, -(-self.config.data.size // 2))
         self.counts = nn.Linear(self.last_channels, self.config.model.counts)
+        self.register_buffer("ways", ways(self.config.data.size, self.side), persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
@@ -112,16 +115,8 @@ class Networks(PretextNetworks):
 
     def whole(self, image: Tensor, draws: Draws) -> Tensor:
         """The photos (N, 3, S, S) made smaller, (N, 3, T, T): each by areas, linearly or by cubic curves."""
-        size = (self.side, self.side)
-        ways = torch.stack(
-            [
-                F.interpolate(image, size, mode="bilinear"),
-                F.interpolate(image, size, mode="bilinear", antialias=True),
-                F.interpolate(image, size, mode="bicubic", antialias=True),
-            ]
-        )
-        way = draws.integers("counting way", len(ways))
-        return ways[way, torch.arange(len(image), device=image.device)]
+        way = self.ways[draws.integers("counting way", len(self.ways))][:, None]
+        return way @ image @ way.transpose(-1, -2)
 
     def quarters(self, image: Tensor) -> Tensor:
         """The quarters of photos (N, 3, S, S), row by row, (N, 4, 3, T, T)."""
@@ -139,6 +134,16 @@ class Networks(PretextNetworks):
         whole, parts = outputs[:, 0], outputs[:, 1:]
         equal, different = counting_loss(whole, parts, whole[target], self.config.loss.margin)
         return {"counting": equal + different}
+
+
+def ways(size: int, side: int) -> Tensor:
+    """Matrices (3, side, size) M that make photos x (size, size) smaller as M x M^T."""
+    unit = torch.eye(size)[None, None]
+    made = [
+        F.interpolate(unit, (side, size), mode=mode, antialias=smooth)[0, 0]
+        for mode, smooth in (("bilinear", False), ("bilinear", True), ("bicubic", True))
+    ]
+    return torch.stack(made)
 
 
 class Counting(Pretext):

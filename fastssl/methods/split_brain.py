@@ -71,6 +71,7 @@ PRESETS: dict[str, Preset] = {
     # Two CPU cores and a few minutes.
     "tiny": {
         "data": {"size": 131, "window": (0.6, 1.0), "batch_real": 16, "gray": "off"},
+        "views": {"stride": 16},
         "model": {"width": 0.25, "fc_channels": 128, "init_gain": 1.0},
         "optim": {"lr": 0.02},
         "train": {"steps": 300, "log_every": 10, "checkpoint_every": 150},
@@ -103,7 +104,7 @@ class Networks(PretextNetworks):
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The photos as they are, and the bins of their colours and those of their lightness (N, 313 + Q, h, w)."""
         views = self.config.views
-        places = lab(batch.image)[:, :, :: views.stride, :: views.stride]
+        places = lab(batch.image[:, :, :: views.stride, :: views.stride])
         colours = soft_bins(places[:, 1:], self.bins, views.neighbours, views.deviation)
         number = (places[:, 0] * (views.lightness_bins / 100)).long().clamp(0, views.lightness_bins - 1)
         lightness = F.one_hot(number, views.lightness_bins).permute(0, 3, 1, 2)

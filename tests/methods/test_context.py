@@ -61,7 +61,7 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
 
 def test_one_channel_is_left_of_a_patch() -> None:
     """Less its mean; the others hold noise of a level of a byte, and every patch has one contrast."""
-    networks = method("context").networks
+    networks = method("context", "views.coarse=0.0").networks
     patches = torch.rand(6, 9, 3, 67, 67, generator=torch.Generator().manual_seed(0))
     found = networks.one_channel(patches, draws(6)).double().numpy()
     np.testing.assert_allclose(np.sqrt((found**2).mean(axis=(2, 3, 4))), 50 / 255, rtol=1e-4)

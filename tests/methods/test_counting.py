@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pretext_steps import draws, held_out, method, random_photos, trained
 from torch import Tensor
 
 from fastssl.errors import ConfigError
 from fastssl.losses import counting_loss
 from fastssl.methods import load_config
-from fastssl.methods.counting import Networks
+from fastssl.methods.counting import Networks, ways
 
 MARGIN = 1.0
 """By how much the loss of held-out photos is below that of counting nothing. One seed reached 8.40, and 9.96 where
@@ -62,6 +63,7 @@ def test_quarters_are_those_of_the_photo_and_the_whole_is_half_as_large() -> Non
     assert quarters.shape == (8, 4, 3, 83, 83)
     even = method("counting", "data.size=131").networks
     assert even.side == 67
+    even.ways = ways(134, 67)
     flat = torch.zeros(1, 3, 134, 134)
     flat[:, 0, :67, :67], flat[:, 1, :67, 67:], flat[:, 2, 67:, :67] = 1, 1, 1
     found = even.quarters(flat)[0]
@@ -75,13 +77,24 @@ def test_quarters_are_those_of_the_photo_and_the_whole_is_half_as_large() -> Non
 
 
 def test_how_a_photo_is_made_smaller_differs_so_that_it_tells_nothing() -> None:
-    """By means of two by two pixels for some photos, and by softer filters for the others."""
+    """By means of two by two pixels for some photos, and by softer filters for the others; against torch's resizing."""
     networks = method("counting", "data.size=131").networks
+    networks.ways = ways(134, 67)
     image = torch.rand(60, 3, 134, 134, generator=torch.Generator().manual_seed(0))
     means = image.numpy().reshape(60, 3, 67, 2, 67, 2).mean(axis=(3, 5))
     errors = np.abs(networks.whole(image, draws(60)).numpy() - means).max(axis=(1, 2, 3))
     of_areas = (errors < 1e-5).sum()
     assert 8 <= of_areas <= 32
+    whole, matrices = networks.whole(image, draws(60)), [way @ image @ way.T for way in ways(134, 67)]
+    resized = [
+        F.interpolate(image, (67, 67), mode="bilinear"),
+        F.interpolate(image, (67, 67), mode="bilinear", antialias=True),
+        F.interpolate(image, (67, 67), mode="bicubic", antialias=True),
+    ]
+    for found, expected in zip(matrices, resized, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    nearest = torch.stack([(whole - one).abs().amax(dim=(1, 2, 3)) for one in resized]).amin(dim=0)
+    assert nearest.max() < 1e-5
 
 
 def test_some_photos_are_gray_with_all_their_quarters() -> None:

@@ -75,7 +75,7 @@ def test_halving_is_a_projection_and_leaves_what_is_halved() -> None:
 
 
 def test_targets_are_the_bins_of_colours_and_of_lightness() -> None:
-    step, batch = method("split_brain"), random_photos(3)
+    step, batch = method("split_brain", "views.stride=8"), random_photos(3)
     seen, target = step.views(batch)
     assert torch.equal(seen, batch.image)
     assert target.shape == (3, 413, 9, 9)
