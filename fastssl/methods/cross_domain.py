@@ -168,7 +168,7 @@ PRESETS: dict[str, Preset] = {
     },
     # Two CPU cores and a few minutes: the same method with fewer channels on smaller images, and heads that join early
     # maps, since few images do not teach a head without them. D learns faster, since it has hundreds of steps and not
-    # hundreds of thousands.
+    # hundreds of thousands. Contours weigh as much as trains B by them, too (docs/reproduction.md, section 6.6).
     "tiny": {
         "data": {"size": 131, "window": (0.8, 1.0), "batch_synthetic": 16, "batch_real": 16},
         "model": {
@@ -179,7 +179,7 @@ PRESETS: dict[str, Preset] = {
             "adapted_feature": "post_relu",
             "init_gain": 1.0,
         },
-        "loss": {"adversarial_weight": 0.1},
+        "loss": {"edge_weight": 10.0, "adversarial_weight": 0.1},
         "optim": {
             "lr": 3e-3,
             "betas": (0.9, 0.999),
