@@ -1,4 +1,4 @@
-"""One rank of a step: its gradients after they are averaged, of the first batch of real shards, into a file."""
+"""One rank of a step of each method that is named: the averaged gradients of the first batch of shards, into files."""
 
 from __future__ import annotations
 
@@ -77,13 +77,15 @@ def gradients(settings: Any, batches: Mapping[str, Batch], *ranks: Any) -> list[
 
 
 def main() -> None:
-    method, batch, out, *overrides = sys.argv[1:]
+    methods, batch, out, *overrides = sys.argv[1:]
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
-        settings = config(method, int(batch), *overrides)
-        batches = first_batches(settings, ranks.rank, ranks.world_size)
-        found = gradients(settings, batches, ranks)
-        torch.save({"gradients": found, "keys": {name: b.keys for name, b in batches.items()}}, f"{out}.{ranks.rank}")
+        for method in methods.split(","):
+            settings = config(method, int(batch), *overrides)
+            batches = first_batches(settings, ranks.rank, ranks.world_size)
+            found = gradients(settings, batches, ranks)
+            keys = {name: batch.keys for name, batch in batches.items()}
+            torch.save({"gradients": found, "keys": keys}, f"{out}.{method}.{ranks.rank}")
 
 
 if __name__ == "__main__":
