@@ -6,14 +6,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 from PIL import Image
 
@@ -375,23 +377,24 @@ def test_from_training_to_report(
     assert fastssl("eval", "tasks", run, "--synthetic", coded_real)[0] == 3
 
 
-def test_interrupt_ends_with_130(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a training in a process of its own."""
-    import signal
-    import time
-
-    arguments = ["train", "--synthetic", coded_synthetic, "--real", coded_real, "--out", tmp_path / "run", *SMALL]
-    settings = ["--set", "train.steps=100000", "--set", "train.log_every=1"]
-    process = processes.start([sys.executable, "-m", "fastssl", *arguments, *settings], stderr=subprocess.PIPE)
+def test_interrupt_ends_with_130(
+    fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle of a training; `train/test_stop.py` sends signals to processes of their own."""
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+
+    def press() -> None:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if metrics.exists():  # or nobody would take the signal for the training's
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    data = ["--synthetic", coded_synthetic, "--real", coded_real, "--out", tmp_path / "run"]
+    code, _, err = fastssl("train", *data, *SMALL, "--set", "train.steps=100000", "--set", "train.log_every=1")
+    assert code == 130
+    assert "stopped by SIGINT after step" in err
     assert "Traceback" not in err
 
 
@@ -429,7 +432,7 @@ def test_help_has_the_exit_codes_too(words: list[str]) -> None:
     assert "the disk is full" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["eval", "nothing"], ["train", "--nothing"], ["shard"], ["train", "--resume"]])
+@pytest.mark.parametrize("words", [["nothing"], ["shard"], ["train", "--resume"]])
 def test_wrong_usage_has_its_exit_code_also_where_nobody_can_be_told(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = command(*words, stderr=full)

@@ -6,9 +6,11 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -17,6 +19,8 @@ import yaml
 from made_run import make_run
 
 from fastssl import __version__
+from fastssl.backbones import BACKBONES
+from fastssl.methods import METHODS
 from fastssl.methods.cross_domain import CrossDomainConfig as Config
 
 ROOT = Path(__file__).parent.parent
@@ -118,10 +122,12 @@ def test_the_new_layout_packs(tmp_path: Path) -> None:
     assert (manifest["layout"], manifest["quarantined"]) == ("tiny", 0)
 
 
-def test_the_new_evaluation_measures(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> None:
+def test_the_new_evaluation_measures(
+    tmp_path: Path, coded_synthetic: Path, coded_real: Path, runs_here: Callable[[str, Path], str]
+) -> None:
     make_run(tmp_path / "run", coded_synthetic, coded_real)
     (tmp_path / "photos").symlink_to(coded_real)
-    head, line = run_page("add_an_evaluation.md", tmp_path).splitlines()
+    head, line = runs_here("add_an_evaluation.md", tmp_path).splitlines()
     assert head.split() == ["trained", "untrained"]
     assert line.startswith("Effective rank (higher is better)")
     section = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["rank"]
@@ -130,30 +136,54 @@ def test_the_new_evaluation_measures(tmp_path: Path, coded_synthetic: Path, code
     assert 1 < section["effective"]["trained"] <= 9
 
 
-def test_the_new_method_learns(tmp_path: Path) -> None:
+def test_the_new_method_learns(tmp_path: Path, runs_here: Callable[[str, Path], str]) -> None:
     (tmp_path / "photos").symlink_to(SAMPLE / "real_train")
-    first, last, chance = (float(number) for number in re.findall(r"\d\.\d+", run_page("add_a_method.md", tmp_path)))
+    first, last, chance = (float(number) for number in re.findall(r"\d\.\d+", runs_here("add_a_method.md", tmp_path)))
     assert chance == pytest.approx(math.log(2), abs=1e-3)
     assert first == pytest.approx(chance, rel=0.2)
     assert last < 0.93 * chance
 
 
-def test_the_new_backbone_is_trained(tmp_path: Path) -> None:
+def test_the_new_backbone_is_trained(tmp_path: Path, runs_here: Callable[[str, Path], str]) -> None:
     (tmp_path / "photos").symlink_to(SAMPLE / "real_train")
-    losses, *layers = run_page("add_a_backbone.md", tmp_path).splitlines()
+    losses, *layers = runs_here("add_a_backbone.md", tmp_path).splitlines()
     first, *_, last = (float(loss) for loss in losses.split())
     assert last < first < 1.2 * math.log(4)
     assert layers == ["block1 16 2", "block2 32 4", "block3 64 8", "block4 128 16"]
 
 
-def run_page(name: str, folder: Path) -> str:
-    """What the code of a page prints, run as one script in a folder."""
+def script_of(name: str, folder: Path) -> Path:
+    """The code of a page, as one script in a folder."""
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     script = folder / "page.py"
     script.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), encoding="utf-8")
-    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
+    return script
+
+
+def run_page(name: str, folder: Path) -> str:
+    """What the code of a page prints in a process of its own."""
+    command = [sys.executable, script_of(name, folder)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def runs_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], torch_as_it_was: None
+) -> Iterator[Callable[[str, Path], str]]:
+    """What the code of a page prints in this process, which has loaded torch; names that it registers are forgotten."""
+    before = METHODS.copy(), BACKBONES.copy()
+
+    def printed(name: str, folder: Path) -> str:
+        monkeypatch.chdir(folder)
+        runpy.run_path(str(script_of(name, folder)), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield printed
+    for registry, names in zip((METHODS, BACKBONES), before, strict=True):
+        for name in registry.keys() - names.keys():
+            del registry[name]
 
 
 def test_the_version_is_one_everywhere() -> None:

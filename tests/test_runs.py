@@ -1,4 +1,4 @@
-"""`fastssl runs`: how runs stand, made by real trainings that were finished, stopped, failed and killed."""
+"""`fastssl runs`: how runs stand, made by real trainings that were finished, stopped and failed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import processes
 import pytest
 from small_runs import quiet, settings
 
@@ -37,22 +34,20 @@ def test_every_way_to_end_is_told(
             tmp_path / "b_diverged",
             quiet,
         )
-    config = tmp_path / "a" / "done" / "config.yaml"
-    more = ["--set", "train.steps=1000000", "--set", "train.log_every=1"]
-    words = [sys.executable, "-m", "fastssl", "train", "--config", config, *more, "--out"]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of two trainings would wait for one another
-    ends = {"c_stopped": signal.SIGTERM, "d_killed": signal.SIGKILL}
-    begun = {name: processes.start([*words, tmp_path / name], stderr=subprocess.PIPE, env=alone) for name in ends}
-    for name, process in begun.items():
-        metrics = tmp_path / name / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.stat().st_size > 0):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        (now,) = (run for run in find_runs(tmp_path) if run.path.endswith(name))
-        assert now.state == "running"
-        os.kill(process.pid, ends[name])
-        process.communicate(timeout=60)
+    longer = settings(coded_synthetic, coded_real, "train.steps=1000000", "train.log_every=1")
+    now = list[str]()
+
+    def interrupt(done: int, total: int | None = None, words: str = "") -> None:
+        if not now:
+            now.extend(run.state for run in find_runs(tmp_path / "c_stopped"))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(FastsslError, match="stopped by SIGTERM after step"):
+        start_run(longer, tmp_path / "c_stopped", interrupt)
+    assert now == ["running"]
+    # Of a process that is killed there is no summary; `train/test_run.py` kills one.
+    shutil.copytree(tmp_path / "c_stopped", tmp_path / "d_killed")
+    (tmp_path / "d_killed" / "summary.json").unlink()
     shutil.copytree(tmp_path / "a" / "done", tmp_path / "e_torn")
     (tmp_path / "e_torn" / "config.yaml").write_text("a: [")
     found = {Path(run.path).name: run for run in find_runs(tmp_path)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ def test_a_loader_killed_at_random_steps_goes_on_with_the_very_same_batches(
 ) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
     arguments = [sys.executable, loader_process.__file__, coded_synthetic, coded_real]
-    subprocess.run([*arguments, undisturbed, str(steps)], check=True)
+    loader_process.read(coded_synthetic, coded_real, undisturbed, steps)
     rng = random.Random(0)
     at = []
     for kill in range(kills):
@@ -43,7 +42,7 @@ def test_a_loader_killed_at_random_steps_goes_on_with_the_very_same_batches(
         at.append(len(loader_process.lines(out)))
     assert at[-1] < steps
     assert at == sorted(set(at))
-    subprocess.run([*arguments, out, str(steps)], check=True)
+    loader_process.read(coded_synthetic, coded_real, out, steps)
     assert out.read_text() == undisturbed.read_text()
 
 

@@ -34,6 +34,7 @@ from fastssl.errors import (
     UsageError,
 )
 from fastssl.methods import load_config, read_config
+from fastssl.runs import find_runs
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import load_trained, resume_run, start_run
@@ -86,8 +87,10 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(finished: Path, tmp_path: Pat
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
+    assert [one.state for one in find_runs(run)] == ["running"]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert [one.state for one in find_runs(run)] == ["ended"]
     kept = max(int(path.stem[5:]) for path in (run / "checkpoints").glob("*.pt"))
     assert kept < 8, "the run ended before it was killed"
     resume_run(run, quiet)
