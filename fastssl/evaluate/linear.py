@@ -114,6 +114,7 @@ class Linear:
 
         Raises:
             DataError: as `open_labelled`; features are not finite; or the training data are not those of the run.
+            UsageError: a probe diverges.
         """
         labelled = open_labelled(subject, self.train, self.test)
         again = subject.reestimated(labelled.train, until=subject.backbone.last)
@@ -175,6 +176,13 @@ def _tested(probes: Probes, subject: Subject, labelled: Labelled) -> dict[str, T
             maps = resized_maps(subject.backbone, batch.image)
             check_finite(maps)
             for layer, scores in probes(maps).items():
+                if not scores.isfinite().all():
+                    raise UsageError(
+                        "a probe has diverged",
+                        where="--lr, --momentum, --weight-decay",
+                        seen=f"scores of {layer} of {subject.name} that are not finite",
+                        hint="lower them",
+                    )
                 ranks.setdefault(layer, []).append(right_rank(scores.cpu(), right))
     return {layer: torch.cat(parts) for layer, parts in ranks.items()}
 

@@ -215,6 +215,12 @@ def test_features_that_do_not_fit_are_computed_anew(
     assert anew.rows == kept.rows
 
 
+def test_a_probe_that_diverges_has_no_accuracy(run: Path, train: Path, held_out: Path) -> None:
+    """No comparison with a score that is not a number is true, so that no class would come before the right one."""
+    with pytest.raises(UsageError, match=r"has diverged(.|\n)*--lr(.|\n)*conv1 of trained"):
+        evaluate(Linear(train=train, test=held_out, epochs=1, lr=math.inf), run)
+
+
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(UsageError, match=r"--batch-size(.|\n)*> 0"):
         Linear(train="train", test="test", batch_size=0)
