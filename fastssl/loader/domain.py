@@ -20,7 +20,7 @@ from fastssl.loader.damage import Damage
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
 from fastssl.loader.plan import Plan, RankSlice, ViewSettings, chosen_plan, evaluation_plan
-from fastssl.shards import JPEG, DomainName
+from fastssl.shards import CLASS_INDEX, JPEG, DomainName
 
 _SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
 
@@ -166,6 +166,15 @@ def check_input_size(domain: Domain, error: type[ConfigError | DataError], advic
 
 def _check_targets(domain: Domain) -> None:
     """Refuse to learn what no sample tells: a pixel counts where its depth and its normal are known."""
+    if "class_index" in domain.targets and not any(
+        CLASS_INDEX in dataset.manifest.members for dataset in domain.samples.datasets
+    ):
+        raise DataError(
+            "no photo of the dataset has a class",
+            where=domain.samples.path,
+            expected="photos with classes",
+            hint="pack them from a folder per class",
+        )
     if not {"depth", "normal"} & domain.targets:
         return
     for plane in ("depth", "normal"):

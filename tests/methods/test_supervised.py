@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patterns import SIDE, CodedSource
 from pretext_steps import held_out, is_right, method, random_photos, shuffled, trained
+from small_runs import quiet
 
+from fastssl.batch import Record
 from fastssl.errors import DataError
+from fastssl.methods import load_config
 from fastssl.methods.supervised import Networks
+from fastssl.shards import pack
+from fastssl.train import start_run
 
 CHANCE = 1 / 20
 """A class is a photo, of which the crops that are held out are others: 3 of each of 20."""
@@ -35,6 +41,20 @@ def test_a_class_that_the_network_does_not_know_is_refused_by_name() -> None:
     numbers = {**batch.targets, "class_index": torch.tensor([1, 12, 0])}
     with pytest.raises(DataError, match=r"(?s)12.*0 to 9.*model\.classes to 13"):
         step({"real": replace(batch, targets=numbers)})
+
+
+def test_photos_of_which_none_has_a_class_are_refused(tmp_path: Path) -> None:
+    """Its loss would be 0 from the first step on, which looks like success."""
+
+    class WithoutClasses(CodedSource):
+        def read(self, reference: str) -> Record:
+            return replace(super().read(reference), class_index=None)
+
+    pack(WithoutClasses(4, "real"), tmp_path / "photos", size=SIDE)
+    config = load_config("tiny", method="supervised", overrides=["data.size=67", f"data.real={tmp_path / 'photos'}"])
+    with pytest.raises(DataError, match=r"no photo of the dataset has a class(.|\n)*a folder per class"):
+        start_run(config, tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_loss_begins_at_chance() -> None:
