@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastssl.backbones import Backbone, HeadForm
 from fastssl.batch import Task
+from fastssl.errors import ConfigError
 
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
 
@@ -103,6 +104,7 @@ class SkipHeads(Heads):
             self.heads[task] = nn.ModuleList([*stages, nn.ConvTranspose2d(channels, _OUTPUTS[task], 3, padding=1)])
 
     def raw(self, features: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
+        """Raises a ConfigError where a map is not twice as large as the one above it."""
         shared = self.shared(features[self._last])
         skips = [self.read(features, layer) for layer in self._skips]
         predictions = {}
@@ -110,7 +112,15 @@ class SkipHeads(Heads):
             assert isinstance(head, nn.ModuleList)
             *stages, last = head
             x = shared
-            for skip, stage in zip(skips, stages, strict=True):
+            for layer, skip, stage in zip(self._skips, skips, stages, strict=True):
+                if x.shape[2:] != skip.shape[2:]:
+                    raise ConfigError(
+                        "heads with skip connections do not fit this backbone and this size",
+                        where="model.heads",
+                        seen=f"skip, with a map of {layer} of {skip.shape[2]} x {skip.shape[3]}",
+                        expected=f"a map of {x.shape[2]} x {x.shape[3]}, twice as large as that above it",
+                        hint="set model.heads=light or model.heads=pyramid, which fit every backbone",
+                    )
                 x = stage(torch.cat([x, skip], dim=1))
             predictions[task] = last(x)
         return predictions

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.batch import PLANES, Task
+from fastssl.errors import ConfigError
 from fastssl.layers import build_heads
+from fastssl.methods import load_config
 from fastssl.methods.cross_domain import ModelConfig, Networks, build_networks
 
 NARROW = ModelConfig(width=0.1, fc_channels=24, head_channels=8, init_gain=1.0)
@@ -150,3 +152,9 @@ def test_each_form_gives_one_output_per_pixel(rows: int, columns: int, form: str
         "normal": (3, height, width),
         "edge": (1, height, width),
     }
+
+
+def test_skip_heads_that_do_not_fit_are_refused_with_those_that_do() -> None:
+    """AlexNet's last two maps have one size, 7 x 7 of 131 pixels, and a transposed convolution doubles the last."""
+    with pytest.raises(ConfigError, match=r"do not fit(.|\n)*fc6 of 7 x 7(.|\n)*14 x 14(.|\n)*model\.heads=light"):
+        load_config("tiny", overrides=["model.heads=skip", "data.size=131"])
