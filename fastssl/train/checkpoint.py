@@ -421,6 +421,13 @@ def load_trained(subject: Path) -> Trained:
     """
     is_named = subject.is_file()
     run = subject.absolute().parent.parent if is_named else subject
+    if is_named and not (run / "config.yaml").is_file():
+        raise DataError(
+            "the file is no checkpoint of a run",
+            where=subject,
+            expected="a run folder, or a file in its `checkpoints`",
+            hint="give the --out of a training",
+        )
     path = latest_checkpoint(run)
     if path is None and not is_named:
         raise DataError(

@@ -66,7 +66,7 @@ def test_files_of_another_origin_are_refused(exported: Path, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe")
     assert "no such file" in refused(tmp_path / "pipe").what
     torch.save(tensors, tmp_path / "state")
-    with pytest.raises(DataError, match="holds no run"):
+    with pytest.raises(DataError, match=rf"no checkpoint of a run\n  where: {tmp_path / 'state'}\n"):
         fastssl.load_backbone(tmp_path / "state")
 
 
