@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -17,6 +18,8 @@ from fastssl.evaluate.features import pooled_features
 from fastssl.evaluate.labelled import INTERVALS, TOPS, Labelled, open_labelled, right_rank, top_row
 from fastssl.evaluate.subject import Subject, statistics_of
 from fastssl.metrics import TEMPERATURE, class_votes
+
+log = logging.getLogger(__name__)
 
 _NEIGHBOURS = (1, 20, 200)
 _QUERIES, _BANK = 512, 8192
@@ -76,6 +79,8 @@ class NearestClasses:
             ConfigError: a subject has no such layer.
         """
         labelled = open_labelled(subject, self.train, self.test)
+        if (most := len(labelled.train_classes)) < max(_NEIGHBOURS):
+            log.warning("there are only %d training images: all vote where %d neighbours would", most, max(_NEIGHBOURS))
         for one in (subject, *beside):
             one.backbone.check_layer(self.layer or one.layer)
         again = subject.reestimated(labelled.train, until=self.layer or subject.layer)

@@ -131,10 +131,13 @@ def test_classes_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
         evaluate(NearestClasses(train=train, test=train, layer="conv9"), run)
 
 
-def test_gaps_between_classes_do_not_matter_and_any_layer_is_compared(run: Path, tmp_path: Path) -> None:
+def test_gaps_between_classes_do_not_matter_and_any_layer_is_compared(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train, test = packed(tmp_path / "train", 3, 900, 7, 3), packed(tmp_path / "test", 3, 900)
     section = evaluate(NearestClasses(train=train, test=test, layer="conv1"), run).section()
     assert section["k_1"]["top_1"]["trained"] == 1  # the same patterns
     assert section["conditions"]["layer"] == "conv1"
     assert section["conditions"]["classes"] == 3
+    assert "only 4 training images: all vote where 200 neighbours would" in caplog.text
     assert run_subject(run).layer == "conv5"
