@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -139,8 +140,15 @@ def _load(backbone: Any, path: Path) -> None:
         except Exception as error:  # torch raises whatever its unpickler met
             if machine_fault(error) is not None:
                 raise
-            what = "the weights cannot be loaded"
-            raise DataError(what, where=path, seen=str(error).splitlines()[0], expected="a state dict") from error
+            # Torch's words advise to load it so that it may run any code.
+            is_other = isinstance(error, UnpicklingError)
+            raise DataError(
+                "the weights cannot be loaded",
+                where=path,
+                seen="no file of tensors alone" if is_other else str(error).splitlines()[0],
+                expected="a state dict",
+                hint="save it by torch.save(model.state_dict(), FILE)",
+            ) from error
     if missing:
         seen = f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise DataError("weights are missing", where=path, seen=seen, expected=f"a state dict of {backbone.name}")

@@ -39,6 +39,10 @@ def test_torchvision_gives_its_own_maps_of_images_as_it_wants_them(tmp_path: Pat
         foreign_subject(f"torchvision:resnet18={tmp_path / 'some.pt'}", "other")
     with pytest.raises(DataError, match="cannot be loaded"):
         foreign_subject(f"torchvision:resnet18={tmp_path / 'gone.pt'}", "other")
+    (tmp_path / "text.pt").write_text("weights")
+    with pytest.raises(DataError, match=r"no file of tensors alone(.|\n)*torch\.save") as refused:
+        foreign_subject(f"torchvision:resnet18={tmp_path / 'text.pt'}", "other")
+    assert "code" not in str(refused.value), "torch advises to load what may run any"
     with pytest.raises(UsageError, match="no such network"):
         foreign_subject("torchvision:resnet17", "other")
     with pytest.raises(UsageError, match="no convolutional stages"):
