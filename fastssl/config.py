@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -195,6 +195,9 @@ class BackboneSettings(Section):
     A model of timm has the channels that its name says."""
     fc_channels: Channels = 4096
     """Channels of the layers that stand for fully connected ones, where the backbone has any."""
+    init: Literal["xavier", "kraehenbuehl"] = "xavier"
+    """`kraehenbuehl` draws the backbone's weights by the first images of the training
+    (`fastssl.layers.initialise_by_data`); it must consist of convolutions and batch norms."""
     init_gain: Positive = 0.02
     """Gain of the Xavier normal initialisation of every convolution; models of timm have timm's own initialisation."""
 
@@ -286,6 +289,15 @@ class Config(Section):
     model: BackboneSettings = BackboneSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _begins_in_one_way(self) -> Self:
+        if self.train.init_from and self.model.init != "xavier":
+            raise ValueError(
+                f"a run with train.init_from={self.train.init_from} has the weights of that run, so model.init="
+                f"{self.model.init} would draw others; leave one of them out"
+            )
+        return self
 
 
 Preset = Mapping[str, Mapping[str, Any]]

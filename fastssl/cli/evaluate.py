@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 Beside = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=RUN", help="Another to measure beside it, or init:gaussian; may be repeated."),
+    typer.Option(
+        metavar="NAME=RUN", help="Another to measure beside it, or init:gaussian or init:kraehenbuehl; may be repeated."
+    ),
 ]
 Measurable = Annotated[
     Path,
     typer.Argument(
         parser=path_of,
         metavar="RUN",
-        help="Run folder, or one of its checkpoints; a .safetensors file of `fastssl export`; or torchvision:NAME or "
-        "timm:NAME, with =FILE for a state dict.",
+        help="Run folder, or one of its checkpoints; a .safetensors file of `fastssl export`; torchvision:NAME or "
+        "timm:NAME, with =FILE for a state dict; authors:FILE; or alexnet:FILE, with ,map=FILE for other names.",
     ),
 ]
 

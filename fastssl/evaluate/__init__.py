@@ -10,7 +10,7 @@ from pathlib import Path
 from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
-from fastssl.evaluate.foreign import GAUSSIAN, foreign_subject, gaussian
+from fastssl.evaluate.foreign import DRAWN, drawn_subject, foreign_subject
 from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
@@ -57,8 +57,8 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
         evaluation: such as ``Tasks(synthetic="rooms/val")``.
         run: the run folder, or a checkpoint of it; the numbers of one say so under `conditions`. Or a subject that is
             no run, as `foreign_subject` takes it, of which nothing is kept; its column is `subject`.
-        beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` is the
-            backbone of the first with weights that are drawn.
+        beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` and
+            `init:kraehenbuehl` are the backbone of the first with weights that are drawn (`drawn_subject`).
 
     Raises:
         DataError: one of the folders is no run, or a dataset cannot be used; see the evaluation.
@@ -68,8 +68,8 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
         if name in _TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
             expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
             raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)
-    if str(run) == GAUSSIAN:
-        raise UsageError("it needs another subject, of whose backbone it is", seen=GAUSSIAN, hint="give it to --beside")
+    if str(run).startswith(DRAWN):
+        raise UsageError("it needs another subject, of whose backbone it is", seen=run, hint="give it to --beside")
     subject = foreign_subject(str(run), "subject") or run_subject(run)
     others = [_other(subject, str(other), name) for name, other in (beside or {}).items()]
     for one in (subject, *others):
@@ -90,6 +90,4 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
 
 
 def _other(subject: Subject, text: str, name: str) -> Subject:
-    if text == GAUSSIAN:
-        return gaussian(subject, name)
-    return foreign_subject(text, name) or run_subject(Path(text), name)
+    return drawn_subject(subject, text, name) or foreign_subject(text, name) or run_subject(Path(text), name)

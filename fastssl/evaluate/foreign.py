@@ -1,4 +1,4 @@
-"""Subjects that are no run: exported files, networks of torchvision and timm, and one that nobody trained."""
+"""Subjects that are no run: exported files, weights of others, and backbones that nobody trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -17,18 +16,29 @@ from fastssl.backbones import Backbone, LayerInfo, TimmModel, check_sides, find_
 from fastssl.batch import IMAGE_MEAN, Target
 from fastssl.config import BackboneSettings, Config, DataConfig
 from fastssl.errors import DataError, UsageError
-from fastssl.evaluate.subject import REESTIMATED, Subject, reestimate, words_of_reestimation
+from fastssl.evaluate.imported import imported_backbone, read_state
+from fastssl.evaluate.subject import (
+    REESTIMATED,
+    RunSubject,
+    Subject,
+    loading,
+    reestimate,
+    words_of_reestimation,
+)
 from fastssl.export import load_backbone
 from fastssl.export.loading import read_header
 from fastssl.extras import optional_package
-from fastssl.faults import machine_fault, machine_faults_named
-from fastssl.files import open_regular
 from fastssl.loader import Domain
+from fastssl.methods import find_method
 from fastssl.shards import DomainName
-from fastssl.train import run_device
+from fastssl.train import initialise_by_first_images, run_device
 
-TORCHVISION, TIMM, GAUSSIAN = "torchvision:", "timm:", "init:gaussian"
+TORCHVISION, TIMM = "torchvision:", "timm:"
+DRAWN = "init:"
+"""What the names of drawn weights begin with: init:gaussian, and init:kraehenbuehl, with photos as =DATASET."""
 _DEVIATION = 0.01
+_SIZES, _SIZE = {"alexnet": 227}, 224
+"""Of the images that backbones get whose weights were imported."""
 _SEED = 0
 _LEAST = 64
 """The smallest side of an image that a network of torchvision gets."""
@@ -68,11 +78,13 @@ class ForeignSubject(Subject):
 
 
 def foreign_subject(text: str, name: str) -> Subject | None:
-    """The subject of `torchvision:NAME`, `timm:NAME`, each also with `=FILE`, or of a file of `fastssl export`.
+    """The subject of `torchvision:NAME`, `timm:NAME`, each also with `=FILE`, of a file of `fastssl export`, or of
+    weights as `fastssl.evaluate.imported.imported_backbone` takes them.
 
     Nothing is downloaded. Without a file of weights, a state dict, networks have the weights that their library draws,
     from the seed 0. They see the whole image in colour, at the size and with the mean and deviation with which their
-    library says that they were published. An exported file sees the whole image at the size of its header.
+    library says that they were published. An exported file sees the whole image at the size of its header, and other
+    weights at 227 pixels (alexnet) or 224.
 
     Returns:
         None where it is none of these.
@@ -82,6 +94,10 @@ def foreign_subject(text: str, name: str) -> Subject | None:
         DataError: a file that cannot be used.
     """
     if not text.startswith((TORCHVISION, TIMM)):
+        if imported := imported_backbone(text):
+            backbone, settings = imported
+            size = _SIZES.get(backbone.name, _SIZE)
+            return _subject(name, backbone, size, backbone.compared, settings)
         path = Path(text)
         if path.suffix != ".safetensors":
             return None
@@ -96,6 +112,58 @@ def foreign_subject(text: str, name: str) -> Subject | None:
     if file:
         _load(backbone, Path(file))
     return _subject(name, backbone, size, backbone.compared, settings)
+
+
+def drawn_subject(subject: Subject, text: str, name: str) -> Subject | None:
+    """The backbone of a subject with weights that nobody has trained, as `init:gaussian` and `init:kraehenbuehl` say.
+
+    Returns:
+        None where the text begins otherwise.
+
+    Raises:
+        UsageError: there is no such way to draw weights; or what `kraehenbuehl` raises.
+    """
+    if not text.startswith(DRAWN):
+        return None
+    way, equals, photos = text.removeprefix(DRAWN).partition("=")
+    if way == "gaussian" and not equals:
+        return gaussian(subject, name)
+    if way == "kraehenbuehl" and bool(equals) == bool(photos):
+        return kraehenbuehl(subject, name, photos)
+    expected = "init:gaussian, init:kraehenbuehl or init:kraehenbuehl=PHOTOS"
+    raise UsageError("there is no such way to draw weights", seen=text, expected=expected)
+
+
+def kraehenbuehl(subject: Subject, name: str, photos: str = "") -> Subject:
+    """The backbone of a subject with weights of `fastssl.layers.initialise_by_data`, from the seed 0.
+
+    Args:
+        subject: of whose backbone it is.
+        name: the word for it in tables.
+        photos: a packed dataset, by 160 images of which they are drawn; none = those of the run's training, of the
+            first domain that its method reads.
+
+    Raises:
+        UsageError: no photos are given, and the subject is no run.
+        ConfigError, DataError: the backbone or the images cannot be used.
+    """
+    if photos:
+        images = subject.domain("real", photos)
+    elif isinstance(subject, RunSubject):
+        images = subject.training_domain(find_method(subject.config.method).domains(subject.config)[0].name)
+    else:
+        raise UsageError(
+            "weights are drawn by images, and this subject knows none",
+            where=subject.name,
+            seen="a backbone that is no run",
+            hint="name packed photos: init:kraehenbuehl=PHOTOS",
+        )
+    backbone = copy.deepcopy(subject.backbone)
+    initialise_by_first_images(backbone, subject.networks, images, loading(subject.config), seed=_SEED)
+    made = _subject(name, backbone, subject.config.data.size, subject.layer, subject.config.model)
+    return replace(
+        made, config=subject.config, statistics=f"of 160 images of the {images.name} data that drew its weights"
+    )
 
 
 def gaussian(subject: Subject, name: str) -> Subject:
@@ -132,23 +200,12 @@ def _subject(name: str, backbone: Backbone, size: int, layer: str, model: Backbo
 
 def _load(backbone: Any, path: Path) -> None:
     """Load a state dict; what belongs to layers behind the last map is left out."""
-    with machine_faults_named(path):
-        try:
-            with open_regular(path) as file:
-                state = torch.load(file, weights_only=True, map_location="cpu")
-            missing = backbone.model.load_state_dict(state, strict=False).missing_keys
-        except Exception as error:  # torch raises whatever its unpickler met
-            if machine_fault(error) is not None:
-                raise
-            # Torch's words advise to load it so that it may run any code.
-            is_other = isinstance(error, UnpicklingError)
-            raise DataError(
-                "the weights cannot be loaded",
-                where=path,
-                seen="no file of tensors alone" if is_other else str(error).splitlines()[0],
-                expected="a state dict",
-                hint="save it by torch.save(model.state_dict(), FILE)",
-            ) from error
+    state = read_state(path)
+    try:
+        missing = backbone.model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:
+        what, seen = "the weights cannot be loaded", " ".join(str(error).split())
+        raise DataError(what, where=path, seen=seen, expected=f"a state dict of {backbone.name}") from error
     if missing:
         seen = f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise DataError("weights are missing", where=path, seen=seen, expected=f"a state dict of {backbone.name}")

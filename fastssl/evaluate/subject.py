@@ -20,7 +20,7 @@ from fastssl.errors import DataError, UsageError
 from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, evaluation_domain
 from fastssl.methods import Dense, Method, measured_method
 from fastssl.shards import DomainName
-from fastssl.train import check_data, load_trained, run_device
+from fastssl.train import check_data, initialise_by_first_images, load_trained, run_device
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +159,9 @@ class RunSubject(Subject):
         method = measured_method(self.config)
         method.networks.to(run_device())
         training = self.training_domain(method.domains(self.config)[0].name)
+        if self.config.model.init == "kraehenbuehl":
+            seed, options = self.config.train.seed, loading(self.config)
+            initialise_by_first_images(method.backbone, method.networks, training, options, seed=seed)
         _calibrate(method, training)
         return _subject(
             "untrained",
@@ -278,5 +281,9 @@ class _Moments:
 
 def every_sample(domain: Domain) -> Batches:
     """Every sample of a domain once, through its centre window."""
-    options = LoaderOptions(device=run_device(), threads=domain.config.train.threads)
-    return domain.evaluation_batches(options, _BATCH)
+    return domain.evaluation_batches(loading(domain.config), _BATCH)
+
+
+def loading(config: Config) -> LoaderOptions:
+    """How images are loaded that are measured."""
+    return LoaderOptions(device=run_device(), threads=config.train.threads)

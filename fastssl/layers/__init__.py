@@ -1,5 +1,6 @@
 """Parts of networks beside the backbone, and what initialises them."""
 
+from fastssl.layers.data_dependent import Constraint, initialise_by_data, rescaled
 from fastssl.layers.discriminator import Discriminator, DiscriminatorNorm
 from fastssl.layers.feature_pool import FeaturePool
 from fastssl.layers.folding import fold_batch_norms
@@ -8,6 +9,7 @@ from fastssl.layers.initialise import xavier_initialise
 from fastssl.layers.joint_pass import JointPass
 
 __all__ = [
+    "Constraint",
     "Discriminator",
     "DiscriminatorNorm",
     "FeaturePool",
@@ -15,5 +17,7 @@ __all__ = [
     "JointPass",
     "build_heads",
     "fold_batch_norms",
+    "initialise_by_data",
+    "rescaled",
     "xavier_initialise",
 ]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastssl.backbones import Backbone
 from fastssl.errors import UsageError
 
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
+
 _TOLERANCE = 1e-3
 """Of the largest value of a map: far more than float32's rounding leaves, and far less than a wrong folding does."""
 
@@ -36,7 +38,7 @@ def fold_batch_norms(backbone: Backbone) -> Backbone:
     image, folded = _image(backbone), copy.deepcopy(backbone).eval()
     with torch.no_grad():
         expected = folded(image)
-        pairs = _convolutions_of_norms(folded, image)
+        pairs = convolutions_of_norms(folded, image)
         for name, norm in list(folded.named_modules()):
             if not isinstance(norm, nn.BatchNorm2d):
                 continue
@@ -59,20 +61,20 @@ def _image(backbone: Backbone) -> Tensor:
     return image.to(next(backbone.parameters()).device)
 
 
-def _convolutions_of_norms(backbone: Backbone, image: Tensor) -> dict[nn.Module, nn.Conv2d]:
+def convolutions_of_norms(backbone: Backbone, image: Tensor) -> dict[Norm, nn.Conv2d]:
     """The convolution that gave each batch norm what it normalises, as a pass shows it."""
     gave: dict[Tensor, nn.Conv2d] = {}  # a tensor is a key by its identity
-    pairs: dict[nn.Module, nn.Conv2d] = {}
+    pairs: dict[Norm, nn.Conv2d] = {}
 
     def convolved(module: nn.Conv2d, _: object, output: Tensor) -> None:
         gave[output] = module
 
-    def normed(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def normed(module: Norm, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0] in gave:
             pairs[module] = gave[inputs[0]]
 
     hooks = [one.register_forward_hook(convolved) for one in backbone.modules() if isinstance(one, nn.Conv2d)]
-    hooks += [one.register_forward_pre_hook(normed) for one in backbone.modules() if isinstance(one, nn.BatchNorm2d)]
+    hooks += [one.register_forward_pre_hook(normed) for one in backbone.modules() if isinstance(one, Norm)]
     try:
         backbone(image)
     finally:

@@ -18,13 +18,14 @@ from fastssl.methods.context_encoder import ContextEncoder
 from fastssl.methods.counting import Counting
 from fastssl.methods.cross_domain import CrossDomain
 from fastssl.methods.jigsaw import Jigsaw
-from fastssl.methods.method import Dense, ManyLosses, Method, StepContext
+from fastssl.methods.method import Constrained, Dense, ManyLosses, Method, StepContext
 from fastssl.methods.rotation import Rotation
 from fastssl.methods.split_brain import SplitBrain
 from fastssl.methods.supervised import Supervised
 
 __all__ = [
     "METHODS",
+    "Constrained",
     "Dense",
     "ManyLosses",
     "Method",

@@ -109,7 +109,11 @@ class Networks(PretextNetworks):
         nearly_zero(self.classifier, generator)
         first = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
         with torch.no_grad():
-            first.weight.copy_(first.weight.mean(dim=1, keepdim=True).expand_as(first.weight))
+            first.weight.copy_(self.constrained(first, first.weight))
+
+    def constrained(self, convolution: nn.Conv2d, weight: Tensor) -> Tensor:
+        """Weights of conv1 that are the same for all channels of an image; of others as they are."""
+        return weight.mean(dim=1, keepdim=True).expand_as(weight) if weight.shape[1] == 3 else weight
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Photos in black and white (N, 3, S, S), and their colours in bins (N, 313, h, w), 0 where they have none."""

@@ -231,6 +231,14 @@ class ManyLosses(Protocol):
 
 
 @runtime_checkable
+class Constrained(Protocol):
+    """Networks of a method that hold the backbone's convolutions to a form, such as halves that share nothing."""
+
+    def constrained(self, convolution: nn.Conv2d, weight: Tensor) -> Tensor:
+        """The nearest weights of this form to some, (O, I, k, k), for a convolution of the backbone."""
+
+
+@runtime_checkable
 class Dense(Protocol):
     """A method that predicts a batch's planes from its images."""
 

@@ -99,7 +99,11 @@ class Networks(PretextNetworks):
         nearly_zero(self.colours, generator)
         nearly_zero(self.lightness, generator)
         for convolution in _convolutions(self.backbone):
-            convolution.weight.data = halved(convolution.weight.data)
+            convolution.weight.data = self.constrained(convolution, convolution.weight.data)
+
+    def constrained(self, convolution: nn.Conv2d, weight: Tensor) -> Tensor:
+        """Weights whose halves share nothing."""
+        return halved(weight)
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The photos as they are, and the bins of their colours and those of their lightness (N, 313 + Q, h, w)."""

@@ -1,5 +1,6 @@
 """The trainer, its runs and their files; methods come from `fastssl.methods`."""
 
+from fastssl.train.beginning import initialise_by_first_images
 from fastssl.train.checkpoint import Trained, check_data, load_trained
 from fastssl.train.run import (
     calibrated_options,
@@ -19,6 +20,7 @@ __all__ = [
     "check_data",
     "configure_torch",
     "dry_run",
+    "initialise_by_first_images",
     "load_trained",
     "loader_options",
     "resume_run",

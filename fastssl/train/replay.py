@@ -18,6 +18,7 @@ from fastssl.errors import CheckpointError, DataError, DeviceError
 from fastssl.loader import training_domains
 from fastssl.methods import StepContext, find_method, read_config
 from fastssl.telemetry import Advance
+from fastssl.train.beginning import begun_method
 from fastssl.train.checkpoint import check_data, checkpoint_before, read_checkpoint
 from fastssl.train.failure import batches_at, read_failure
 from fastssl.train.run import configure_torch, loader_options, run_device
@@ -58,9 +59,10 @@ def replay(path: Path, advance: Advance) -> dict[str, Any]:
         raise CheckpointError(
             "the step's batches are not those of the run", where=path, hint="let config.yaml be as it was"
         )
-    method = find_method(config.method)(config, context)
     content = _before(run, failure.step, config)
     made = 0 if content is None else content["step"]
+    options = loader_options(config, device)
+    method = begun_method(config, context, domains, options, resumed=content is not None)
     if content is not None:
         restore(method, context, content)
     left = failure.step - 1 - made
@@ -70,7 +72,7 @@ def replay(path: Path, advance: Advance) -> dict[str, Any]:
         batches = {
             name: stack.enter_context(
                 domain.training_batches(
-                    loader_options(config, device),
+                    options,
                     position=failure.positions[name] - left * batch_of[name],
                     world_size=failure.world_size,
                 )

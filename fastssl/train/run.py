@@ -32,8 +32,8 @@ from fastssl.methods import Method, StepContext, find_method, load_config, read_
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import CONTINUE, Advance, merge_summary
 from fastssl.trackers import check_trackers
+from fastssl.train.beginning import begun_method
 from fastssl.train.checkpoint import (
-    begin_with,
     check_data,
     checkpoint_before,
     latest_checkpoint,
@@ -277,7 +277,7 @@ def _train(
     check_memory(config, domains, loader_options(config, device))
     if ranks.leads:
         _warn_of_copies(domains, ranks.world_size)
-    method = _method(config, context, resumed=content is not None)
+    method = begun_method(config, context, domains, loader_options(config, device), resumed=content is not None)
     fingerprints: dict[str, str] = {name: domain.fingerprint for name, domain in domains.items()}
     validation = _validation(method, config, fingerprints, context, resumed=content is not None)
     start = Start(step=0, positions=dict.fromkeys(domains, 0))
@@ -326,13 +326,6 @@ def _train(
         failures = _failures_kept(run, config, domains, start, total_steps, ranks)
         with _ending_told(run, trainer, ranks, damaged), failures, stop.deferred():
             trainer.fit(batches, start, advance, summarise, stop)
-
-
-def _method(config: Config, context: StepContext, *, resumed: bool) -> Method:
-    method = find_method(config.method)(config, context)
-    if config.train.init_from and not resumed:
-        begin_with(method, Path(config.train.init_from))
-    return method
 
 
 @contextmanager
