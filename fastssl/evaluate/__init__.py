@@ -19,8 +19,17 @@ from fastssl.evaluate.results import keep_results
 from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
+from fastssl.evaluate.voc_cls import VocClassification
 
-_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching, NearestClasses, Linear)
+_EVALUATIONS: tuple[type[Evaluation], ...] = (
+    Tasks,
+    DomainAccuracy,
+    Neighbours,
+    Matching,
+    NearestClasses,
+    Linear,
+    VocClassification,
+)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
 
@@ -42,6 +51,7 @@ __all__ = [
     "Sheet",
     "Subject",
     "Tasks",
+    "VocClassification",
     "evaluate",
     "run_subject",
     "table",
