@@ -19,6 +19,7 @@ from PIL import Image
 from fastssl.errors import DataError, UsageError
 from fastssl.evaluate import VocClassification, evaluate, fine_tuning
 from fastssl.evaluate.classifier import Classifier
+from fastssl.evaluate.fine_tuning import Training
 from fastssl.evaluate.random_crops import CropBatches, Square, Wanted, cut, drawn_square
 from fastssl.evaluate.subject import RunSubject
 from fastssl.evaluate.voc_cls import classification_loss
@@ -36,7 +37,6 @@ def test_settings_are_those_of_the_protocol() -> None:
     assert (settings.lr, settings.momentum, settings.weight_decay, settings.clip_norm) == (0.001, 0.9, 1e-6, 10)
     assert (settings.drop_every, settings.drop_factor) == (10_000, 0.5)
     assert (settings.dropout, settings.size, settings.train_from, settings.fc_lr_factor) == (0.5, 227, "all", 1)
-    assert len(settings.classes.split(",")) == 1
     network = classifier()
     rates = {id(one): group["lr"] for group in network.groups(0.001, 1.0) for one in group["params"]}  # type: ignore[attr-defined]
     assert {rates[id(one)] for name, one in network.named_parameters() if name.endswith("weight")} == {0.001}
@@ -180,6 +180,28 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, coded_synthetic: Path, coded_real: Path) -> Path:
     return make_run(tmp_path / "run", coded_synthetic, coded_real, "model.init_gain=1.4142", "model.fc_channels=32")
+
+
+def test_training_follows_the_settings(run: Path, devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule and the solver as they are when a training begins, by the defaults."""
+    begun: list[tuple[Training, torch.optim.Optimizer, torch.nn.Module]] = []
+
+    def begins(self: Training, networks: torch.nn.Module, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        begun.append((self, optimizer, networks))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "run", begins)
+    monkeypatch.setattr(RunSubject, "baselines", lambda _: ())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(VocClassification(devkit=devkit, classes=NAMES), run)
+    ((training, optimizer, networks),) = begun
+    assert (training.steps, training.clip_norm) == (80_000, 10)
+    factors = [training.lr_factor(step) for step in (0, 9_999, 10_000, 19_999, 20_000, 79_999)]
+    assert factors == [1, 1, 0.5, 0.5, 0.25, 0.5**7]
+    assert all((group["momentum"], group["weight_decay"]) == (0.9, 1e-6) for group in optimizer.param_groups)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [0.001, 0.002]
+    assert networks.training
+    assert all(parameter.requires_grad for parameter in networks.parameters())
 
 
 def labels_of(place: int) -> list[int]:
