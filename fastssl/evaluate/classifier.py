@@ -83,9 +83,9 @@ class Classifier(nn.Module):
     @property
     def words(self) -> str:
         """What it is made of, in words."""
-        own = [name for name in self.fully_connected if name not in self.drawn]
+        own = ", ".join(name for name in self.fully_connected if name not in self.drawn)
         pooling = "pool5 of stride 2" if self.is_alexnet else "mean"
-        return f"{pooling} of {self.layer}; {', '.join(own) or 'nothing above'} kept; {', '.join(self.drawn)} drawn"
+        return f"{pooling} of {self.layer}{f', {own} as they come' if own else ''}, {', '.join(self.drawn)} drawn"
 
     def freeze_below(self, layer: str) -> None:
         """Keep all layers below one as they are; `all` keeps none.

@@ -64,7 +64,7 @@ def test_alexnet_in_caffenets_form_has_its_own_features() -> None:
         last = network.fully_connected["fc8"]
         torch.testing.assert_close(found, F.linear(expected, last.weight, last.bias), atol=1e-5, rtol=1e-4)  # type: ignore[arg-type]
     assert expected.std() > 0.01
-    assert network.drawn == ("fc8",)
+    assert network.words == "pool5 of stride 2 of conv5, fc6, fc7 as they come, fc8 drawn"
     assert not torch.equal(network.train()(image), network(image)), "nothing is dropped"
 
 
@@ -371,8 +371,6 @@ def test_an_alexnet_of_torchvision_goes_through(devkit: Path, tmp_path: Path, ca
     )
     found = evaluate(evaluation, Path("torchvision:alexnet"))
     assert all(0 < row.values["subject"] <= 1 for row in found.rows)  # type: ignore[operator]
-    assert found.conditions["network"] == {
-        "subject": "pool5 of stride 2 of conv5; nothing above kept; fc6, fc7, fc8 drawn"
-    }
+    assert found.conditions["network"] == {"subject": "pool5 of stride 2 of conv5, fc6, fc7, fc8 drawn"}
     assert list(kept.iterdir()) == []
     assert "nothing keeps" not in caplog.text
