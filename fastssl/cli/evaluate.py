@@ -26,15 +26,12 @@ Beside = Annotated[
         metavar="NAME=RUN", help="Another to measure beside it, or init:gaussian or init:kraehenbuehl; may be repeated."
     ),
 ]
-Measurable = Annotated[
-    Path,
-    typer.Argument(
-        parser=path_of,
-        metavar="RUN",
-        help="Run folder, or one of its checkpoints; a .safetensors file of `fastssl export`; torchvision:NAME or "
-        "timm:NAME, with =FILE for a state dict; authors:FILE; or alexnet:FILE, with ,map=FILE for other names.",
-    ),
-]
+_MEASURABLE = typer.Argument(
+    parser=path_of,
+    metavar="RUN",
+    help="Run folder, or one of its checkpoints; a .safetensors file of `fastssl export`; torchvision:NAME or "
+    "timm:NAME, with =FILE for a state dict; authors:FILE; or alexnet:FILE, with ,map=FILE for other names.",
+)
 
 
 class Evaluations(TyperGroup):
@@ -62,31 +59,41 @@ class Evaluations(TyperGroup):
 
 def _evaluation_command(evaluation: type[Evaluation]) -> Callable[..., None]:
     """The command of an evaluation: a run, an option for each of its fields, and what all evaluations have."""
-    from fastssl.evaluate import evaluate, table
+    from fastssl.evaluate import ScoresPredictions, evaluate, table
 
-    def command(run: Path, *, beside: list[str] | None, as_json: bool, **fields: Any) -> None:
+    def command(run: Path | None, *, beside: list[str] | None, as_json: bool, **fields: Any) -> None:
         measured = evaluate(evaluation(**fields), run, _named_runs(beside or []))
         print_json(measured.section()) if as_json else print_data(table(measured.rows))
 
     hints = get_type_hints(evaluation, include_extras=True)
     own = [_option(field.name, hints[field.name], field.default) for field in fields(cast(Any, evaluation))]
-    first, *common = inspect.signature(_common_options, eval_str=True).parameters.values()
+    # What scores predictions needs no run, and says itself where there is neither.
+    shared = _options_beside_predictions if issubclass(evaluation, ScoresPredictions) else _common_options
+    first, *common = inspect.signature(shared, eval_str=True).parameters.values()
     # Typer reads it; mypy knows no such attribute of a function.
     command.__signature__ = inspect.Signature([first, *own, *common])  # type: ignore[attr-defined]
     return command
 
 
-def _common_options(run: Measurable, *, beside: Beside = None, as_json: AsJson = False) -> None:
+def _common_options(run: Annotated[Path, _MEASURABLE], *, beside: Beside = None, as_json: AsJson = False) -> None:
     """The signature that the commands of all evaluations have."""
 
 
+def _options_beside_predictions(
+    run: Annotated[Path | None, _MEASURABLE] = None, *, beside: Beside = None, as_json: AsJson = False
+) -> None:
+    """The same, where predictions can take the place of a run."""
+
+
 def _option(name: str, annotation: Any, default: object) -> inspect.Parameter:
-    """An option for a field; one of a dataset takes a folder or an address."""
+    """An option for a field; one of a dataset takes a folder or an address, one of a path a file or a folder."""
     from fastssl.evaluate import Dataset
 
     kind, words = get_args(annotation)
     if kind in (Dataset, Dataset | None):
         annotated: Any = Annotated[str if kind is Dataset else str | None, typer.Option(parser=home, help=words)]
+    elif kind in (Path, Path | None):
+        annotated = Annotated[kind, typer.Option(parser=path_of, metavar="PATH", help=words)]
     else:
         annotated = Annotated[kind, typer.Option(help=words)]
     default = inspect.Parameter.empty if default is MISSING else default

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
-from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
+from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, ScoresPredictions, Sheet
 from fastssl.evaluate.foreign import DRAWN, drawn_subject, foreign_subject
 from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
@@ -19,8 +19,17 @@ from fastssl.evaluate.results import keep_results
 from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
+from fastssl.evaluate.voc_cls import VocClassification
 
-_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching, NearestClasses, Linear)
+_EVALUATIONS: tuple[type[Evaluation], ...] = (
+    Tasks,
+    DomainAccuracy,
+    Neighbours,
+    Matching,
+    NearestClasses,
+    Linear,
+    VocClassification,
+)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
 
@@ -38,16 +47,18 @@ __all__ = [
     "NearestClasses",
     "Neighbours",
     "Row",
+    "ScoresPredictions",
     "Sheet",
     "Subject",
     "Tasks",
+    "VocClassification",
     "evaluate",
     "run_subject",
     "table",
 ]
 
 
-def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | None = None) -> Measured:
+def evaluate(evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path] | None = None) -> Measured:
     """Measure a run, and keep what was found in its folder.
 
     The numbers become the section of `summary.json` that has the evaluation's name, and replace an older one; pictures
@@ -56,18 +67,24 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
     Args:
         evaluation: such as ``Tasks(synthetic="rooms/val")``.
         run: the run folder, or a checkpoint of it; the numbers of one say so under `conditions`. Or a subject that is
-            no run, as `foreign_subject` takes it, of which nothing is kept; its column is `subject`.
+            no run, as `foreign_subject` takes it, of which nothing is kept; its column is `subject`. None where the
+            evaluation names predictions that were made elsewhere, which it scores; nothing of them is kept.
         beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` and
             `init:kraehenbuehl` are the backbone of the first with weights that are drawn (`drawn_subject`).
 
     Raises:
         DataError: one of the folders is no run, or a dataset cannot be used; see the evaluation.
-        UsageError: a name in `beside` is taken or is none, or the evaluation cannot measure these runs.
+        UsageError: a name in `beside` is taken or is none, or the evaluation cannot measure these runs; or there are
+            both a run and predictions, or neither.
     """
-    for name in beside or {}:
-        if name in _TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
-            expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
-            raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)
+    if (scored := _scored(evaluation)) is not None:
+        if run is not None or beside:
+            seen, hint = run or ", ".join(beside or ()), "measure the run by itself"
+            raise UsageError("predictions that were made elsewhere are scored without a run", seen=seen, hint=hint)
+        return scored
+    if run is None:
+        raise UsageError("there is nothing to measure", expected="a run, or predictions that were made elsewhere")
+    _check_names(beside or {})
     if str(run).startswith(DRAWN):
         raise UsageError("it needs another subject, of whose backbone it is", seen=run, hint="give it to --beside")
     subject = foreign_subject(str(run), "subject") or run_subject(run)
@@ -91,3 +108,14 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
 
 def _other(subject: Subject, text: str, name: str) -> Subject:
     return drawn_subject(subject, text, name) or foreign_subject(text, name) or run_subject(Path(text), name)
+
+
+def _scored(evaluation: Evaluation) -> Measured | None:
+    return evaluation.scored() if isinstance(evaluation, ScoresPredictions) else None
+
+
+def _check_names(beside: Mapping[str, Path]) -> None:
+    for name in beside:
+        if name in _TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
+            raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -96,4 +96,16 @@ class Evaluation(Protocol):
 
         Raises:
             DataError, UsageError: a dataset, or the subject, that cannot be measured.
+        """
+
+
+@runtime_checkable
+class ScoresPredictions(Protocol):
+    """An evaluation that also scores predictions that were made elsewhere; its command then takes no run."""
+
+    def scored(self) -> Measured | None:
+        """What it finds of the predictions that its options name, in a column of their own; None where they name none.
+
+        Raises:
+            DataError: predictions, or what they are compared with, that cannot be used.
         """

@@ -3,6 +3,12 @@
 Training measures with these between its steps, and evaluations when it has ended.
 """
 
+from fastssl.metrics.average_precision import (
+    average_precision,
+    average_precision_11_points,
+    interpolated_area,
+    interpolated_at_11_points,
+)
 from fastssl.metrics.features import PROBE_METRICS, TEMPERATURE, class_votes, knn_accuracy, pooled, rank_me
 from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_interval, wilson_interval
 from fastssl.metrics.metric import Better, Metric
@@ -27,9 +33,13 @@ __all__ = [
     "Metric",
     "Metrics",
     "NormalMetrics",
+    "average_precision",
+    "average_precision_11_points",
     "balanced_interval",
     "bootstrap_interval",
     "class_votes",
+    "interpolated_area",
+    "interpolated_at_11_points",
     "knn_accuracy",
     "plane_metrics",
     "pooled",

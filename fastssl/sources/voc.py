@@ -73,7 +73,7 @@ class VocSource:
     @classmethod
     def recognise(cls, path: Path) -> str | None:
         """A year's photos and their lists."""
-        places = [place for year in _years(path).values() for place in year]
+        places = [place for year in year_places(path).values() for place in year]
         if not places:
             return None
         others = f", and so have {len(places) - 1} more" if len(places) > 1 else ""
@@ -82,7 +82,7 @@ class VocSource:
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, SUBSETS)
-        self._years = _years(self.path)
+        self._years = year_places(self.path)
         first_reference(
             self,
             "photos of PASCAL VOC",
@@ -172,8 +172,12 @@ def _numbered(names: Iterator[str], number: int) -> Iterator[tuple[bytes, int]]:
     return ((os.fsencode(name), number) for name in names)
 
 
-def _years(path: Path) -> dict[str, list[str]]:
-    """Folders of each year relative to the path, with a slash behind; the empty string is the path itself."""
+def year_places(path: Path) -> dict[str, list[str]]:
+    """The places of each year below a path that holds VOC in any of the ways that archives unpack.
+
+    Relative to the path, with a slash behind. Where the path is the folder of a year itself, that year and its place
+    are the empty string.
+    """
     if _is_year(path):
         return {"": [""]}
     unpacked = [name for name in matching_names(path, _UNPACKED) if name != "VOCdevkit"]
