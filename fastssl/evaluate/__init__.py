@@ -7,16 +7,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
-from fastssl.evaluate.foreign import GAUSSIAN, foreign_subject, gaussian
+from fastssl.evaluate.foreign import (
+    GAUSSIAN,
+    INITIALISATION,
+    INITIALISATIONS,
+    TIMM,
+    TORCHVISION,
+    foreign_subject,
+    gaussian,
+)
 from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
 from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, run_subject
+from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, drawn_subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 
@@ -28,6 +37,10 @@ _TAKEN = ("trained", f"trained{REESTIMATED}", "subject", f"subject{REESTIMATED}"
 
 __all__ = [
     "EVALUATIONS",
+    "INITIALISATION",
+    "INITIALISATIONS",
+    "TIMM",
+    "TORCHVISION",
     "Dataset",
     "DomainAccuracy",
     "Evaluation",
@@ -42,12 +55,15 @@ __all__ = [
     "Subject",
     "Tasks",
     "evaluate",
+    "keep_results",
     "run_subject",
     "table",
 ]
 
 
-def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | None = None) -> Measured:
+def evaluate(
+    evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | None = None, *, like: Config | None = None
+) -> Measured:
     """Measure a run, and keep what was found in its folder.
 
     The numbers become the section of `summary.json` that has the evaluation's name, and replace an older one; pictures
@@ -59,6 +75,8 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
             no run, as `foreign_subject` takes it, of which nothing is kept; its column is `subject`.
         beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` is the
             backbone of the first with weights that are drawn.
+        like: settings of a run, with which the first may be such an initialisation too: of the backbone that they
+            name, drawn from their seed, and seeing images in their way.
 
     Raises:
         DataError: one of the folders is no run, or a dataset cannot be used; see the evaluation.
@@ -68,9 +86,7 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
         if name in _TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
             expected = f"small letters, digits and _, and none of {', '.join(_TAKEN)}"
             raise UsageError("a run cannot have this name beside others", seen=name, expected=expected)
-    if str(run) == GAUSSIAN:
-        raise UsageError("it needs another subject, of whose backbone it is", seen=GAUSSIAN, hint="give it to --beside")
-    subject = foreign_subject(str(run), "subject") or run_subject(run)
+    subject = _first(str(run), like)
     others = [_other(subject, str(other), name) for name, other in (beside or {}).items()]
     for one in (subject, *others):
         if lack := evaluation.lack(one.config):
@@ -87,6 +103,15 @@ def evaluate(evaluation: Evaluation, run: Path, beside: Mapping[str, Path] | Non
         measured = replace(measured, conditions={"checkpoint": run.name, **measured.conditions})
     keep_results(subject.run, {evaluation.name: measured.section()}, measured.pictures)
     return measured
+
+
+def _first(text: str, like: Config | None) -> Subject:
+    if text == GAUSSIAN:
+        if like is None:
+            what = "it needs another subject, of whose backbone it is"
+            raise UsageError(what, seen=text, hint="give it to --beside")
+        return gaussian(drawn_subject(like, "subject"), "subject", like.train.seed)
+    return foreign_subject(text, "subject") or run_subject(Path(text))
 
 
 def _other(subject: Subject, text: str, name: str) -> Subject:

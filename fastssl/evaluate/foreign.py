@@ -27,7 +27,9 @@ from fastssl.loader import Domain
 from fastssl.shards import DomainName
 from fastssl.train import run_device
 
-TORCHVISION, TIMM, GAUSSIAN = "torchvision:", "timm:", "init:gaussian"
+TORCHVISION, TIMM, INITIALISATION = "torchvision:", "timm:", "init:"
+GAUSSIAN = f"{INITIALISATION}gaussian"
+INITIALISATIONS = (GAUSSIAN,)
 _DEVIATION = 0.01
 _SEED = 0
 _LEAST = 64
@@ -98,11 +100,11 @@ def foreign_subject(text: str, name: str) -> Subject | None:
     return _subject(name, backbone, size, backbone.compared, settings)
 
 
-def gaussian(subject: Subject, name: str) -> Subject:
-    """The backbone of a subject with weights of a normal distribution with deviation 0.01, from the seed 0; biases are
-    0, and norms as they are built."""
+def gaussian(subject: Subject, name: str, seed: int = _SEED) -> Subject:
+    """The backbone of a subject with weights of a normal distribution with deviation 0.01, drawn from the seed; biases
+    are 0, and norms as they are built."""
     backbone = copy.deepcopy(subject.backbone).cpu()
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=_DEVIATION, generator=generator)
