@@ -18,7 +18,7 @@ from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent
 from fastssl.telemetry import read_summary
 
-MISSING, NO_VALUE = "missing", "-"
+FINISHED, MISSING, NO_VALUE = "finished", "missing", "-"
 
 
 class Value(NamedTuple):
@@ -89,7 +89,7 @@ def table_of(recipe: Recipe, out: Path, errors: Mapping[str, str] | None = None)
 def _line(recipe: Recipe, name: str, out: Path, errors: Mapping[str, str]) -> Line:
     row = recipe.rows[name]
     finished = [cell for cell in row.cells if is_done(cell, out)]
-    states = {cell.name: "finished" if cell in finished else errors.get(cell.name, MISSING) for cell in row.cells}
+    states = {cell.name: FINISHED if cell in finished else errors.get(cell.name, MISSING) for cell in row.cells}
     summaries = {_seed_of(cell): read_summary(cell.run(out)) for cell in finished}
     is_run = not row.cells[0].subject
     values: dict[str, Value | None] = {}
@@ -109,7 +109,8 @@ def _number(summary: Mapping[str, Any], column: Column, *, is_run: bool) -> floa
     found: Any = summary.get(column.evaluation)
     for part in column.metric.path:
         found = (found or {}).get(part)
-    value = (found or {}).get(column.subject if is_run else column.subject.replace("trained", "subject", 1))
+    is_own = not is_run and column.subject.startswith("trained")
+    value = (found or {}).get(f"subject{column.subject.removeprefix('trained')}" if is_own else column.subject)
     return None if value is None else float(value)
 
 
@@ -191,17 +192,12 @@ def as_markdown(table: Table) -> str:
     page += [f"- {note}" for note in _notes(table)]
     page += ["", "## Cells", ""]
     for name, line in table.lines.items():
-        for cell, state in line.states.items():
-            link = _report_of(table.recipe, name, cell)
-            shown = state.splitlines()[0]
-            page.append(f"- {cell}: {shown}" + (f", [its report]({link})" if link and state == "finished" else ""))
+        for cell in table.recipe.rows[name].cells:
+            state = line.states[cell.name]
+            is_linked = state == FINISHED and not cell.subject
+            link = f", [its report]({(cell.run(Path()) / 'report.html').as_posix()})" if is_linked else ""
+            page.append(f"- {cell.name}: {state.splitlines()[0]}{link}")
     return "\n".join(page) + "\n"
-
-
-def _report_of(recipe: Recipe, row: str, name: str) -> str:
-    """The page of a cell that is a run, as seen from the grid's folder."""
-    (cell,) = (cell for cell in recipe.rows[row].cells if cell.name == name)
-    return "" if cell.subject else (cell.run(Path()) / "report.html").as_posix()
 
 
 def _cells(table: Table) -> list[list[str]]:

@@ -338,6 +338,16 @@ def test_the_recipe_of_the_methods_has_the_papers_systems(monkeypatch: pytest.Mo
     assert [cell.seed for row in found.rows.values() for cell in row.cells] == [0, 1, 2] * 11
 
 
+def test_the_recipe_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = RECIPES[0].parents[2]
+    (block,) = re.findall(r"```yaml\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(block)
+    monkeypatch.chdir(root)
+    found = read_recipe(tmp_path / "recipe.yaml")
+    assert len(found.cells) == 12
+    assert found.rows["conv5"].published == {"voc07_cls": 67.4, "detection": 49.2}
+
+
 def summary(out: Path, row: str, seed: int) -> Any:
     return json.loads((out / row / f"seed_{seed}" / "run" / "summary.json").read_text(encoding="utf-8"))
 
