@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import yaml
 from commands import command
 from small_runs import SMALL
 
-from fastssl.ablate import published_tables, read_recipe
-from fastssl.errors import ConfigError
+from fastssl.ablate import published_tables, read_recipe, table_of
+from fastssl.ablate.cells import check_cell
+from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate import NearestClasses, evaluate
 from fastssl.telemetry import read_metrics
 
@@ -59,6 +61,14 @@ def recipe(synthetic: Path, real: Path, **changes: Any) -> dict[str, Any]:
         },
         "published": "ablation",
     } | changes
+
+
+CHEAP: dict[str, Any] = {
+    "method": "rotation",
+    "settings": {},
+    "rows": {"turned": {}, "drawn": {"subject": "init:gaussian"}},
+}
+"""Whose settings take little time to check."""
 
 
 def written(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -156,30 +166,23 @@ def test_what_is_finished_is_kept_and_what_is_not_goes_on(
     assert {file: file.stat().st_mtime_ns for file in (out / "contours" / "seed_0").rglob("*")} == kept
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda content: content["settings"]["train"].update(steps=3), "contours, seed 0 .* train.steps"),
-        (lambda content: content["rows"]["drawn"].update(subject=""), "drawn, seed 0 .* subject"),
-        (lambda content: content["evaluations"]["knn"].update(layer="conv4"), "another value of eval knn.layer"),
-    ],
-    ids=["setting", "subject", "evaluation"],
-)
 def test_a_cell_of_other_settings_is_refused_by_name(
-    grid: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: Any,
-    words: str,
+    grid: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = grid
     content = json.loads(path.read_text())
-    change(content)
+    content["settings"]["train"].update(steps=3)
     before = (out / "table.json").stat().st_mtime_ns
     assert command(monkeypatch, "ablate", written(tmp_path, content), "--out", out) == 2
-    assert re.search(words, capsys.readouterr().err)
+    assert re.search(r"contours, seed 0 .* train\.steps\n.*\n  seen: 3\n  expected: 2\n", capsys.readouterr().err)
     assert (out / "table.json").stat().st_mtime_ns == before
+    cell = next(cell for cell in read_recipe(path).cells if cell.row == "drawn")
+    check_cell(cell, out)
+    with pytest.raises(UsageError, match="drawn, seed 0 was made with another value of subject"):
+        check_cell(replace(cell, subject=""), out)
+    knn = NearestClasses(**{**vars(cell.evaluations["knn"]), "layer": "conv4"})
+    with pytest.raises(UsageError, match=r"drawn, seed 0 was made with another value of eval knn\.layer"):
+        check_cell(replace(cell, evaluations={"knn": knn}), out)
 
 
 def test_failed_cells_are_missing_and_told_once(
@@ -214,6 +217,8 @@ def test_a_cell_that_is_not_finished_gives_no_number(
     record.write_text(json.dumps(json.loads(record.read_text()) | {"evaluations": {}}))
     shutil.rmtree(out / "contours" / "seed_0")
     before = sorted(out.rglob("*"))
+    found = read_recipe(path)
+    monkeypatch.setattr("fastssl.ablate.read_recipe", lambda _: found)  # it takes most of the time
     assert command(monkeypatch, "ablate", path, "--out", out, "--dry-run", "--json") == 0
     cells = json.loads(capsys.readouterr().out)
     assert {(cell["row"], cell["seed"]): cell["state"] for cell in cells} == {
@@ -223,9 +228,7 @@ def test_a_cell_that_is_not_finished_gives_no_number(
         ("drawn", 1): "begun",
     }
     assert sorted(out.rglob("*")) == before
-    from fastssl.ablate import table_of
-
-    lines = table_of(read_recipe(path), out).lines
+    lines = table_of(found, out).lines
     assert [line.num_finished for line in lines.values()] == [1, 1]
     assert lines["drawn"].states == {"drawn, seed 0": "finished", "drawn, seed 1": "missing"}
     five = lines["drawn"].values["five"]
@@ -239,7 +242,7 @@ def test_a_cell_that_is_not_finished_gives_no_number(
         (("rows", "drawn", "subjct"), "x", "subject"),
         (("rows", "drawn", "subject"), "init:gausian", "init:gaussian"),
         (("rows", "drawn", "method"), "jigsow", "jigsaw"),
-        (("rows", "contours", "published"), "contour", "contours"),
+        (("rows", "turned", "published"), "contour", "contours"),
         (("settings", "train", "step"), 3, "steps"),
         (("evaluations", "kn"), {}, "knn"),
         (("evaluations", "knn", "layr"), "conv3", "layer"),
@@ -254,7 +257,9 @@ def test_a_cell_that_is_not_finished_gives_no_number(
 def test_unknown_names_are_refused_with_the_nearest(
     coded_synthetic: Path, coded_real: Path, tmp_path: Path, place: tuple[str, ...], value: Any, nearest: str
 ) -> None:
-    content = recipe(coded_synthetic, coded_real)
+    content = recipe(coded_synthetic, coded_real) | CHEAP
+    content["rows"] = {name: dict(row) for name, row in CHEAP["rows"].items()}
+    content["settings"] = {"train": {"steps": 2}}
     *sections, name = place
     inner: Any = content
     for section in sections:
@@ -271,7 +276,7 @@ def test_unknown_names_are_refused_with_the_nearest(
         ({"settings": {"train": {"seed": 3}}}, "the seed is not a setting here"),
         ({"rows": {"a/b": {}}}, "a row cannot have this name"),
         ({"rows": {"a": {"subject": "run"}}}, "there is no such subject"),
-        ({"published": ""}, "the recipe names no published table"),
+        ({"published": "", "rows": {"a": {"published": "conv5"}}}, "the recipe names no published table"),
         ({"evaluations": {"linear": {"train": "a", "test": "b", "epochs": "many"}}}, "a value that it cannot take"),
     ],
 )
@@ -279,7 +284,7 @@ def test_what_cannot_be_is_refused(
     coded_synthetic: Path, coded_real: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        read_recipe(written(tmp_path, recipe(coded_synthetic, coded_real, **changes)))
+        read_recipe(written(tmp_path, recipe(coded_synthetic, coded_real, **CHEAP | changes)))
 
 
 def test_published_figures_are_those_of_the_sources() -> None:
