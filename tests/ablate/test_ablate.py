@@ -19,7 +19,7 @@ import processes
 import pytest
 import yaml
 from commands import command
-from small_runs import SMALL
+from small_runs import SMALL, assert_same, state
 
 from fastssl.ablate import published_tables, read_recipe, table_of
 from fastssl.ablate.cells import check_cell
@@ -118,6 +118,26 @@ def test_the_table_has_means_and_half_ranges(grid: tuple[Path, Path]) -> None:
     assert rows["drawn"]["published"] == {}
 
 
+def test_numbers_by_hand(grid: tuple[Path, Path], tmp_path: Path) -> None:
+    """0.2 and 0.5, whose mean is 0.35 and half range 0.15; one seed alone has no spread."""
+    path, finished = grid
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for seed, value in ((0, 0.2), (1, 0.5)):
+        file = out / "contours" / f"seed_{seed}" / "run" / "summary.json"
+        content = json.loads(file.read_text())
+        content["knn"]["k_20"]["top_5"] = {"trained": value, "untrained": 0.25}
+        file.write_text(json.dumps(content))
+    shutil.rmtree(out / "drawn" / "seed_1")
+    found = table_of(read_recipe(path), out)
+    shown = {name: line.shown("five", found.recipe.columns["five"].metric) for name, line in found.lines.items()}
+    assert shown["contours"] == "35.0 ± 15.0"
+    assert re.fullmatch(r"\d+\.\d", shown["drawn"])
+    five = found.lines["contours"].values["five"]
+    assert five is not None
+    assert (five.mean, five.half_range) == pytest.approx((0.35, 0.15))
+
+
 def test_the_page_keeps_published_figures_apart(grid: tuple[Path, Path]) -> None:
     _, out = grid
     page = (out / "table.md").read_text(encoding="utf-8")
@@ -163,6 +183,8 @@ def test_what_is_finished_is_kept_and_what_is_not_goes_on(
     (out / "table.json").unlink()
     assert command(monkeypatch, "ablate", path, "--out", out) == 0
     assert table(out) == table(undisturbed)
+    runs = (folder / "contours" / "seed_1" / "run" for folder in (out, undisturbed))
+    assert_same(*(state(run, 2) for run in runs))
     assert {file: file.stat().st_mtime_ns for file in (out / "contours" / "seed_0").rglob("*")} == kept
 
 
