@@ -35,8 +35,8 @@ from fastssl.backbones import build_backbone
 from fastssl.config import Config, Section, dataset_path, nearest, read_yaml, validated
 from fastssl.errors import ConfigError
 from fastssl.evaluate import (
+    DRAWN,
     EVALUATIONS,
-    INITIALISATION,
     INITIALISATIONS,
     TIMM,
     TORCHVISION,
@@ -177,7 +177,7 @@ def _row(
             raise ConfigError(what, where=f"{where}.published", seen=repr(row.published), hint=hint)
         figures = _known(row.published, table.rows, "published row", f"{where}.published")
     subject = _subject(row.subject, f"{where}.subject") if row.subject else ""
-    is_drawn = subject.startswith(INITIALISATION)
+    is_drawn = subject.startswith(DRAWN)
     config = _config(row, recipe, where)
     measured = Config(method="none") if subject else config  # what is not trained predicts no task
     measures = {kind: one for kind, one in evaluations.items() if not one.lack(measured)}
@@ -190,13 +190,12 @@ def _row(
 
 
 def _subject(text: str, where: str) -> str:
-    """What is measured and not trained, with the path of its file absolute."""
-    if text.startswith(INITIALISATION):
-        _known(text, dict.fromkeys(INITIALISATIONS), "initialisation", where)
-        return text
-    if text.startswith((TORCHVISION, TIMM)):
-        model, equals, file = text.partition("=")
-        return f"{model}={dataset_path(file)}" if equals else text
+    """What is measured and not trained, with the path of its file or dataset absolute."""
+    name, equals, path = text.partition("=")
+    if text.startswith(DRAWN):
+        _known(name, dict.fromkeys(INITIALISATIONS), "initialisation", where)
+    if text.startswith((DRAWN, TORCHVISION, TIMM)):
+        return f"{name}={dataset_path(path)}" if equals else text
     if text.endswith(".safetensors"):
         return dataset_path(text)
     expected = f"{', '.join(INITIALISATIONS)}, {TORCHVISION}NAME or {TIMM}NAME, or a .safetensors file"
@@ -227,7 +226,7 @@ def _layers(cells: Iterable[Cell]) -> set[str] | None:
     """All layers that the rows' backbones have; None where some are those of another library."""
     models = {}
     for cell in cells:
-        if cell.subject and not cell.subject.startswith(INITIALISATION):
+        if cell.subject and not cell.subject.startswith(DRAWN):
             return None
         models[repr(cell.config.model)] = cell.config
     return {layer for config in models.values() for layer in _backbone_layers(config)}

@@ -12,8 +12,8 @@ from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, Sheet
 from fastssl.evaluate.foreign import (
+    DRAWN,
     GAUSSIAN,
-    INITIALISATION,
     INITIALISATIONS,
     TIMM,
     TORCHVISION,
@@ -25,7 +25,7 @@ from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
 from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, drawn_subject, run_subject
+from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, fresh_subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 
@@ -36,8 +36,8 @@ EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 _TAKEN = ("trained", f"trained{REESTIMATED}", "subject", f"subject{REESTIMATED}", "untrained", "constant", "unmoved")
 
 __all__ = [
+    "DRAWN",
     "EVALUATIONS",
-    "INITIALISATION",
     "INITIALISATIONS",
     "TIMM",
     "TORCHVISION",
@@ -110,7 +110,7 @@ def _first(text: str, like: Config | None) -> Subject:
         if like is None:
             what = "it needs another subject, of whose backbone it is"
             raise UsageError(what, seen=text, hint="give it to --beside")
-        return gaussian(drawn_subject(like, "subject"), "subject", like.train.seed)
+        return gaussian(fresh_subject(like, "subject"), "subject", like.train.seed)
     return foreign_subject(text, "subject") or run_subject(Path(text))
 
 

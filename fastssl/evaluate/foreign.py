@@ -27,9 +27,12 @@ from fastssl.loader import Domain
 from fastssl.shards import DomainName
 from fastssl.train import run_device
 
-TORCHVISION, TIMM, INITIALISATION = "torchvision:", "timm:", "init:"
-GAUSSIAN = f"{INITIALISATION}gaussian"
+TORCHVISION, TIMM = "torchvision:", "timm:"
+DRAWN = "init:"
+"""What the names of drawn weights begin with."""
+GAUSSIAN = f"{DRAWN}gaussian"
 INITIALISATIONS = (GAUSSIAN,)
+"""All ways to draw weights."""
 _DEVIATION = 0.01
 _SEED = 0
 _LEAST = 64

@@ -190,7 +190,7 @@ def run_subject(run: Path, name: str = "trained") -> RunSubject:
     return RunSubject(**vars(subject), run=trained.run, fingerprints=trained.fingerprints)
 
 
-def drawn_subject(config: Config, name: str) -> Subject:
+def fresh_subject(config: Config, name: str) -> Subject:
     """The networks of a run with these settings before it began, batch norms as they are built; nothing is read."""
     method = measured_method(config)
     method.networks.to(run_device()).eval()
