@@ -333,7 +333,7 @@ def compose(
             outside its range.
     """
     if preset not in presets:
-        raise ConfigError("there is no such preset", seen=shown(preset), expected=_nearest(str(preset), presets))
+        raise ConfigError("there is no such preset", seen=shown(preset), expected=nearest(str(preset), presets))
     values: dict[str, Any] = {name: dict(section) for name, section in presets[preset].items()}
     _merge(values, file, where=file_name)
     for override in overrides:
@@ -538,7 +538,7 @@ def shown(value: object) -> str:
     return "nothing (null)" if value is None else repr(value)
 
 
-def validated(schema: type[S], values: Mapping[str, Any], where: Path | None = None) -> S:
+def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | None = None) -> S:
     """Settings as the schema has them.
 
     Raises:
@@ -556,7 +556,7 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | None = N
                 "there is no such setting",
                 where=place,
                 seen=error["loc"][-1],
-                expected=_nearest(str(error["loc"][-1]), known),
+                expected=nearest(str(error["loc"][-1]), known),
             ) from None
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
@@ -579,7 +579,8 @@ def _known_names(schema: type[BaseModel], section: tuple[int | str, ...]) -> lis
     return list(model.model_fields)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names for an error's `expected`, the one that is most like the name first."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     names = ", ".join(known)

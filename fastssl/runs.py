@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastssl.config import read_yaml
-from fastssl.errors import DataError, FastsslError, UsageError
-from fastssl.files import alone_in, read_regular
-from fastssl.telemetry import read_metrics
+from fastssl.errors import FastsslError, UsageError
+from fastssl.files import alone_in
+from fastssl.telemetry import read_metrics, read_summary
 
 State = Literal["running", "finished", "stopped", "failed", "ended", "unreadable"]
 
@@ -54,7 +53,7 @@ def _state(run: Path) -> RunState:
     try:
         method = str(read_yaml(run / "config.yaml").get("method"))
         lines = read_metrics(run)
-        summary = _summary(run / "summary.json")
+        summary = read_summary(run)
     except FastsslError as error:
         return RunState(path=str(run), state="unreadable", why=error.what, method="", steps=0, rate=None, losses={})
     last = lines[-1] if lines else {"step": 0}
@@ -85,13 +84,3 @@ def _how(run: Path, step: int, ended: dict[str, Any]) -> tuple[State, str]:
     if ended.get("how") in known and ended.get("step", 0) >= step:
         return ended["how"], str(ended.get("why", ""))
     return "ended", ""
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(read_regular(path))
-    except (ValueError, OSError) as error:
-        raise DataError("its summary cannot be read", where=path, seen=str(error)) from error
-    return found if isinstance(found, dict) else {}

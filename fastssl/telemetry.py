@@ -284,6 +284,22 @@ def merge_summary(run: Path, values: Mapping[str, object]) -> dict[str, object]:
     return summary
 
 
+def read_summary(run: Path) -> dict[str, Any]:
+    """The run's `summary.json`; empty where there is none yet.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    path = run / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(read_regular(path))
+    except (ValueError, OSError) as error:
+        raise DataError("its summary cannot be read", where=path, seen=str(error)) from error
+    return found if isinstance(found, dict) else {}
+
+
 def _whole_summary(path: Path) -> dict[str, object]:
     try:
         content = read_regular(path)

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "fastssl"
 # From high to low. A module imports from groups below its own, and inside its group only what stands further right.
 GROUPS = [
     ["cli"],
-    ["bench", "report", "show", "runs", "evaluate", "export", "train"],
+    ["ablate", "bench", "report", "show", "runs", "evaluate", "export", "train"],
     ["methods"],
     ["layers", "losses", "metrics", "loader", "render", "sources"],
     ["shards", "backbones"],

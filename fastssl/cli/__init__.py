@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fastssl import __version__
-from fastssl.cli import bench, evaluate, export, render, report, runs, shard, show, train, verify
+from fastssl.cli import ablate, bench, evaluate, export, render, report, runs, shard, show, train, verify
 from fastssl.cli.exit_codes import Commands
 from fastssl.cli.output import print_data
 from fastssl.errors import UsageError
@@ -36,6 +36,7 @@ app.command(cls=train.NamesMethods)(train.train)
 app.add_typer(
     typer.Typer(cls=evaluate.Evaluations, no_args_is_help=True, help="Measure a run on held-out shards."), name="eval"
 )
+app.command()(ablate.ablate)
 app.command()(export.export)
 app.command()(runs.runs)
 app.command()(report.report)

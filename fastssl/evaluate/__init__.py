@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from fastssl.config import Config
 from fastssl.errors import UsageError
 from fastssl.evaluate.domain import DomainAccuracy
 from fastssl.evaluate.evaluation import Dataset, Evaluation, Measured, Metric, Row, ScoresPredictions, Sheet
-from fastssl.evaluate.foreign import DRAWN, drawn_subject, foreign_subject
+from fastssl.evaluate.foreign import DRAWN, absolute_subject, drawn_subject, foreign_subject
 from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
 from fastssl.evaluate.results import keep_results
-from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, run_subject
+from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, fresh_subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 from fastssl.evaluate.voc_cls import VocClassification
@@ -36,6 +37,7 @@ EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 _TAKEN = ("trained", f"trained{REESTIMATED}", "subject", f"subject{REESTIMATED}", "untrained", "constant", "unmoved")
 
 __all__ = [
+    "DRAWN",
     "EVALUATIONS",
     "Dataset",
     "DomainAccuracy",
@@ -52,13 +54,17 @@ __all__ = [
     "Subject",
     "Tasks",
     "VocClassification",
+    "absolute_subject",
     "evaluate",
+    "keep_results",
     "run_subject",
     "table",
 ]
 
 
-def evaluate(evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path] | None = None) -> Measured:
+def evaluate(
+    evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path] | None = None, *, like: Config | None = None
+) -> Measured:
     """Measure a run, and keep what was found in its folder.
 
     The numbers become the section of `summary.json` that has the evaluation's name, and replace an older one; pictures
@@ -71,6 +77,8 @@ def evaluate(evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path
             evaluation names predictions that were made elsewhere, which it scores; nothing of them is kept.
         beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` and
             `init:kraehenbuehl` are the backbone of the first with weights that are drawn (`drawn_subject`).
+        like: settings of a run, with which the first may be such an initialisation too: of the backbone that they
+            name, drawn from their seed, and seeing images in their way.
 
     Raises:
         DataError: one of the folders is no run, or a dataset cannot be used; see the evaluation.
@@ -85,9 +93,7 @@ def evaluate(evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path
     if run is None:
         raise UsageError("there is nothing to measure", expected="a run, or predictions that were made elsewhere")
     _check_names(beside or {})
-    if str(run).startswith(DRAWN):
-        raise UsageError("it needs another subject, of whose backbone it is", seen=run, hint="give it to --beside")
-    subject = foreign_subject(str(run), "subject") or run_subject(run)
+    subject = _first(str(run), like)
     others = [_other(subject, str(other), name) for name, other in (beside or {}).items()]
     for one in (subject, *others):
         if lack := evaluation.lack(one.config):
@@ -104,6 +110,17 @@ def evaluate(evaluation: Evaluation, run: Path | None, beside: Mapping[str, Path
         measured = replace(measured, conditions={"checkpoint": run.name, **measured.conditions})
     keep_results(subject.run, {evaluation.name: measured.section()}, measured.pictures)
     return measured
+
+
+def _first(text: str, like: Config | None) -> Subject:
+    if not text.startswith(DRAWN):
+        return foreign_subject(text, "subject") or run_subject(Path(text))
+    if like is None:
+        what = "it needs another subject, of whose backbone it is"
+        raise UsageError(what, seen=text, hint="give it to --beside")
+    drawn = drawn_subject(fresh_subject(like, "subject"), text, "subject", like.train.seed)
+    assert drawn is not None  # as its text begins so
+    return drawn
 
 
 def _other(subject: Subject, text: str, name: str) -> Subject:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fastssl.backbones import Backbone, LayerInfo, TimmModel, check_sides, find_backbone
 from fastssl.batch import IMAGE_MEAN, Target
-from fastssl.config import BackboneSettings, Config, DataConfig
+from fastssl.config import BackboneSettings, Config, DataConfig, dataset_path
 from fastssl.errors import DataError, UsageError
-from fastssl.evaluate.imported import imported_backbone, read_state
+from fastssl.evaluate.imported import AUTHORS, absolute_import, imported_backbone, read_state
 from fastssl.evaluate.subject import (
     REESTIMATED,
     RunSubject,
@@ -36,6 +36,7 @@ from fastssl.train import initialise_by_first_images, run_device
 TORCHVISION, TIMM = "torchvision:", "timm:"
 DRAWN = "init:"
 """What the names of drawn weights begin with: init:gaussian, and init:kraehenbuehl, with photos as =DATASET."""
+GAUSSIAN, KRAEHENBUEHL = f"{DRAWN}gaussian", f"{DRAWN}kraehenbuehl"
 _DEVIATION = 0.01
 _SIZES, _SIZE = {"alexnet": 227}, 224
 """Of the images that backbones get whose weights were imported."""
@@ -114,7 +115,24 @@ def foreign_subject(text: str, name: str) -> Subject | None:
     return _subject(name, backbone, size, backbone.compared, settings)
 
 
-def drawn_subject(subject: Subject, text: str, name: str) -> Subject | None:
+def absolute_subject(text: str) -> str:
+    """The words for a subject that is no run, with absolute paths of its files and datasets.
+
+    Raises:
+        UsageError: they are none.
+    """
+    kind, equals, path = text.partition("=")
+    if kind in (GAUSSIAN, KRAEHENBUEHL) or text.startswith((TORCHVISION, TIMM)):
+        return f"{kind}={dataset_path(path)}" if equals else text
+    if imported := absolute_import(text):
+        return imported
+    if text.endswith(".safetensors"):
+        return dataset_path(text)
+    expected = f"{GAUSSIAN}, {KRAEHENBUEHL}=PHOTOS, {TORCHVISION}NAME, {TIMM}NAME, {AUTHORS}FILE or a .safetensors file"
+    raise UsageError("there is no such subject", seen=text, expected=expected)
+
+
+def drawn_subject(subject: Subject, text: str, name: str, seed: int = _SEED) -> Subject | None:
     """The backbone of a subject with weights that nobody has trained, as `init:gaussian` and `init:kraehenbuehl` say.
 
     Returns:
@@ -125,23 +143,24 @@ def drawn_subject(subject: Subject, text: str, name: str) -> Subject | None:
     """
     if not text.startswith(DRAWN):
         return None
-    way, equals, photos = text.removeprefix(DRAWN).partition("=")
-    if way == "gaussian" and not equals:
-        return gaussian(subject, name)
-    if way == "kraehenbuehl" and bool(equals) == bool(photos):
-        return kraehenbuehl(subject, name, photos)
-    expected = "init:gaussian, init:kraehenbuehl or init:kraehenbuehl=PHOTOS"
+    way, _, photos = text.partition("=")
+    if text == GAUSSIAN:
+        return gaussian(subject, name, seed)
+    if way == KRAEHENBUEHL and not text.endswith("="):
+        return kraehenbuehl(subject, name, photos, seed)
+    expected = f"{GAUSSIAN}, {KRAEHENBUEHL} or {KRAEHENBUEHL}=PHOTOS"
     raise UsageError("there is no such way to draw weights", seen=text, expected=expected)
 
 
-def kraehenbuehl(subject: Subject, name: str, photos: str = "") -> Subject:
-    """The backbone of a subject with weights of `fastssl.layers.initialise_by_data`, from the seed 0.
+def kraehenbuehl(subject: Subject, name: str, photos: str = "", seed: int = _SEED) -> Subject:
+    """The backbone of a subject with weights of `fastssl.layers.initialise_by_data`, from the seed.
 
     Args:
         subject: of whose backbone it is.
         name: the word for it in tables.
         photos: a packed dataset, by 160 images of which they are drawn; none = those of the run's training, of the
             first domain that its method reads.
+        seed: of the weights.
 
     Raises:
         UsageError: no photos are given, and the subject is no run.
@@ -159,18 +178,18 @@ def kraehenbuehl(subject: Subject, name: str, photos: str = "") -> Subject:
             hint="name packed photos: init:kraehenbuehl=PHOTOS",
         )
     backbone = copy.deepcopy(subject.backbone)
-    initialise_by_first_images(backbone, subject.networks, images, loading(subject.config), seed=_SEED)
+    initialise_by_first_images(backbone, subject.networks, images, loading(subject.config), seed=seed)
     made = _subject(name, backbone, subject.config.data.size, subject.layer, subject.config.model)
     return replace(
         made, config=subject.config, statistics=f"of 160 images of the {images.name} data that drew its weights"
     )
 
 
-def gaussian(subject: Subject, name: str) -> Subject:
-    """The backbone of a subject with weights of a normal distribution with deviation 0.01, from the seed 0; biases are
-    0, and norms as they are built."""
+def gaussian(subject: Subject, name: str, seed: int = _SEED) -> Subject:
+    """The backbone of a subject with weights of a normal distribution with deviation 0.01, drawn from the seed; biases
+    are 0, and norms as they are built."""
     backbone = copy.deepcopy(subject.backbone).cpu()
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=_DEVIATION, generator=generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.backbones import BACKBONES, Backbone, build_backbone
-from fastssl.config import BackboneSettings, read_yaml, shown
+from fastssl.config import BackboneSettings, dataset_path, read_yaml, shown
 from fastssl.errors import ConfigError, DataError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import open_regular
@@ -63,6 +63,14 @@ def imported_backbone(text: str) -> tuple[Backbone, BackboneSettings] | None:
     state = renamed(read_state(Path(file)), names, backbone.state_dict(), Path(file))
     backbone.to_empty(device="cpu").load_state_dict(state)
     return backbone, settings
+
+
+def absolute_import(text: str) -> str | None:
+    """The same words with absolute paths; None where they are no such words."""
+    name, colon, files = text.partition(":")
+    if not colon or not (text.startswith(AUTHORS) or name in BACKBONES):
+        return None
+    return f"{name}:{_MAP.join(map(dataset_path, files.split(_MAP)))}"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

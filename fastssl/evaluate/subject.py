@@ -193,6 +193,13 @@ def run_subject(run: Path, name: str = "trained") -> RunSubject:
     return RunSubject(**vars(subject), run=trained.run, fingerprints=trained.fingerprints)
 
 
+def fresh_subject(config: Config, name: str) -> Subject:
+    """The networks of a run with these settings before it began, batch norms as they are built; nothing is read."""
+    method = measured_method(config)
+    method.networks.to(run_device()).eval()
+    return _subject(name, method, config, "as they are built, 0 and 1")
+
+
 def _subject(name: str, method: Method, config: Config, statistics: str) -> Subject:
     dense = method if isinstance(method, Dense) else None
     has_statistics = any(

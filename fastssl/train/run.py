@@ -30,7 +30,7 @@ from fastssl.loader import Batches, Domain, LoaderOptions, check_input_size, tra
 from fastssl.loader.calibration import calibrated
 from fastssl.methods import Method, StepContext, find_method, load_config, read_config
 from fastssl.ranks import Ranks, joined
-from fastssl.telemetry import CONTINUE, Advance, merge_summary
+from fastssl.telemetry import CONTINUE, Advance, merge_summary, read_summary
 from fastssl.trackers import check_trackers
 from fastssl.train.beginning import begun_method
 from fastssl.train.checkpoint import (
@@ -118,6 +118,19 @@ def resume_run(
         if content is None and ranks.leads:
             log.info("%s has no checkpoint yet: it begins from the start, with its own settings", run)
         _train(config, run, content, advance, stop, ranks, profile=profile)
+
+
+def is_finished(run: Path) -> bool:
+    """A run made all of its steps: its summary says so, and the checkpoint of the last one is there.
+
+    Raises:
+        DataError: its summary cannot be read.
+    """
+    ended = read_summary(run).get("ended") or {}
+    if ended.get("how") != "finished" or not (run / "config.yaml").is_file():
+        return False
+    newest = latest_checkpoint(run)  # the last thing that a training writes
+    return newest is not None and newest.stem == f"step_{ended['step']:08d}"
 
 
 def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]:
