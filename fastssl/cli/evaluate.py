@@ -79,12 +79,14 @@ def _common_options(run: Measurable, *, beside: Beside = None, as_json: AsJson =
 
 
 def _option(name: str, annotation: Any, default: object) -> inspect.Parameter:
-    """An option for a field; one of a dataset takes a folder or an address."""
+    """An option for a field; one of a dataset takes a folder or an address, one of a path ``~`` and ``file://``."""
     from fastssl.evaluate import Dataset
 
     kind, words = get_args(annotation)
     if kind in (Dataset, Dataset | None):
         annotated: Any = Annotated[str if kind is Dataset else str | None, typer.Option(parser=home, help=words)]
+    elif kind is Path:
+        annotated = Annotated[Path, typer.Option(parser=path_of, help=words)]
     else:
         annotated = Annotated[kind, typer.Option(help=words)]
     default = inspect.Parameter.empty if default is MISSING else default

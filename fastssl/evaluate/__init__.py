@@ -15,12 +15,21 @@ from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
+from fastssl.evaluate.normals import Normals
 from fastssl.evaluate.results import keep_results
 from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, run_subject
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 
-_EVALUATIONS: tuple[type[Evaluation], ...] = (Tasks, DomainAccuracy, Neighbours, Matching, NearestClasses, Linear)
+_EVALUATIONS: tuple[type[Evaluation], ...] = (
+    Tasks,
+    DomainAccuracy,
+    Neighbours,
+    Matching,
+    NearestClasses,
+    Linear,
+    Normals,
+)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
 
@@ -37,6 +46,7 @@ __all__ = [
     "Metric",
     "NearestClasses",
     "Neighbours",
+    "Normals",
     "Row",
     "Sheet",
     "Subject",

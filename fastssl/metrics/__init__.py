@@ -3,6 +3,7 @@
 Training measures with these between its steps, and evaluations when it has ended.
 """
 
+from fastssl.metrics.angles import angle_statistics, angles_between
 from fastssl.metrics.features import PROBE_METRICS, TEMPERATURE, class_votes, knn_accuracy, pooled, rank_me
 from fastssl.metrics.intervals import DRAWS, Interval, balanced_interval, bootstrap_interval, wilson_interval
 from fastssl.metrics.metric import Better, Metric
@@ -27,6 +28,8 @@ __all__ = [
     "Metric",
     "Metrics",
     "NormalMetrics",
+    "angle_statistics",
+    "angles_between",
     "balanced_interval",
     "bootstrap_interval",
     "class_votes",
