@@ -36,10 +36,13 @@ def depth_picture(depth: NDArray[np.floating], near: float, far: float) -> Pictu
     """Depth (H, W) in metres as (H, W, 3) uint8, light near and dark far on a logarithmic scale; gray = not known."""
     known = depth > 0
     place = np.log(np.where(known, depth, near) / near) / np.log(far / near)
-    place = np.clip(place, 0, 1) * (len(_DEPTH_COLOURS) - 1)
-    stops = np.arange(len(_DEPTH_COLOURS))
-    colours = np.stack([np.interp(place, stops, channel) for channel in _DEPTH_COLOURS.T], axis=-1)
-    return np.where(known[..., None], _bytes(colours), np.uint8(128))
+    return np.where(known[..., None], _bytes(_between_stops(place)), np.uint8(128))
+
+
+def _between_stops(place: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Colours (H, W, 3) of places from 0 to 1 on the scale of light to dark; beyond its ends those of the ends."""
+    stops = np.linspace(0, 1, len(_DEPTH_COLOURS))
+    return np.stack([np.interp(place, stops, channel) for channel in _DEPTH_COLOURS.T], axis=-1)
 
 
 def normal_picture(normal: NDArray[np.floating]) -> Picture:
@@ -47,6 +50,16 @@ def normal_picture(normal: NDArray[np.floating]) -> Picture:
     blue towards the viewer; gray = not known."""
     towards = normal.transpose(1, 2, 0) * np.array([1.0, -1.0, -1.0])
     return _bytes(127.5 * (1 + towards))
+
+
+WORST_ANGLE = 60.0
+"""Degrees from which on `angle_picture` has its darkest colour."""
+
+
+def angle_picture(angle: NDArray[np.floating], known: NDArray[np.bool_]) -> Picture:
+    """Angles (H, W) in degrees as (H, W, 3) uint8: light where small, dark where large; gray where not `known`."""
+    colours = _bytes(_between_stops(np.where(known, angle, 0) / WORST_ANGLE))
+    return np.where(known[..., None], colours, np.uint8(128))
 
 
 def edge_picture(edge: NDArray[np.floating]) -> Picture:

@@ -45,6 +45,15 @@ def coded_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def nyu_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five frames of NYU Depth v2 with splits and true normals; not to be written to."""
+    # Not above: other tests do not need what it imports.
+    from nyud_rooms import write_rooms
+
+    return write_rooms(tmp_path_factory.mktemp("nyu") / "rooms")
+
+
 @pytest.fixture
 def torch_as_it_was() -> Iterator[None]:
     """What a training sets for its whole process is set back."""

@@ -11,7 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from fastssl.pictures import above, beside, bordered, depth_key, enlarged, grid, hatched, normal_key, words
+from fastssl.pictures import (
+    WORST_ANGLE,
+    above,
+    angle_picture,
+    beside,
+    bordered,
+    depth_key,
+    depth_picture,
+    enlarged,
+    grid,
+    hatched,
+    normal_key,
+    words,
+)
+
+
+def test_angles_have_the_colours_of_depth_from_near_to_far_without_its_logarithm() -> None:
+    """So they get darker all the way, up to the worst; gray where nothing is known, whatever stands there."""
+    angles = np.array([[0.0, 0.25, 0.5, 1.0, 3.0, np.nan]]) * WORST_ANGLE
+    shown = angle_picture(angles, np.array([[True] * 5 + [False]]))
+    assert (shown[:, :5] == depth_picture(np.array([[1.0, 10**0.25, 10**0.5, 10, 10]]), 1, 10)).all()
+    assert shown[0, 5].tolist() == [128] * 3
+    assert (np.diff(shown[0, :4].astype(int).sum(axis=1)) < 0).all()
 
 
 def test_stripes_cover_the_unknown_pixels_alone() -> None:

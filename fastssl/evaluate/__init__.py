@@ -16,6 +16,7 @@ from fastssl.evaluate.knn import NearestClasses
 from fastssl.evaluate.linear import Linear
 from fastssl.evaluate.matching import Matching
 from fastssl.evaluate.neighbours import Neighbours
+from fastssl.evaluate.normals import Normals
 from fastssl.evaluate.results import keep_results
 from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, fresh_subject, run_subject
 from fastssl.evaluate.table import table
@@ -30,6 +31,7 @@ _EVALUATIONS: tuple[type[Evaluation], ...] = (
     NearestClasses,
     Linear,
     VocClassification,
+    Normals,
 )
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
@@ -48,6 +50,7 @@ __all__ = [
     "Metric",
     "NearestClasses",
     "Neighbours",
+    "Normals",
     "Row",
     "ScoresPredictions",
     "Sheet",

@@ -3,6 +3,7 @@
 Training measures with these between its steps, and evaluations when it has ended.
 """
 
+from fastssl.metrics.angles import angle_statistics, angles_between
 from fastssl.metrics.average_precision import (
     average_precision,
     average_precision_11_points,
@@ -33,6 +34,8 @@ __all__ = [
     "Metric",
     "Metrics",
     "NormalMetrics",
+    "angle_statistics",
+    "angles_between",
     "average_precision",
     "average_precision_11_points",
     "balanced_interval",

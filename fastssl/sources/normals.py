@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.batch import Intrinsics
 from fastssl.geometry import normals_from_depth, resized_camera
+
+_Float = TypeVar("_Float", bound=np.floating)
 
 # Of a squared length; the tolerance of the tools of SUNCG's renderings.
 _TOLERANCE = 0.1
@@ -34,16 +38,25 @@ def facing_normals(normal: NDArray[np.float32], rays: NDArray[np.floating]) -> N
 
 
 def stored_and_computed(
-    normal: NDArray[np.float32], depth: NDArray[np.float32], camera: Intrinsics
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    normal: NDArray[_Float],
+    depth: NDArray[np.float32],
+    camera: Intrinsics,
+    step: float | NDArray[np.floating] = _STEP,
+) -> tuple[NDArray[_Float], NDArray[np.float32]]:
     """Stored normals, and those that `normals_from_depth` computes: (N, 3) both.
 
     They are taken at the pixels of a coarse grid where both are known. What the two agree in tells the frame of the
-    stored ones. The depth is that of datasets which store whole millimetres.
+    stored ones.
+
+    Args:
+        normal: (H, W, 3), zero vector = not known.
+        depth: (H, W) metres.
+        camera: of both.
+        step: metres between neighbouring values of the depth, or (H, W) of them; whole millimetres if not given.
     """
     stride = max(1, depth.shape[1] // _GRID)
     few = np.s_[stride // 2 :: stride, stride // 2 :: stride]
     coarse = resized_camera(camera, 1 / stride, 1 / stride)
-    stored, computed = normal[few], normals_from_depth(depth[few], coarse, step=_STEP)
+    stored, computed = normal[few], normals_from_depth(depth[few], coarse, step=np.broadcast_to(step, depth.shape)[few])
     both = stored.any(axis=2) & computed.any(axis=2)
     return stored[both], computed[both]

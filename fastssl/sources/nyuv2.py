@@ -39,7 +39,7 @@ read so.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,7 +138,7 @@ class NyuV2Source:
         """
         if reference not in self._references:
             raise DataError("there is no such frame", where=self._file, seen=reference)
-        planes = self._planes(int(reference) - 1)
+        planes = self.stored(reference, tuple(_ARRAYS))
         depths = planes["depths"][ROWS, COLUMNS]
         depth = np.where(np.isfinite(depths) & (depths > 0), depths, np.float32(0))
         pairs = planes["labels"].astype(np.int32) * 256 + planes["instances"]
@@ -155,15 +155,19 @@ class NyuV2Source:
             key=reference,
             image=np.ascontiguousarray(planes["images"][ROWS, COLUMNS]),
             depth=depth,
-            normal=normals_from_depth(depth, CAMERA, instance, step=_NOISE * depth**2 / _DISPARITIES),
+            normal=normals_from_depth(depth, CAMERA, instance, step=depth_steps(depth)),
             instance=instance,
             camera=CAMERA,
         )
 
-    def _planes(self, index: int) -> dict[str, NDArray[Any]]:
-        """The arrays of one frame, (480, 640[, 3])."""
+    def stored(self, reference: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Arrays of one frame by their names, (480, 640[, 3]) each, as they are stored.
+
+        Raises:
+            DataError: the file is damaged there.
+        """
         with open_hdf5(self._file) as file:
-            return {name: np.asarray(file[name][index]).T for name in _ARRAYS}
+            return {name: np.asarray(file[name][int(reference) - 1]).T for name in names}
 
     def _count(self) -> int:
         """Number of frames, of which all arrays have as many."""
@@ -180,6 +184,11 @@ class NyuV2Source:
                     expected=expected[name],
                 )
         return count
+
+
+def depth_steps(depth: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Metres of Kinect's steps and noise at each depth (H, W), as `normals_from_depth` takes them."""
+    return _NOISE * depth**2 / _DISPARITIES
 
 
 def _without_ribbons(pairs: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -287,7 +287,7 @@ def test_unknown_names_are_refused_with_the_nearest(
     for section in sections:
         inner = inner[section]
     inner[name] = value
-    with pytest.raises(ConfigError, match=re.escape(repr(nearest))):
+    with pytest.raises(ConfigError, match=re.escape(nearest)):
         read_recipe(written(tmp_path, content))
 
 

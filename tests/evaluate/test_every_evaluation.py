@@ -28,6 +28,14 @@ from fastssl.evaluate import (
 )
 from fastssl.evaluate.voc_devkit import VOC_CLASSES
 
+MORE: dict[str, dict[str, Any]] = {
+    "voc-cls": {"iterations": 2, "batch_size": 4, "crops": 1},
+    "normals": {"convention": "rdf-away", "depth": True, "steps": 1, "height": 60, "width": 80, "batch_size": 2},
+}
+"""Settings of those whose own take hours, or leave something out."""
+FINE_TUNED = ("voc-cls", "normals")
+"""They have no batch norms left, or their batch norms have the statistics of what they are fine-tuned on."""
+
 every_evaluation = pytest.mark.parametrize("name", list(EVALUATIONS))
 
 
@@ -44,7 +52,9 @@ def other(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded_real: Path) -> dict[str, Path]:
+def data(
+    tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded_real: Path, nyu_rooms: Path
+) -> dict[str, Path]:
     """What evaluations read; those that learn classes learn them from the images that they test."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 240, 240, 3), np.uint8)
     photos = {
@@ -54,17 +64,15 @@ def data(tmp_path_factory: pytest.TempPathFactory, coded_synthetic: Path, coded_
         for number, pixels in enumerate(noise)
     }
     devkit = write_devkit(tmp_path_factory.mktemp("devkit"), {"trainval": photos, "test": photos}, VOC_CLASSES)
-    return {"synthetic": coded_synthetic, "real": coded_real, "train": coded_real, "test": coded_real, "devkit": devkit}
-
-
-QUICK = {"voc-cls": {"iterations": 2, "batch_size": 4, "crops": 1}}
-"""Settings of those whose own take hours."""
+    read = dict.fromkeys(("real", "train", "test"), coded_real)
+    frames = {"frames": nyu_rooms, "truth": nyu_rooms / "truth"}
+    return {"synthetic": coded_synthetic, **read, "devkit": devkit, **frames}
 
 
 def given(name: str, data: dict[str, Path]) -> dict[str, Any]:
-    """What an evaluation cannot do without."""
+    """What an evaluation cannot do without, and what makes it small and complete."""
     needed = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.default is MISSING]
-    return {**{field: data[field] for field in needed}, **QUICK.get(name, {})}
+    return {field: data[field] for field in needed} | MORE.get(name, {})
 
 
 @every_evaluation
@@ -77,10 +85,9 @@ def test_it_measures_what_it_declares_and_the_run_keeps_it(
     assert [row.metric for row in measured.rows] == [
         one for metric in evaluation.metrics for one in metric.of_each(layers)
     ]
-    # Networks that are fine-tuned have no batch norms left.
-    assert ("trained_reestimated" in measured.rows[0].values) == (name != "voc-cls")
+    assert ("trained_reestimated" in measured.rows[0].values) != (name in FINE_TUNED)
     assert all({"trained", "other", "untrained"} <= set(row.values) for row in measured.rows)
-    assert measured.conditions["images"] in (9, 11, 20)
+    assert measured.conditions["images"] in (2, 9, 11, 20)
     section = measured.section()
     assert strict((run / "summary.json").read_text())[name] == section
     for row in measured.rows:
@@ -127,7 +134,9 @@ def test_its_command_prints_a_table_and_the_same_as_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [
-        text for field, value in given(name, data).items() for text in (f"--{field.replace('_', '-')}", str(value))
+        text
+        for field, value in given(name, data).items()
+        for text in ([f"--{field}"] if value is True else [f"--{field.replace('_', '-')}", str(value)])
     ]
     printed = []
     for more in ([], ["--json"]):
