@@ -21,6 +21,7 @@ from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, fresh_sub
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 from fastssl.evaluate.voc_cls import VocClassification
+from fastssl.evaluate.voc_det import VocDetection
 
 _EVALUATIONS: tuple[type[Evaluation], ...] = (
     Tasks,
@@ -30,6 +31,7 @@ _EVALUATIONS: tuple[type[Evaluation], ...] = (
     NearestClasses,
     Linear,
     VocClassification,
+    VocDetection,
 )
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
 """All evaluations by their names, in the order of a report."""
@@ -54,6 +56,7 @@ __all__ = [
     "Subject",
     "Tasks",
     "VocClassification",
+    "VocDetection",
     "absolute_subject",
     "evaluate",
     "keep_results",
