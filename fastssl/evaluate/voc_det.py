@@ -116,7 +116,7 @@ class VocDetection:
     drop_factor: Annotated[float, "By which it is multiplied then."] = 0.1
     dropout: Annotated[float, "Of the two fully connected layers."] = 0.5
     frozen: Annotated[str, "Deepest layer that does not learn, such as conv1."] = "none"
-    images: Annotated[int, "Photos of a step."] = 2
+    batch_size: Annotated[int, "Photos of a step."] = 2
     regions: Annotated[int, "Regions of a photo that a step learns from, at most."] = 64
     foreground: Annotated[float, "Part of them that shows objects, at most."] = 0.25
     foreground_overlap: Annotated[float, "Overlap with an object from which on a region shows it."] = 0.5
@@ -318,7 +318,7 @@ class VocDetection:
             regions=regions,
             offsets=Offsets.of(regions, len(self._names), self.foreground_overlap, flip=self.flip),
             sampling=sampling,
-            images_per_step=self.images,
+            images_per_step=self.batch_size,
             scales=[int(text) for text in self.scales.split(",")],
             longest=self.longest,
             flip=self.flip,

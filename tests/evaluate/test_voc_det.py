@@ -107,7 +107,7 @@ def test_defaults_are_the_protocols() -> None:
         "drop_factor": 0.1,
         "dropout": 0.5,
         "frozen": "none",
-        "images": 2,
+        "batch_size": 2,
         "regions": 64,
         "foreground": 0.25,
         "foreground_overlap": 0.5,
