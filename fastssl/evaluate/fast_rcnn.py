@@ -25,6 +25,8 @@ from fastssl.layers import fold_batch_norms
 _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _ALEXNET_BINS, _BINS = 6, 7
 _CLASS_DEVIATION, _OFFSET_DEVIATION = 0.01, 0.001
+_WIDTH = 256
+"""Of images by which a stride is told: a multiple of any."""
 _FARTHEST_SIDE = 512
 """Pixels beyond an image's side in which one is looked for that the backbone takes."""
 
@@ -69,7 +71,8 @@ class LastMap(nn.Module):
     def __init__(self, folded: Backbone) -> None:
         super().__init__()
         self.backbone = folded
-        self.channels, self.stride = folded.feature_info[folded.last]
+        self.channels = folded.feature_info[folded.last].channels
+        self.stride = self._stride()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, C, h, w).
@@ -81,6 +84,16 @@ class LastMap(nn.Module):
         padded = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
         found: Tensor = self.backbone(padded)[self.backbone.last]
         return found
+
+    @torch.no_grad()
+    def _stride(self) -> float:
+        """Pixels from one position to the next; what the backbone itself says may be rounded, as timm's models do."""
+        height = self.backbone.small_side()
+        narrow = _side(type(self.backbone), _WIDTH)
+        widths = (narrow, _side(type(self.backbone), narrow + _WIDTH))
+        device = next(self.backbone.parameters()).device
+        columns = [self.forward(torch.zeros(1, 3, height, width, device=device)).shape[3] for width in widths]
+        return (widths[1] - widths[0]) / (columns[1] - columns[0])
 
 
 def _side(kind: type[Backbone], side: int) -> int:

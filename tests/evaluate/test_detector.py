@@ -303,6 +303,13 @@ def test_other_backbones_are_padded_and_get_layers_of_their_own() -> None:
         detector(alexnet(), frozen="conv9")
 
 
+def test_a_stride_is_that_of_the_map_whatever_the_backbone_says() -> None:
+    """Of timm's models it is rounded: 29 of 176 pixels and a map of 6 x 6."""
+    backbone = build_backbone(BackboneSettings(backbone="timm:resnet10t"), post_relu=True).eval()
+    assert backbone.feature_info[backbone.last].stride == 29
+    assert detector(backbone).maps.stride == 32
+
+
 def test_layers_are_drawn_and_biases_learn_at_twice_the_rate() -> None:
     torch.manual_seed(0)
     network = detector(build_backbone(BackboneSettings(width=0.1, fc_channels=512)), num_classes=20)
