@@ -91,7 +91,7 @@ def given(devkit: Path, **settings: Any) -> VocDetection:
 
 
 def test_defaults_are_the_protocols() -> None:
-    """docs/reproduction.md, section 4.2: those of Fast R-CNN's code, trained for as long as Kraehenbuehl et al. do."""
+    """docs/reproduction.md, section 7: those of Fast R-CNN's code, trained for as long as Kraehenbuehl et al. do."""
     assert {field.name: field.default for field in fields(VocDetection) if field.default is not MISSING} == {
         "train_proposals": None,
         "test_proposals": None,
