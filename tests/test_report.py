@@ -451,7 +451,7 @@ def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
     for own in ("rotation loss", "chance", "untrained", "precision at 1", "88.0 images/s", "turned by 90"):
         assert own in words
     sections = [section.attributes["id"] for section in page.root.all("section")]
-    evaluations = ["domain", "neighbours", "matching", "knn", "linear", "voc-cls", "normals"]
+    evaluations = ["domain", "neighbours", "matching", "knn", "linear", "voc-cls", "voc-det", "normals"]
     assert sections == ["results", "curves", *evaluations, "progress", "speed", "settings"]
     (command,) = page.section("domain").all("code", "command")  # with what the run cannot give
     assert "--fit-synthetic TRAINING_RENDERS" in command.text

@@ -22,6 +22,7 @@ from fastssl.evaluate.subject import REESTIMATED, RunSubject, Subject, fresh_sub
 from fastssl.evaluate.table import table
 from fastssl.evaluate.tasks import Tasks
 from fastssl.evaluate.voc_cls import VocClassification
+from fastssl.evaluate.voc_det import VocDetection
 
 _EVALUATIONS: tuple[type[Evaluation], ...] = (
     Tasks,
@@ -31,6 +32,7 @@ _EVALUATIONS: tuple[type[Evaluation], ...] = (
     NearestClasses,
     Linear,
     VocClassification,
+    VocDetection,
     Normals,
 )
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _EVALUATIONS}
@@ -57,6 +59,7 @@ __all__ = [
     "Subject",
     "Tasks",
     "VocClassification",
+    "VocDetection",
     "absolute_subject",
     "evaluate",
     "keep_results",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +30,11 @@ from fastssl.evaluate.voc_devkit import VOC_CLASSES
 
 MORE: dict[str, dict[str, Any]] = {
     "voc-cls": {"iterations": 2, "batch_size": 4, "crops": 1},
+    "voc-det": {"iterations": 2, "scales": "80,96", "test_scale": 96},
     "normals": {"convention": "rdf-away", "depth": True, "steps": 1, "height": 60, "width": 80, "batch_size": 2},
 }
 """Settings of those whose own take hours, or leave something out."""
-FINE_TUNED = ("voc-cls", "normals")
+FINE_TUNED = ("voc-cls", "voc-det", "normals")
 """They have no batch norms left, or their batch norms have the statistics of what they are fine-tuned on."""
 
 every_evaluation = pytest.mark.parametrize("name", list(EVALUATIONS))
@@ -64,15 +65,19 @@ def data(
         for number, pixels in enumerate(noise)
     }
     devkit = write_devkit(tmp_path_factory.mktemp("devkit"), {"trainval": photos, "test": photos}, VOC_CLASSES)
+    boxes = [[0, 0, 98, 98], [9, 5, 80, 105], [0, 0, 60, 98], [120, 100, 200, 239]]
+    proposals = devkit.with_name("boxes.json")
+    proposals.write_text(json.dumps(dict.fromkeys(photos, boxes)))
     read = dict.fromkeys(("real", "train", "test"), coded_real)
+    boxes_of = dict.fromkeys(("train_proposals", "test_proposals"), proposals)
     frames = {"frames": nyu_rooms, "truth": nyu_rooms / "truth"}
-    return {"synthetic": coded_synthetic, **read, "devkit": devkit, **frames}
+    return {"synthetic": coded_synthetic, **read, "devkit": devkit, **boxes_of, **frames}
 
 
 def given(name: str, data: dict[str, Path]) -> dict[str, Any]:
-    """What an evaluation cannot do without, and what makes it small and complete."""
-    needed = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.default is MISSING]
-    return {field: data[field] for field in needed} | MORE.get(name, {})
+    """What an evaluation reads, and what makes it small and complete."""
+    known = [field.name for field in fields(cast(Any, EVALUATIONS[name])) if field.name in data]
+    return {field: data[field] for field in known} | MORE.get(name, {})
 
 
 @every_evaluation
