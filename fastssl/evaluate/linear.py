@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,8 +18,8 @@ from fastssl.evaluate.evaluation import Dataset, Measured, Metric, Row, Sheet
 from fastssl.evaluate.features import check_finite
 from fastssl.evaluate.labelled import INTERVALS, TOPS, Labelled, open_labelled, right_rank, top_row
 from fastssl.evaluate.probes import DIMENSIONS, Probes, Schedule, resized_maps
-from fastssl.evaluate.progress import Progress, digest
-from fastssl.evaluate.subject import RunSubject, Subject, every_sample, statistics_of
+from fastssl.evaluate.progress import Progress, digest, progress_of
+from fastssl.evaluate.subject import Subject, every_sample, statistics_of
 from fastssl.loader import Domain, LoaderOptions
 from fastssl.train import run_device
 
@@ -85,6 +86,9 @@ class Linear:
     drop_factor: Annotated[float, "By which it is multiplied then."] = 0.1
     seed: Annotated[int, "Of the order of the images."] = 0
     cache_gib: Annotated[float, "Memory for features; where it does not hold all, each epoch computes them anew."] = 4.0
+    progress: Annotated[
+        Path | None, "Folder that keeps what is learnt until all is done; by default the run's. Others have none."
+    ] = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "drop_every", "drop_factor"):
@@ -110,7 +114,7 @@ class Linear:
         """Train the probes of all layers and test them.
 
         What was learnt by the end of each epoch is kept in the run's folder until all is done: the same command, after
-        a kill, goes on from there to the same numbers. A subject that is no run has no such folder.
+        a kill, goes on from there to the same numbers. A subject that is no run keeps it in `progress`.
 
         Raises:
             DataError: as `open_labelled`; features are not finite; or the training data are not those of the run.
@@ -119,7 +123,7 @@ class Linear:
         labelled = open_labelled(subject, self.train, self.test)
         again = subject.reestimated(labelled.train, until=subject.backbone.last)
         subjects = [subject, *([again] if again else []), *beside, *subject.baselines()]
-        progress = Progress(subject.run / PROGRESS if isinstance(subject, RunSubject) else None)
+        progress = progress_of(subject, PROGRESS, self.progress)
         ranks = {one.name: self._ranks(one, labelled, progress) for one in subjects}
         progress.forget()
         compared = {one.name: one.layer for one in subjects}

@@ -22,8 +22,8 @@ from fastssl.evaluate.dense import DenseNetwork, dense_network
 from fastssl.evaluate.evaluation import Measured, Metric, Row, Sheet
 from fastssl.evaluate.fine_tuning import Training
 from fastssl.evaluate.nyud import Frame, NyuFrames, SmallFrames, resized
-from fastssl.evaluate.progress import Progress
-from fastssl.evaluate.subject import RunSubject, Subject
+from fastssl.evaluate.progress import Progress, progress_of
+from fastssl.evaluate.subject import Subject
 from fastssl.losses import depth_loss, normal_loss
 from fastssl.metrics import PLANE_METRICS, DepthMetrics, angle_statistics, angles_between
 from fastssl.pictures import angle_picture, grid, image_picture, normal_picture
@@ -93,6 +93,9 @@ class Normals:
     heads: Annotated[HeadForm, "Form of heads that are new."] = "light"
     head_channels: Annotated[int, "Channels of heads that are new, where their map is largest."] = 64
     seed: Annotated[int, "Of new heads, of the order of the images, and of what is mirrored."] = 0
+    progress: Annotated[
+        Path | None, "Folder that keeps what is learnt until all is done; by default the run's. Others have none."
+    ] = None
 
     def __post_init__(self) -> None:
         ranges = {name: ("> 0", getattr(self, name) > 0) for name in _POSITIVE}
@@ -119,7 +122,7 @@ class Normals:
         """Fine-tune and measure the subject and all others.
 
         What was learnt is kept in the run's folder once a minute until all is done: the same command, after a kill,
-        goes on from there to the same numbers. A subject that is no run has no such folder.
+        goes on from there to the same numbers. A subject that is no run keeps it in `progress`.
 
         Raises:
             DataError: as `NyuFrames`; a loss or a prediction is not finite; or the training data of the run, whose
@@ -128,7 +131,7 @@ class Normals:
         """
         frames = NyuFrames(self.frames, self.truth, self.convention, whole_frame=self.whole_frame)
         small = SmallFrames(frames, self.height, self.width)
-        progress = Progress(subject.run / PROGRESS if isinstance(subject, RunSubject) else None)
+        progress = progress_of(subject, PROGRESS, self.progress)
         results, heads, pictures = dict[str, Mapping[str, float | None]](), dict[str, str](), dict[str, Image.Image]()
         for one in (subject, *beside, *subject.baselines()):
             network = dense_network(one, self.tasks, self.heads, self.head_channels, self.seed)

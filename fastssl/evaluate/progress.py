@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastssl.errors import DataError, MachineError
+from fastssl.evaluate.subject import RunSubject, Subject
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent
 
@@ -66,6 +67,24 @@ class Progress:
         """Take the file away."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def progress_of(subject: Subject, file: str, folder: Path | None = None) -> Progress:
+    """What is kept of the networks that are trained when a subject is measured.
+
+    Args:
+        subject: a run keeps it in its folder.
+        file: its name there.
+        folder: where it is kept instead; made if it is not there. A subject that is no run keeps nothing without it,
+            which a warning tells.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Progress(folder / file)
+    if isinstance(subject, RunSubject):
+        return Progress(subject.run / file)
+    log.warning("nothing keeps what is learnt of a subject that is no run: --progress names a folder for it")
+    return Progress(None)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,9 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from fastssl.errors import DataError, UsageError
 from fastssl.evaluate.classifier import Classifier
 from fastssl.evaluate.evaluation import Measured, Metric, Row, Sheet
 from fastssl.evaluate.fine_tuning import Training
-from fastssl.evaluate.progress import Progress
+from fastssl.evaluate.progress import Progress, progress_of
+from fastssl.evaluate.protocol import deviations_of, protocol_of
 from fastssl.evaluate.random_crops import CropBatches, Wanted
-from fastssl.evaluate.subject import RunSubject, Subject
+from fastssl.evaluate.subject import Subject
 from fastssl.evaluate.voc_devkit import VOC_CLASSES, VocDevkit, chosen_classes
 from fastssl.metrics import average_precision, average_precision_11_points
 from fastssl.sources.regular import read_file
@@ -119,7 +120,7 @@ class VocClassification:
         least = {"size": _LEAST_SIZE, "iterations": 1, "batch_size": 1, "crops": 1, "drop_every": 1}
         above = ("lr", "fc_lr_factor", "drop_factor", "clip_norm")
         from_0 = ("momentum", "weight_decay", "seed", "dropout")
-        for name, value in self._values().items():
+        for name, value in protocol_of(self, ()).items():
             if name in least and not value >= least[name]:
                 raise _out_of_range(name, value, f">= {least[name]}")
             if (name in above and not 0 < value < math.inf) or (name in from_0 and not 0 <= value < math.inf):
@@ -150,11 +151,8 @@ class VocClassification:
         words = {
             one.name: self._network(one).words for one in subjects
         }  # refuses what it cannot measure before it learns
-        deviations = self._deviations()
-        if deviations:
-            told = ", ".join(f"{name} {words}" for name, words in deviations.items())
-            log.warning("these numbers are not those of the protocol: %s", told)
-        progress = Progress(self._progress_of(subject))
+        deviations = deviations_of(self, _NO_PROTOCOL)
+        progress = progress_of(subject, PROGRESS, self.progress)
         found = {one.name: self._scores_of(one, train, test, progress) for one in subjects}
         progress.forget()
         conditions = {
@@ -163,7 +161,7 @@ class VocClassification:
             "network": words,
             "images": len(test.identities),
             "views": "random squares of the photo in colour, RGB / 255 minus the mean of ImageNet",
-            **{name: value for name, value in self._values().items() if name not in _NO_PROTOCOL},
+            **protocol_of(self, _NO_PROTOCOL),
             "seed": self.seed,
             "deviations": deviations,
         }
@@ -186,17 +184,6 @@ class VocClassification:
     def _classes(self) -> tuple[str, ...]:
         return chosen_classes(self.classes, "--classes")
 
-    def _values(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def _deviations(self) -> dict[str, str]:
-        """What differs from the protocol, in words."""
-        return {
-            field.name: f"{getattr(self, field.name)} instead of {field.default}"
-            for field in fields(self)
-            if field.name not in _NO_PROTOCOL and getattr(self, field.name) != field.default
-        }
-
     def _tested(self, test: Labelled) -> dict[str, object]:
         """Conditions that scores from anywhere have."""
         return {
@@ -212,15 +199,6 @@ class VocClassification:
         identities = devkit.images(name)
         labels = np.stack([devkit.labels(name, one) for one in self._classes], axis=1)
         return Labelled(identities, [devkit.image_path(identity) for identity in identities], labels)
-
-    def _progress_of(self, subject: Subject) -> Path | None:
-        if self.progress is not None:
-            self.progress.mkdir(parents=True, exist_ok=True)
-            return self.progress / PROGRESS
-        if isinstance(subject, RunSubject):
-            return subject.run / PROGRESS
-        log.warning("nothing keeps what is learnt of a subject that is no run: --progress names a folder for it")
-        return None
 
     def _network(self, subject: Subject) -> Classifier:
         network = Classifier(subject.backbone, len(self._classes), size=self.size, dropout=self.dropout, seed=self.seed)
@@ -261,7 +239,7 @@ class VocClassification:
 
     def _key(self, train: Labelled) -> str:
         """What a training follows from besides the network that it begins with."""
-        settings = {name: value for name, value in self._values().items() if name not in (*_NO_PROTOCOL, "crops")}
+        settings = protocol_of(self, (*_NO_PROTOCOL, "crops"))
         data = hashlib.sha256(repr(train.identities).encode() + train.labels.tobytes()).hexdigest()
         return f"{self.name} {settings} {self.seed} {data}"
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from fastssl.evaluate.detector import Detecting, Lessons, Photo, fingerprint, re
 from fastssl.evaluate.evaluation import Measured, Metric, Row, Sheet
 from fastssl.evaluate.fast_rcnn import FastRCNN, torchvision_operators
 from fastssl.evaluate.fine_tuning import Training
-from fastssl.evaluate.progress import Progress
+from fastssl.evaluate.progress import Progress, progress_of
 from fastssl.evaluate.proposals import read_proposals
+from fastssl.evaluate.protocol import deviations_of, protocol_of
 from fastssl.evaluate.regions import Offsets, Sampling
-from fastssl.evaluate.subject import RunSubject, Subject
+from fastssl.evaluate.subject import Subject
 from fastssl.evaluate.voc_devkit import VOC_CLASSES, VocDevkit, VocObject, Year, chosen_classes
 from fastssl.metrics import interpolated_area, interpolated_at_11_points
 from fastssl.sources.regular import open_file
@@ -171,10 +172,8 @@ class VocDetection:
         truth = self._truth(devkit, test_split)
         tested = _photos(devkit, test_split, self.test_proposals)
         learnt = [self._with_objects(devkit, one) for one in _photos(devkit, train_split, self.train_proposals)]
-        if deviations := self._deviations():
-            told = ", ".join(f"{name} {words}" for name, words in deviations.items())
-            log.warning("these numbers are not those of the protocol: %s", told)
-        progress = Progress(self._progress_of(subject))
+        deviations = deviations_of(self, _DATA)
+        progress = progress_of(subject, PROGRESS, self.progress)
         subjects = [subject, *beside, *subject.baselines()]
         words = {one.name: self._network(one).words for one in subjects}  # refuses what cannot learn before any does
         precisions = dict[str, dict[str, float]]()
@@ -191,7 +190,7 @@ class VocDetection:
             "training_images": len(learnt),
             "train_proposals": str(self.train_proposals),
             "test_proposals": str(self.test_proposals),
-            **self._protocol(),
+            **protocol_of(self, _DATA),
             "seed": self.seed,
             "network": words,
             "views": "whole photos in colour, RGB less the mean of images",
@@ -217,28 +216,6 @@ class VocDetection:
     @property
     def _names(self) -> tuple[str, ...]:
         return chosen_classes(self.classes, "--classes")
-
-    def _protocol(self) -> dict[str, Any]:
-        """The settings that are part of it, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DATA}
-
-    def _deviations(self) -> dict[str, str]:
-        """What differs from the protocol, in words."""
-        published = {field.name: field.default for field in fields(self)}
-        return {
-            name: f"{value} instead of {published[name]}"
-            for name, value in self._protocol().items()
-            if value != published[name]
-        }
-
-    def _progress_of(self, subject: Subject) -> Path | None:
-        if self.progress is not None:
-            self.progress.mkdir(parents=True, exist_ok=True)
-            return self.progress / PROGRESS
-        if isinstance(subject, RunSubject):
-            return subject.run / PROGRESS
-        log.warning("nothing keeps what is learnt of a subject that is no run: --progress names a folder for it")
-        return None
 
     def _conditions(self, images: Sequence[object]) -> dict[str, object]:
         """Those of the measure itself."""
@@ -299,7 +276,7 @@ class VocDetection:
         training = Training(
             steps=self.iterations, lr_factor=lambda step: self.drop_factor ** (step // self.drop_every), seed=self.seed
         )
-        settings = {name: value for name, value in self._protocol().items() if name not in _OF_THE_TEST}
+        settings = protocol_of(self, (*_DATA, *_OF_THE_TEST))
         key = f"{settings} {fingerprint(photos)}"
         network.train()
         training.run(network, optimizer, lambda step: lessons.loss(network, step), progress, subject.name, key)
