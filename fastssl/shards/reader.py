@@ -46,8 +46,9 @@ class StoredSample(NamedTuple):
 class ShardSet:
     """A packed dataset, samples numbered from 0 in the order of the shards.
 
-    Opening reads the manifest and all indexes and checks that every shard is there and has its size. Shards are opened
-    when they are first touched, and read, not mapped: a map would end the process if its file were cut short meanwhile.
+    Opening reads the manifest and all indexes and checks that every shard is there and has its size. Of each sample 8
+    bytes for each member that the manifest names stay in memory. Shards are opened when they are first touched, and
+    read, not mapped: a map would end the process if its file were cut short meanwhile.
     A ShardSet may be shared between threads, and it pickles; the copy opens for itself.
 
     Args:
