@@ -59,7 +59,7 @@ class TinyRooms:
         return Record(
             key=self.key(reference),
             image=np.ascontiguousarray(coarse.repeat(SIDE // 4, axis=0).repeat(SIDE // 4, axis=1)),
-            depth=np.full((SIDE, SIDE), 1 + int(reference) / PER_SHARD, np.float32),
+            depth=np.full((SIDE, SIDE), 1 + int(reference) / 1000, np.float32),
             normal=normal,
             instance=np.zeros((SIDE, SIDE), np.int32),
             camera=Intrinsics(fx=SIDE, fy=SIDE, cx=SIDE / 2, cy=SIDE / 2),

@@ -25,8 +25,8 @@ class DatasetOrder:
 
     In every epoch the shards come in a new random order. As many neighbours of that order as hold `buffer` samples
     make a group, and the samples of a group are shuffled all together. So only a group's shards need to be at hand,
-    and the next ones. A buffer as large as the dataset shuffles it perfectly. Only the group in use is in memory, with 4
-    bytes a sample (up to 2^32 samples).
+    and the next ones. A buffer as large as the dataset shuffles it perfectly. Only the group in use is in memory, with
+    4 bytes a sample (up to 2^32 samples).
     """
 
     shard_sizes: tuple[int, ...]
