@@ -25,7 +25,8 @@ class DatasetOrder:
 
     In every epoch the shards come in a new random order. As many neighbours of that order as hold `buffer` samples
     make a group, and the samples of a group are shuffled all together. So only a group's shards need to be at hand,
-    and the next ones. A buffer as large as the dataset shuffles it perfectly.
+    and the next ones. A buffer as large as the dataset shuffles it perfectly. Only the group in use is in memory, with
+    4 bytes a sample (up to 2^32 samples).
     """
 
     shard_sizes: tuple[int, ...]
@@ -34,6 +35,7 @@ class DatasetOrder:
     """The seed of this dataset in this domain."""
     buffer: int
     """Samples; 0 = all."""
+    _shuffled: _Shuffled = field(init=False, repr=False, compare=False, default_factory=lambda: _Shuffled())
 
     @property
     def num_samples(self) -> int:
@@ -44,13 +46,13 @@ class DatasetOrder:
         found = np.empty_like(positions)
         epochs, places = np.divmod(positions, self.num_samples)
         for epoch in np.unique(epochs).tolist():
-            ends = self._groups(epoch)[1]
+            ends = self.groups(epoch)[1]
             groups = np.searchsorted(ends, places, side="right")
             here = epochs == epoch
             for group in np.unique(groups[here]).tolist():
                 mine = here & (groups == group)
                 first = ends[group - 1] if group else 0
-                found[mine] = _shuffled(self, epoch, group)[places[mine] - first]
+                found[mine] = self._shuffled.group(self, epoch, group)[places[mine] - first]
         return found
 
     def shards(self, position: int, count: int) -> list[int]:
@@ -59,25 +61,26 @@ class DatasetOrder:
         end = position + count
         while position < end:
             epoch, place = divmod(position, self.num_samples)
-            groups, ends = self._groups(epoch)
+            groups, ends = self.groups(epoch)
             group = int(np.searchsorted(ends, place, side="right"))
             needed |= dict.fromkeys(groups[group])
             position += int(ends[group]) - place
         return list(needed)
 
-    def _groups(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], Positions]:
-        return _groups(self, epoch)
+    def groups(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], Positions]:
+        """The shards of each group of an epoch, and the places at which the groups end."""
+        return _groups(self.shard_sizes, self.seed, self.buffer or self.num_samples, epoch)
 
 
 @lru_cache(maxsize=64)
-def _groups(order: DatasetOrder, epoch: int) -> tuple[tuple[tuple[int, ...], ...], Positions]:
-    """The shards of each group of an epoch, and the places at which the groups end."""
-    rng = np.random.default_rng([*order.seed, _SHARDS, epoch])
-    buffer = order.buffer or order.num_samples
+def _groups(
+    shard_sizes: tuple[int, ...], seed: tuple[int, ...], buffer: int, epoch: int
+) -> tuple[tuple[tuple[int, ...], ...], Positions]:
+    rng = np.random.default_rng([*seed, _SHARDS, epoch])
     groups, ends, group, place, start = list[tuple[int, ...]](), list[int](), list[int](), 0, 0
-    for shard in rng.permutation(len(order.shard_sizes)).tolist():
+    for shard in rng.permutation(len(shard_sizes)).tolist():
         group.append(shard)
-        place += order.shard_sizes[shard]
+        place += shard_sizes[shard]
         if place - start >= buffer:
             groups.append(tuple(group))
             ends.append(place)
@@ -88,14 +91,34 @@ def _groups(order: DatasetOrder, epoch: int) -> tuple[tuple[tuple[int, ...], ...
     return tuple(groups), np.array(ends)
 
 
-@lru_cache(maxsize=8)
-def _shuffled(order: DatasetOrder, epoch: int, group: int) -> Positions:
-    """Numbers of a group's samples in their order."""
-    starts = np.concatenate([[0], np.cumsum(order.shard_sizes)])
-    shards = _groups(order, epoch)[0][group]
-    samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
-    rng = np.random.default_rng([*order.seed, _SAMPLES, epoch, group])
-    return rng.permutation(samples)
+class _Shuffled:
+    """The samples of the group that an order was asked for last, and of no other: a group may be a whole dataset."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[tuple[int, int], NDArray[np.unsignedinteger]] | None = None
+
+    def group(self, order: DatasetOrder, epoch: int, group: int) -> NDArray[np.unsignedinteger]:
+        """Numbers of a group's samples in their order."""
+        latest = self._latest
+        if latest is None or latest[0] != (epoch, group):
+            del latest
+            self._latest = None  # before the next one is made, so that there are never two
+            latest = self._latest = (epoch, group), _shuffled(order, epoch, group)
+        return latest[1]
+
+
+def _shuffled(order: DatasetOrder, epoch: int, group: int) -> NDArray[np.unsignedinteger]:
+    ends = np.cumsum(order.shard_sizes)
+    shards = order.groups(epoch)[0][group]
+    samples = np.empty(sum(order.shard_sizes[shard] for shard in shards), np.min_scalar_type(ends[-1]))
+    place = 0
+    for shard in shards:
+        end, size = ends[shard], order.shard_sizes[shard]
+        samples[place : place + size] = np.arange(end - size, end)
+        place += size
+    # The numbers that are drawn, and so the order, do not depend on the type.
+    np.random.default_rng([*order.seed, _SAMPLES, epoch, group]).shuffle(samples)
+    return samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate
@@ -46,8 +46,9 @@ class StoredSample(NamedTuple):
 class ShardSet:
     """A packed dataset, samples numbered from 0 in the order of the shards.
 
-    Opening reads the manifest and all indexes and checks that every shard is there and has its size. Shards are opened
-    when they are first touched, and read, not mapped: a map would end the process if its file were cut short meanwhile.
+    Opening reads the manifest and all indexes and checks that every shard is there and has its size. Of each sample 8
+    bytes for each member that the manifest names stay in memory. Shards are opened when they are first touched, and
+    read, not mapped: a map would end the process if its file were cut short meanwhile.
     A ShardSet may be shared between threads, and it pickles; the copy opens for itself.
 
     Args:
@@ -73,10 +74,10 @@ class ShardSet:
         self.manifest: Manifest = self._store.manifest()
         self._columns = {name: column for column, name in enumerate(self.manifest.members)}
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
-        self._offsets = np.full((len(self), len(self._columns)), -1, np.int64)
-        self._sizes = np.zeros((len(self), len(self._columns)), np.int32)
-        for shard, end, index in zip(self.manifest.shards, self._ends, self._indexes(), strict=True):
-            self._add_index(shard, slice(end - shard.samples, end), index)
+        # Of each member 8 bytes: there may be very many samples.
+        self._blocks = np.zeros((len(self), len(self._columns)), np.uint32)
+        self._sizes = np.zeros((len(self), len(self._columns)), np.uint32)
+        self._read_indexes()
         self._start_caches()
 
     def __len__(self) -> int:
@@ -140,7 +141,7 @@ class ShardSet:
 
     def key(self, index: int) -> str:
         """The sample's key, read from its first member's header."""
-        start = int(self._offsets[index, 0]) - BLOCK
+        start = self._span(index, 0)[0] - BLOCK
         return read_key(self._open(self._shard(index)).read(start, NAME_BYTES))
 
     def read(self, index: int, names: Sequence[str], allocate: Allocate) -> StoredSample:
@@ -154,12 +155,13 @@ class ShardSet:
             ShardError: as `member` and `class_index`.
         """
         shard = self._shard(index)
-        offsets, sizes = self._offsets[index].tolist(), self._sizes[index].tolist()
+        blocks, sizes = self._blocks[index].tolist(), self._sizes[index].tolist()
+        offsets = [BLOCK * block for block in blocks]
         # From the header that names the key to the end of the last of these members.
         start, stop, places = offsets[0] - BLOCK, offsets[0], list[tuple[str, int, int]]()
         for name in names:
             column = self._columns.get(name, -1)
-            if column >= 0 and offsets[column] >= 0:
+            if column >= 0 and offsets[column]:
                 end = offsets[column] + sizes[column]
                 places.append((name, offsets[column] - start, end - start))
                 stop = max(stop, end)
@@ -185,13 +187,16 @@ class ShardSet:
         """
         column = self._columns.get(name)
         shard = self._shard(index)
-        if column is None or self._offsets[index, column] < 0:
+        if column is None or not self._blocks[index, column]:
             raise self._lacks(index, name)
-        offset, size = int(self._offsets[index, column]), int(self._sizes[index, column])
-        return np.frombuffer(self._open(shard).read(offset, size), np.uint8)
+        return np.frombuffer(self._open(shard).read(*self._span(index, column)), np.uint8)
+
+    def _span(self, index: int, column: int) -> tuple[int, int]:
+        """Offset and size of a member, in bytes."""
+        return BLOCK * int(self._blocks[index, column]), int(self._sizes[index, column])
 
     def _lacks(self, index: int, name: str) -> ShardError:
-        present = [other for other, column in self._columns.items() if self._offsets[index, column] >= 0]
+        present = [other for other, column in self._columns.items() if self._blocks[index, column]]
         return ShardError(f"a sample has no {name}", where=self.place(index), seen=present)
 
     def checksum(self, index: int, name: str) -> int:
@@ -202,7 +207,7 @@ class ShardSet:
         """
         shard = self._shard(index)
         first = self._ends[shard] - self.manifest.shards[shard].samples
-        present = [i for i in self._columns.values() if self._offsets[index, i] >= 0]
+        present = [i for i in self._columns.values() if self._blocks[index, i]]
         try:
             return self._checksums(shard)[index - first][present.index(self._columns[name])]
         except (KeyError, ValueError, IndexError) as error:
@@ -211,7 +216,7 @@ class ShardSet:
     def class_index(self, index: int) -> int:
         """The sample's class; -1 if it has none."""
         column = self._columns.get(CLASS_INDEX)
-        if column is None or self._offsets[index, column] < 0:
+        if column is None or not self._blocks[index, column]:
             return -1
         return self._class(index, self.member(index, CLASS_INDEX).tobytes())
 
@@ -247,47 +252,54 @@ class ShardSet:
             where = self._store.place(name)
             raise ShardError("a shard's checksums cannot be used", where=where, seen=str(error)) from error
 
-    def _indexes(self) -> Iterator[bytes]:
-        """Each shard's index, in order, after a look at the shard itself."""
+    def _read_indexes(self) -> None:
+        """Read each shard's index, after a look at the shard itself."""
+        firsts = (end - shard.samples for end, shard in zip(self._ends, self.manifest.shards, strict=True))
         with ThreadPoolExecutor(self._store.max_requests) as pool:
-            yield from pool.map(self._read_index, self.manifest.shards)
+            # What was read is kept as numbers at once: all indexes together are ten times as large.
+            for _ in pool.map(self._read_index, self.manifest.shards, firsts):
+                pass
 
-    def _read_index(self, entry: ShardEntry) -> bytes:
+    def _read_index(self, entry: ShardEntry, first: int) -> None:
         self._store.check(entry)
         name = beside(entry.name, INDEX)
+        place = self._store.place(name)
         try:
-            return self._store.read(name)
+            content = self._store.read(name)
         except FileNotFoundError:
             raise DataError(
                 "a shard has no index",
-                where=self._store.place(name),
+                where=place,
                 hint="pack the dataset with `fastssl shard`, or copy all of its files",
             ) from None
-
-    def _add_index(self, entry: ShardEntry, rows: slice, content: bytes) -> None:
-        place = self._store.place(beside(entry.name, INDEX))
         try:
-            for row, members in enumerate(read_index(content, entry.samples), rows.start):
-                for extension, offset, size, _ in members:
-                    self._offsets[row, self._columns[extension]] = offset
-                    self._sizes[row, self._columns[extension]] = size
-        except (ValueError, KeyError, OverflowError) as error:
+            offsets, sizes = read_index(content, entry.samples, tuple(self._columns))
+        except ValueError as error:
             raise ShardError("a shard's index cannot be used", where=place, seen=str(error)) from error
-        self._check_index(place, entry, rows)
+        _check_index(place, entry, offsets, sizes)
+        rows = slice(first, first + entry.samples)
+        # A member begins with a block and has a header before it, so no other one has 0 than one that is not there.
+        self._blocks[rows] = np.maximum(offsets, 0) // BLOCK
+        self._sizes[rows] = sizes
 
-    def _check_index(self, place: str | Path, entry: ShardEntry, rows: slice) -> None:
-        offsets, sizes = self._offsets[rows], self._sizes[rows]
-        present = offsets >= 0
-        wrong = present & ((offsets < BLOCK) | (offsets % BLOCK != 0) | (sizes < 0) | (offsets + sizes > entry.bytes))
-        # Every sample has its first member, whose header names the key, and the others follow in their order.
-        wrong[:, 0] |= ~present[:, 0]
-        stops = np.maximum.accumulate(np.where(present, offsets + sizes, 0), axis=1)
-        wrong[:, 1:] |= present[:, 1:] & (offsets[:, 1:] < stops[:, :-1] + BLOCK)
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise ShardError(
-                "a shard's index does not describe samples one after the other",
-                where=f"{place}, line {row + 2}",
-                seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
-                expected=f"blocks of {BLOCK} within {entry.bytes} bytes, members in their order",
-            )
+
+_MOST_BLOCKS = np.iinfo(np.uint32).max
+"""Blocks before a member, and bytes of it: archives of 2 TiB, members of 4 GiB."""
+
+
+def _check_index(place: str | Path, entry: ShardEntry, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    present = offsets >= 0
+    wrong = present & ((offsets < BLOCK) | (offsets % BLOCK != 0) | (offsets + sizes > entry.bytes))
+    wrong |= (offsets // BLOCK > _MOST_BLOCKS) | (sizes > _MOST_BLOCKS)
+    # Every sample has its first member, whose header names the key, and the others follow in their order.
+    wrong[:, 0] |= ~present[:, 0]
+    stops = np.maximum.accumulate(np.where(present, offsets + sizes, 0), axis=1)
+    wrong[:, 1:] |= present[:, 1:] & (offsets[:, 1:] < stops[:, :-1] + BLOCK)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ShardError(
+            "a shard's index does not describe samples one after the other",
+            where=f"{place}, line {row + 2}",
+            seen=f"{sizes[row, column]} bytes at {offsets[row, column]}",
+            expected=f"blocks of {BLOCK} within {entry.bytes} bytes, members in their order",
+        )

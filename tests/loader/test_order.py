@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -28,6 +30,37 @@ def test_every_epoch_holds_each_sample_once(sizes: list[int], buffer: int, seed:
 def test_any_stretch_is_a_part_of_the_whole(sizes: list[int], buffer: int, first: int, count: int) -> None:
     order = mixed_order([sizes, [4, 4]], [0.3, 0.7], seed=1, stream=1, buffer=buffer)
     assert (order.samples(first, count) == order.samples(0, first + count)[first:]).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "buffer", "digest"),
+    [
+        ([5] * 4, 0, "798813f528616c76"),
+        ([3, 4, 5], 6, "389fbe57109186a7"),
+        ([7, 300, 2], 0, "615db7364a63bf83"),
+        ([70_000, 30_000], 0, "b431bb0ac7bb5252"),
+    ],
+)
+def test_runs_that_began_with_an_earlier_version_go_on_with_its_order(
+    sizes: list[int], buffer: int, digest: str
+) -> None:
+    """Digests of two epochs and a half, as made when an order was kept in 64 bits."""
+    order = mixed_order([sizes], [1.0], seed=5, stream=1, buffer=buffer)
+    samples = order.samples(0, 5 * order.num_samples // 2)
+    assert samples.dtype == np.int64
+    assert hashlib.sha256(samples.tobytes()).hexdigest()[:16] == digest
+
+
+def test_memory_is_four_bytes_a_sample_at_the_border_of_two_epochs_too() -> None:
+    """400,000 samples; a 64-bit permutation, or a second one beside it, would take twice as much."""
+    order = mixed_order([[2000] * 200], [1.0], seed=0, stream=0)
+    mixed_order([[4]], [1.0], seed=0, stream=0).samples(0, 9)  # what is loaded once
+    tracemalloc.start()
+    for first in range(0, 3 * 400_000 + 1, 100_000):
+        order.samples(max(first - 32, 0), 64)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 4 * 400_000 < kept < most < 4 * 400_000 + 200_000
 
 
 WEIGHTS = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5)

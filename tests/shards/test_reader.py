@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,31 @@ def test_an_index_that_does_not_fit_its_shard_is_refused(copy: Path, old: str, n
     index.write_text(changed)
     with pytest.raises(ShardError, match=r"000000\.idx"):
         ShardSet(copy)
+
+
+def test_memory_is_eight_bytes_a_member_and_one_index_at_a_time(rooms: Path, tmp_path: Path) -> None:
+    """100,000 samples in 20 archives with holes, over 4 GiB each; the bytes are closed form."""
+    count, shards, apart = 5000, 20, 2**20
+    manifest = json.loads((rooms / "manifest.json").read_text())
+    entry = {"samples": count, "bytes": count * apart, "sha256": "0" * 64}
+    manifest |= {"samples": shards * count, "shards": [{**entry, "name": f"{i:06d}.tar"} for i in range(shards)]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    lines = [f"jpg {i * apart + 512} 3 {i}.jpg labels.lz4 {i * apart + 1536} 9 {i}.labels.lz4" for i in range(count)]
+    index = "\n".join([f"v1.2 {count}", *lines, ""])
+    for shard in manifest["shards"]:
+        with (tmp_path / shard["name"]).open("wb") as file:
+            file.truncate(shard["bytes"])
+            file.seek(4999 * apart)
+            file.write(b"last_one.jpg".ljust(512, b"\0") + b"abc")
+        (tmp_path / shard["name"]).with_suffix(".idx").write_text(index)
+    ShardSet(rooms)  # what is loaded once
+    tracemalloc.start()
+    opened = ShardSet(tmp_path)
+    (kept, most), numbers = tracemalloc.get_traced_memory(), 8 * len(manifest["members"]) * shards * count
+    tracemalloc.stop()
+    assert numbers < kept < numbers + 200_000
+    assert most < numbers + shards * len(index) / 2
+    assert (opened.key(99_999), opened.member(99_999, JPEG).tobytes()) == ("last_one", b"abc")
 
 
 def test_an_index_with_a_line_more_or_less_is_refused(copy: Path) -> None:
