@@ -8,7 +8,7 @@ RUN := runs/demo
 GPU := runs/gpu
 SAMPLE := shards/sample
 
-.PHONY: help demo test matrix soak gpu lint bench adaptation clean
+.PHONY: help demo test matrix soak gpu lint bench adaptation data-size methods ablation clean
 help:
 	@echo "make demo   train on the sample shards, evaluate, and write $(RUN)/report.html"
 	@echo "make test   lint, types and tests"
@@ -18,6 +18,9 @@ help:
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  what limits this machine, into benchmarks/results/"
 	@echo "make adaptation  hours: what adaptation closes of known gaps, three seeds each, into benchmarks/results/"
+	@echo "make data-size  an hour: errors after training on 100 to 3,000 rooms, three seeds each, into benchmarks/results/"
+	@echo "make methods  half an hour: every system of the paper's main table on the sample photos, into runs/methods"
+	@echo "make ablation  half an hour: the nine rows of the paper's ablation on the sample shards, into runs/ablation"
 	@echo "make clean  remove the virtual environment and the demo's run"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -33,6 +36,8 @@ demo: $(VENV)/.installed
 	$(BIN)/fastssl eval domain $(RUN) --synthetic $(SAMPLE)/render_val --real $(SAMPLE)/real_val >/dev/null
 	$(BIN)/fastssl eval neighbours $(RUN) --real $(SAMPLE)/retrieval >/dev/null
 	$(BIN)/fastssl eval matching $(RUN) --real $(SAMPLE)/real_val >/dev/null
+	$(BIN)/fastssl eval knn $(RUN) --train $(SAMPLE)/retrieval --test $(SAMPLE)/real_val >/dev/null
+	$(BIN)/fastssl eval linear $(RUN) --train $(SAMPLE)/retrieval --test $(SAMPLE)/real_val --batch-size 32 >/dev/null
 	$(BIN)/fastssl report $(RUN)
 
 bench: $(VENV)/.installed
@@ -40,6 +45,15 @@ bench: $(VENV)/.installed
 
 adaptation: $(VENV)/.installed
 	$(BIN)/python benchmarks/domain_shift.py
+
+data-size: $(VENV)/.installed
+	$(BIN)/python benchmarks/data_size.py
+
+methods: $(VENV)/.installed
+	$(BIN)/fastssl ablate tools/recipes/methods_sample.yaml --out runs/methods --jobs 2
+
+ablation: $(VENV)/.installed
+	$(BIN)/fastssl ablate tools/recipes/ablation_sample.yaml --out runs/ablation --jobs 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
