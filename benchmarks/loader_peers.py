@@ -256,14 +256,23 @@ def dali_decode_batches(shards: Path, views: Views, batch: int, workers: int) ->
         yield [from_dlpack(output.as_tensor()) for output in pipeline.run()]
 
 
-def turbo_decode_batches(shards: Path, views: Views, batch: int, workers: int) -> Iterator[Batch]:
-    """The floor by libjpeg-turbo: only the decoding of our packed JPEGs, in threads."""
+def turbo_decode_batches(
+    shards: Path, views: Views, batch: int, workers: int, *, writes: bool = False
+) -> Iterator[Batch]:
+    """The floor by libjpeg-turbo: only the decoding of our packed JPEGs, in threads.
+
+    With `writes` each thread also fills new tensors of the size of a batch's once, as fast as the memory takes it.
+    """
     import simplejpeg
 
     streams = _packed_jpegs(shards, views)
 
     def decode(part: list[Array]) -> list[Tensor]:
-        return [torch.from_numpy(simplejpeg.decode_jpeg(stream)) for stream in part]
+        decoded = [torch.from_numpy(simplejpeg.decode_jpeg(stream)) for stream in part]
+        if not writes:
+            return decoded
+        written = [torch.full((len(part), channels, CROP, CROP), 1.0) for channels in (3, 1, 3, 1)]
+        return [*decoded, *written, torch.full((len(part), 1, CROP, CROP), True)]
 
     with ThreadPoolExecutor(workers) as pool:
         pending = deque[Future[list[Tensor]]]()
@@ -315,6 +324,7 @@ LOADERS: dict[str, tuple[Callable[..., Iterator[Batch]], tuple[str, ...]]] = {
     "dali": (dali_batches, ()),
     "fastssl": (fastssl_batches, ()),
     "decode-turbo": (turbo_decode_batches, ("simplejpeg",)),
+    "decode-write": (partial(turbo_decode_batches, writes=True), ("simplejpeg",)),
     "decode-dali": (dali_decode_batches, ()),
 }
 """Each loader and the modules that it needs beside the project's own."""

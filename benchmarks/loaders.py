@@ -9,7 +9,8 @@ An image, its depth, normals and contours, seen through a random window of 227 x
   a renderer, and once more on files that were resized to 256 x 256 before;
 - `fastssl` on its packed shards, and FFCV on its file of JPEGs and raw planes (see `loader_ffcv.py` for how to build it
   and what it does not do; skipped without --ffcv-python);
-- the floor: nothing but the decoding of the JPEGs in our shards, by libjpeg-turbo in two threads and by DALI.
+- the floor: nothing but the decoding of the JPEGs in our shards, by libjpeg-turbo in two threads and by DALI; and the
+  former with new tensors of a batch's size that are filled once, below which nobody comes who hands over such tensors.
 
 First every loader's tensors are compared with a reference by Pillow and NumPy. Then each runs in a process of its own,
 with the best of a few settings, and all are measured in turns; what is printed is the median rate, the least and the
@@ -128,6 +129,7 @@ def contenders(data: Path, samples: int, ffcv_python: str | None) -> list[Conten
         ffcv("FFCV, float tensors, no crop", "floats"),
         ffcv("FFCV, bytes as stored, no crop", "stored"),
         peer("floor", "JPEG decoding alone, libjpeg-turbo", "decode-turbo", shards, GRAPH_SWEEP[:2]),
+        peer("floor", "the same, and tensors filled once", "decode-write", shards, GRAPH_SWEEP[:2]),
         peer("floor", "JPEG decoding alone, DALI", "decode-dali", shards, GRAPH_SWEEP),
     ]
 
