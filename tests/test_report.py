@@ -458,6 +458,22 @@ def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
     assert "--fit-real" not in command.text
 
 
+def test_published_figures_stand_below_what_was_measured_and_apart_from_it(tmp_path: Path) -> None:
+    measured = {"voc-cls": {"conditions": {"images": 4952}, "mean_ap": {"trained": 0.5, "untrained": 0.25}}}
+    page = Page(write_report(_write_run(tmp_path / "run", summary={"steps": 10} | measured)))
+    ours, *theirs = page.section("voc-cls").all("table", "metrics")
+    assert "68.0" not in ours.text
+    assert "50.0" not in "".join(table.text for table in theirs)
+    tables = page.section("voc-cls").all("details", "published")
+    assert [table.all("summary")[0].text for table in tables] == [
+        "Published by others, on other data: The ablation of Ren & Lee, CVPR 2018",
+        "Published by others, on other data: Systems that the paper compares, as far as their figures are known here",
+    ]
+    assert "poster: VOC07 cls, mAP %" in tables[0].text
+    assert tables[0].text.endswith("fc6 66.9 conv5 more data 68.0")
+    assert not page.section("voc-det").all("details", "published"), "it was not measured"
+
+
 def test_a_page_speaks_of_all_that_the_run_has(run: Path) -> None:
     words = Page(write_report(run)).root.text
     for own in (

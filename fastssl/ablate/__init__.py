@@ -6,7 +6,6 @@
 
 from fastssl.ablate.cells import Cell, Outcome
 from fastssl.ablate.grid import check_unchanged, make_grid, state_of
-from fastssl.ablate.published import published_tables
 from fastssl.ablate.recipe import Recipe, read_recipe
 from fastssl.ablate.table import Table, as_markdown, as_text, table_of, write_table
 
@@ -19,7 +18,6 @@ __all__ = [
     "as_text",
     "check_unchanged",
     "make_grid",
-    "published_tables",
     "read_recipe",
     "state_of",
     "table_of",

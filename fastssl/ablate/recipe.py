@@ -30,7 +30,6 @@ import torch
 from pydantic import Field, create_model
 
 from fastssl.ablate.cells import Cell
-from fastssl.ablate.published import PublishedTable, published_tables
 from fastssl.backbones import build_backbone
 from fastssl.config import Config, Section, dataset_path, nearest, read_yaml, validated
 from fastssl.errors import ConfigError, UsageError
@@ -42,6 +41,7 @@ from fastssl.evaluate import (
     Metric,
     absolute_subject,
 )
+from fastssl.evaluate.published import PublishedTable, published_tables
 from fastssl.methods import load_config
 
 _NAME = re.compile("[a-z0-9][a-z0-9_-]*")

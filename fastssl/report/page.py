@@ -17,6 +17,7 @@ from fastssl import __version__, charts
 from fastssl.addresses import masked
 from fastssl.config import Config
 from fastssl.evaluate import EVALUATIONS, Evaluation
+from fastssl.evaluate.published import PublishedTable, published_for
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
 from fastssl.methods import unit_of
@@ -32,7 +33,10 @@ _SHOWN_AS = {"synthetic": "renders", "real": "photos"}
 
 
 class Section(NamedTuple):
-    """An evaluation and what is known of it; `command` is what measures it, where it was not measured."""
+    """An evaluation and what is known of it; `command` is what measures it, where it was not measured.
+
+    `published` are figures of others, where it was.
+    """
 
     evaluation: type[Evaluation]
     conditions: dict[str, str]
@@ -40,6 +44,7 @@ class Section(NamedTuple):
     table: Table | None
     has_intervals: bool
     without_value: list[str]
+    published: list[PublishedTable]
     command: str
 
 
@@ -165,6 +170,7 @@ def _section(run: Run, evaluation: type[Evaluation]) -> Section:
         table=table(rows),
         has_intervals=any(row.intervals for row in rows),
         without_value=without_value(run, evaluation),
+        published=published_for(evaluation.name) if run.section(evaluation.name) else [],
         command="" if run.section(evaluation.name) else _command(run, evaluation),
     )
 

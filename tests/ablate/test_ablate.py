@@ -21,7 +21,8 @@ import yaml
 from commands import command
 from small_runs import SMALL, assert_same, state
 
-from fastssl.ablate import published_tables, read_recipe, table_of
+from fastssl.ablate import read_recipe, table_of
+from fastssl.evaluate.published import published_tables
 from fastssl.ablate.cells import check_cell
 from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate import NearestClasses, evaluate
