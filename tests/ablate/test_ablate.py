@@ -22,10 +22,10 @@ from commands import command
 from small_runs import SMALL, assert_same, state
 
 from fastssl.ablate import read_recipe, table_of
-from fastssl.evaluate.published import published_tables
 from fastssl.ablate.cells import check_cell
 from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate import NearestClasses, evaluate
+from fastssl.evaluate.published import published_tables
 from fastssl.telemetry import read_metrics
 
 RECIPES = sorted((Path(__file__).parents[2] / "tools" / "recipes").glob("*.yaml"))
