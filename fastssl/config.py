@@ -530,6 +530,8 @@ _EXPECTED = {
     "string_type": "text",
     "tuple_type": "a list, such as [0.6, 0.9], [depth, edge] or [tensorboard]",
     "model_type": "a mapping of settings",
+    "dict_type": "a mapping of settings",
+    "missing": "a value; it has none by default",
 }
 
 
@@ -547,7 +549,8 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | No
     try:
         return schema.model_validate(values)
     except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
+        # What is misspelt comes first: it may well be what is missing.
+        error = min(failure.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in error["loc"])
         place = name if where is None else f"{where}: {name}"
         if error["type"] == "extra_forbidden":
