@@ -117,7 +117,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: it is no YAML, or names what does not exist; the nearest name is offered.
     """
-    given = validated(RecipeSettings, read_yaml(path), where=path)
+    given = validated(RecipeSettings, read_yaml(path, "recipe", "a title, rows, evaluations and columns"), where=path)
     if len(set(given.seeds)) < len(given.seeds):
         raise ConfigError("a seed is given twice", where=f"{path}: seeds", seen=list(given.seeds))
     evaluations = {name: _evaluation(name, options, path) for name, options in given.evaluations.items()}

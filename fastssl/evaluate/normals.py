@@ -253,7 +253,8 @@ class Normals:
             known = frame.normal.any(dim=0)
             normal = predicted["normal"][0].cpu()
             if not normal.isfinite().all():
-                raise DataError("predicted normals are not finite", where=f"{name}, frame {number}")
+                hint = "lower the learning rates" if self.steps else None
+                raise DataError("predicted normals are not finite", where=f"{name}, frame {number}", hint=hint)
             angles.append(angles_between(normal[:, known].T, frame.normal[:, known].T))
             if self.depth:
                 depths.add(predicted["depth"].cpu(), frame.depth[None], frame.depth[None] > 0)
