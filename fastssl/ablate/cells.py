@@ -151,6 +151,11 @@ def is_done(cell: Cell, out: Path) -> bool:
     return record is not None and _is_ready(cell, out) and not list(_left(cell, record, out))
 
 
+def has_report(cell: Cell, out: Path) -> bool:
+    """Its report is written, which is the last that is done; what is not trained has none."""
+    return bool(cell.subject) or (cell.run(out) / "report.html").exists()
+
+
 def _is_ready(cell: Cell, out: Path) -> bool:
     return bool(cell.subject) or is_finished(cell.run(out))
 

@@ -193,6 +193,21 @@ def test_what_is_finished_is_kept_and_what_is_not_goes_on(
     assert {file: file.stat().st_mtime_ns for file in (out / "contours" / "seed_0").rglob("*")} == kept
 
 
+def test_a_report_that_a_kill_has_cost_is_written(
+    grid: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, undisturbed = grid
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    run = out / "contours" / "seed_1" / "run"
+    summary_before = (run / "summary.json").read_bytes()
+    (run / "report.html").unlink()
+    assert command(monkeypatch, "ablate", path, "--out", out) == 0
+    assert "<html" in (run / "report.html").read_text()
+    assert (run / "summary.json").read_bytes() == summary_before
+    assert table(out) == table(undisturbed)
+
+
 def test_a_cell_of_other_settings_is_refused_by_name(
     grid: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
