@@ -458,38 +458,41 @@ def plain(config: Config) -> dict[str, Any]:
 _MOST_BYTES = 1 << 20
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, kind: str = "configuration file", expected: str = "sections such as optim, with settings"
+) -> dict[str, Any]:
     """The settings in a file of YAML, as `fastssl.core_yaml` reads it, by section.
 
+    Args:
+        path: of the file.
+        kind: what it is to be, for messages.
+        expected: what is to be in it.
+
     Raises:
-        ConfigError: it cannot be read, is no YAML, or holds no sections.
+        ConfigError: it cannot be read, is no YAML, or holds no mapping.
     """
     with machine_faults_named(path):
         try:
             with path.open("rb") as file:  # perhaps a pipe, as of a shell's <(...)
                 content = file.read(_MOST_BYTES + 1)
         except OSError as error:
-            raise ConfigError("the configuration file cannot be read", where=path, seen=error.strerror) from error
+            raise ConfigError(f"the {kind} cannot be read", where=path, seen=error.strerror) from error
     if len(content) > _MOST_BYTES:
-        raise ConfigError(
-            "the configuration file is too large to be one", where=path, expected=f"at most {_MOST_BYTES:,} bytes"
-        )
+        raise ConfigError(f"the {kind} is too large to be one", where=path, expected=f"at most {_MOST_BYTES:,} bytes")
     try:
         values = core_yaml.parse(content)
     except core_yaml.CoreYamlError as error:
         raise ConfigError(
-            "the configuration file is not valid YAML",
+            f"the {kind} is not valid YAML",
             where=path if error.line is None else f"{path}, line {error.line}",
             seen=error.words,
             expected="one document of YAML 1.2, each key once",
         ) from error
     if values is None:
         words = "is empty" if not content.strip() else "holds no settings"
-        raise ConfigError(
-            f"the configuration file {words}", where=path, expected="sections such as optim, with settings"
-        )
+        raise ConfigError(f"the {kind} {words}", where=path, expected=expected)
     if not isinstance(values, dict):
-        raise ConfigError("the configuration file holds no sections", where=path, seen=values, expected="a mapping")
+        raise ConfigError(f"the {kind} holds no mapping", where=path, seen=values, expected=expected)
     return values
 
 
@@ -530,6 +533,8 @@ _EXPECTED = {
     "string_type": "text",
     "tuple_type": "a list, such as [0.6, 0.9], [depth, edge] or [tensorboard]",
     "model_type": "a mapping of settings",
+    "dict_type": "a mapping of settings",
+    "missing": "a value; it has none by default",
 }
 
 
@@ -547,7 +552,8 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | No
     try:
         return schema.model_validate(values)
     except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
+        # What is misspelt comes first: it may well be what is missing.
+        error = min(failure.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in error["loc"])
         place = name if where is None else f"{where}: {name}"
         if error["type"] == "extra_forbidden":

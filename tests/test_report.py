@@ -424,6 +424,15 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path: Path)
     for section, found in commands.items():
         assert found[0].startswith(f"fastssl eval {section} '{run}' --")
         assert "not measured yet" in page.section(section).text.lower()
+    needed = {
+        "domain": " --synthetic HELD_OUT_RENDERS --real HELD_OUT_PHOTOS",
+        "voc-cls": " --devkit DEVKIT",
+        "voc-det": " --devkit DEVKIT --train-proposals TRAIN_PROPOSALS --test-proposals TEST_PROPOSALS",
+        "normals": " --frames FRAMES --truth TRUTH --convention CONVENTION",
+    }
+    for section, options in needed.items():
+        (told,) = page.section(section).all("code", "command")
+        assert told.text == f"fastssl eval {section} '{run}'{options}"
     header = page.root.all("header")[0]
     assert header.all("code", "command")[0].text == f"fastssl train --out '{run}' --resume"
     assert "No layer was adapted" in header.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class Cell:
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(values))
+    found: dict[str, Any] = json.loads(json.dumps(values, default=os.fspath))
     return found
 
 
@@ -148,6 +149,11 @@ def is_done(cell: Cell, out: Path) -> bool:
     """It is trained and measured."""
     record = read_record(cell.folder(out))
     return record is not None and _is_ready(cell, out) and not list(_left(cell, record, out))
+
+
+def has_report(cell: Cell, out: Path) -> bool:
+    """Its report is written, which is the last that is done; what is not trained has none."""
+    return bool(cell.subject) or (cell.run(out) / "report.html").exists()
 
 
 def _is_ready(cell: Cell, out: Path) -> bool:
@@ -233,6 +239,8 @@ def _measure(cell: Cell, name: str, run: Path) -> None:
     if not cell.subject:
         evaluate(evaluation, run)
     else:
+        if hasattr(evaluation, "progress"):  # a run keeps in its folder what an evaluation learns; this has none
+            evaluation = replace(cast(Any, evaluation), progress=run)
         measured = evaluate(evaluation, Path(cell.subject), like=cell.config)
         keep_results(run, {name: measured.section()}, measured.pictures)
     if name not in read_summary(run):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastssl.ablate.cells import Cell, Outcome, check_cell, is_done, make_cell, read_record
+from fastssl.ablate.cells import Cell, Outcome, check_cell, has_report, is_done, make_cell, read_record
 from fastssl.ablate.recipe import Recipe
 from fastssl.files import alone_in
 from fastssl.shards.workers import in_order
@@ -50,7 +50,7 @@ def make_grid(recipe: Recipe, out: Path, *, jobs: int = 1, ray: str | None = Non
     """
     with alone_in(out, "ablation"):
         check_unchanged(recipe, out)
-        left = [cell for cell in recipe.cells if not is_done(cell, out)]
+        left = [cell for cell in recipe.cells if not (is_done(cell, out) and has_report(cell, out))]
         threads = 1 if ray is not None else max(1, torch.get_num_threads() // jobs)
         outcomes = in_order(partial(make_cell, out, threads), left, workers=jobs, ray=ray)
         yield from zip(left, outcomes, strict=True)

@@ -9,7 +9,7 @@
       contours: {settings: {model: {tasks: [edge], adapted_layer: none}}, published: contours}
       jigsaw: {method: jigsaw}
       drawn: {subject: "init:gaussian"}   # measured and not trained
-    evaluations:                    # options as of `fastssl eval NAME`
+    evaluations:                    # options as of `fastssl eval NAME`, such as train_from for --train-from
       linear: {train: classes/train, test: classes/val}
     columns:                        # names of evaluations and their metrics, as summary.json has them
       linear probe of conv5: linear.layers.conv5.top_1
@@ -21,7 +21,7 @@ Paths are seen from the folder in which the command is run, as those of `--confi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast, get_type_hints
@@ -46,6 +46,8 @@ from fastssl.methods import load_config
 
 _NAME = re.compile("[a-z0-9][a-z0-9_-]*")
 _SUBJECTS = ("trained", "trained_reestimated", "untrained", "constant", "unmoved")
+_OF_ONE_SUBJECT = ("scores", "detections", "out", "progress")
+"""Options that a recipe does not have: predictions of others, and where a single subject's files go."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -115,7 +117,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: it is no YAML, or names what does not exist; the nearest name is offered.
     """
-    given = validated(RecipeSettings, read_yaml(path), where=path)
+    given = validated(RecipeSettings, read_yaml(path, "recipe", "a title, rows, evaluations and columns"), where=path)
     if len(set(given.seeds)) < len(given.seeds):
         raise ConfigError("a seed is given twice", where=f"{path}: seeds", seen=list(given.seeds))
     evaluations = {name: _evaluation(name, options, path) for name, options in given.evaluations.items()}
@@ -141,19 +143,29 @@ def _known(name: str, known: Mapping[str, Any], kind: str, where: str) -> Any:
 
 def _evaluation(name: str, options: Mapping[str, Any], path: Path) -> Evaluation:
     """An evaluation with its options, whose paths become absolute."""
-    kind = _known(name, EVALUATIONS, "evaluation", f"{path}: evaluations")
-    hints, members, datasets = get_type_hints(kind), dict[str, Any](), []
+    kind, where = _known(name, EVALUATIONS, "evaluation", f"{path}: evaluations"), f"{path}: evaluations.{name}"
+    hints, members, makers = get_type_hints(kind), dict[str, Any](), dict[str, Callable[[str], str | Path]]()
     for field in fields(cast(Any, kind)):
+        if field.name in _OF_ONE_SUBJECT:
+            continue
         hint = hints[field.name]
-        if hint in (Dataset, Dataset | None):
-            datasets.append(field.name)
-            hint = str if hint == Dataset else str | None
+        if hint in (Dataset, Dataset | None, Path, Path | None):
+            makers[field.name] = dataset_path if hint in (Dataset, Dataset | None) else _file_path
+            hint = str if hint in (Dataset, Path) else str | None
         members[field.name] = (hint, ... if field.default is MISSING else field.default)
     schema = create_model(kind.__name__, __base__=Section, **members)
-    values = validated(schema, options, where=f"{path}: evaluations.{name}").model_dump()
-    paths = {option: dataset_path(values[option]) for option in datasets if values[option] is not None}
-    made: Evaluation = kind(**values | paths)
+    values = validated(schema, options, where=where).model_dump()
+    paths = {option: make(values[option]) for option, make in makers.items() if values[option] is not None}
+    try:
+        made: Evaluation = kind(**values | paths)
+    except UsageError as error:
+        place = f"{where}: {str(error.where or '').removeprefix('--')}"
+        raise ConfigError(error.what, where=place, seen=error.seen, expected=error.expected, hint=error.hint) from error
     return made
+
+
+def _file_path(text: str) -> Path:
+    return Path(dataset_path(text))
 
 
 def _row(

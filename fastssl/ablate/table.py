@@ -160,13 +160,13 @@ def _value_as_json(value: Value | None) -> dict[str, Any] | None:
 
 
 def data_of(evaluation: Evaluation) -> dict[str, str]:
-    """The data sets that an evaluation measures with, by its options, as a page can show them."""
+    """The data sets and files that an evaluation measures with, by its options, as a page can show them."""
     hints = get_type_hints(type(evaluation))
     given = {field.name: getattr(evaluation, field.name) for field in fields(cast(Any, evaluation))}
     return {
         name: masked(escaped(str(value)))
         for name, value in given.items()
-        if hints[name] in (Dataset, Dataset | None) and value is not None
+        if hints[name] in (Dataset, Dataset | None, Path, Path | None) and value is not None
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastssl.backbones import Backbone
 from fastssl.backbones.alexnet import AlexNet
-from fastssl.errors import ConfigError, DataError
+from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate.foreign import TORCHVISION
 from fastssl.layers import fold_batch_norms
 
@@ -38,8 +38,7 @@ class Classifier(nn.Module):
         seed: of what is drawn.
 
     Raises:
-        DataError: the backbone, or its fc6, does not take images of this size.
-        UsageError: batch norms that cannot be folded.
+        UsageError: the backbone, or its fc6, does not take images of this size; or batch norms that cannot be folded.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, *, size: int, dropout: float, seed: int) -> None:
@@ -91,7 +90,7 @@ class Classifier(nn.Module):
         """Keep all layers below one as they are; `all` keeps none.
 
         Raises:
-            DataError: there is no such layer.
+            UsageError: there is no such layer.
         """
         if layer == "all":
             return
@@ -100,7 +99,7 @@ class Classifier(nn.Module):
         names = [*below, *self.fully_connected]
         if layer not in names:
             expected = ", ".join(("all", *names))
-            raise DataError("the network has no such layer", where="--train-from", seen=layer, expected=expected)
+            raise UsageError("the network has no such layer", where="--train-from", seen=layer, expected=expected)
         kept = names[: names.index(layer)]
         if frozen := [name for name in below if name in kept]:
             self.backbone.freeze(frozen[-1])
@@ -129,7 +128,7 @@ class Classifier(nn.Module):
         if not isinstance(self.backbone, AlexNet):
             return {}
         if inputs[1:] != (_FC6_SIDE, _FC6_SIDE):
-            raise DataError(
+            raise UsageError(
                 "the fc6 of the network does not take images of this size",
                 where="--size",
                 seen=f"a pooled map of {inputs[1]} x {inputs[2]}",
@@ -143,7 +142,7 @@ def _check_size(backbone: Backbone, size: int) -> None:
     try:
         backbone.check_size(size, size)
     except ConfigError as error:
-        raise DataError(
+        raise UsageError(
             "the network does not take images of this size",
             where=f"{backbone.name}, --size",
             seen=error.seen,

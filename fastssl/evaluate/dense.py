@@ -67,7 +67,13 @@ class DenseNetwork(nn.Module):
         padded = F.pad(image, (0, fitting[1] - width, 0, fitting[0] - height), mode="replicate")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._keeps_backbone):
             features = self.backbone(padded)
-        predicted = self.heads(features, *fitting)
+        try:
+            predicted = self.heads(features, *fitting)
+        except ConfigError as error:  # whose words are of a run's settings
+            hint = "give another --height and --width; of new heads, --heads light or pyramid fits every backbone"
+            raise UsageError(
+                error.what, where=self.backbone.name, seen=error.seen, expected=error.expected, hint=hint
+            ) from error
         return {task: self._cut(predicted[task], height, width) for task in self._tasks}
 
     def _cut(self, plane: Tensor, height: int, width: int) -> Tensor:

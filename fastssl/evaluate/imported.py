@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from fastssl.backbones import BACKBONES, Backbone, build_backbone
 from fastssl.config import BackboneSettings, dataset_path, read_yaml, shown
-from fastssl.errors import ConfigError, DataError
+from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.faults import machine_fault, machine_faults_named
 from fastssl.files import open_regular
 
@@ -47,11 +46,15 @@ def imported_backbone(text: str) -> tuple[Backbone, BackboneSettings] | None:
     Raises:
         DataError: the file is no state dict; or a name is missing, not known, or of a tensor of another shape.
         ConfigError: the map cannot be read, or is none.
+        UsageError: a file is not named.
     """
     name, colon, rest = text.partition(":")
     if not colon or not (text.startswith(AUTHORS) or name in BACKBONES):
         return None
     file, with_map, map_file = rest.partition(_MAP)
+    if not file or (with_map and not map_file):
+        expected = f"{name}:FILE" if text.startswith(AUTHORS) else f"{name}:FILE or {name}:FILE{_MAP}FILE"
+        raise UsageError("a file is not named", seen=text, expected=expected)
     settings = BackboneSettings(backbone="alexnet" if text.startswith(AUTHORS) else name)
     with torch.device("meta"):  # without the default initialisation of so many weights
         backbone = build_backbone(settings).eval()
@@ -87,12 +90,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # torch raises whatever its unpickler met
             if machine_fault(error) is not None:
                 raise
-            # Torch's words advise to load it so that it may run any code.
-            is_other = isinstance(error, UnpicklingError)
+            # Torch's words advise to load it so that it may run any code, or are those of its unpickler.
             raise DataError(
                 "the weights cannot be loaded",
                 where=path,
-                seen="no file of tensors alone" if is_other else str(error).splitlines()[0],
+                seen=error.strerror if isinstance(error, OSError) else "no file of tensors alone",
                 expected=expected,
                 hint="save it by torch.save(model.state_dict(), FILE)",
             ) from error
@@ -100,7 +102,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         seen = type(state).__name__
         if isinstance(state, Mapping):
             seen = f"{seen} with {', '.join(map(str, list(state)[:4]))}"
-        raise DataError("the file holds no state dict", where=path, seen=seen, expected=expected)
+        hint = "save the one that is in it by torch.save(torch.load(FILE)[NAME], OTHER)"
+        raise DataError("the file holds no state dict", where=path, seen=seen, expected=expected, hint=hint)
+    if spoiled := [str(name) for name, value in state.items() if not value.isfinite().all()]:
+        raise DataError("weights are not finite", where=path, seen=_first(spoiled), expected="numbers")
     return {str(name): value for name, value in state.items()}
 
 
@@ -144,7 +149,7 @@ def _first(names: list[str]) -> str:
 
 
 def _read_map(path: Path) -> dict[str, str | None]:
-    names: dict[str, str | None] = read_yaml(path)
+    names: dict[str, str | None] = read_yaml(path, "map of names", "names in the file of weights, each with ours")
     for theirs, ours in names.items():
         if ours is not None and not isinstance(ours, str):
             raise ConfigError(

@@ -37,6 +37,7 @@ _SHOWN = 6
 """Rows of the picture."""
 _GREEN = 1
 _POSITIVE = ("height", "width", "batch_size", "lr", "drop_every", "drop_factor", "head_lr", "head_channels")
+_NOT_LEARNT = ("frames", "truth", "progress")
 _NOT_NEGATIVE = ("steps", "depth_weight", "seed")
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
@@ -161,7 +162,7 @@ class Normals:
         return False
 
     def _conditions(self, frames: NyuFrames, heads: Mapping[str, str]) -> dict[str, object]:
-        settings = {one.name: getattr(self, one.name) for one in fields(self)}
+        settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "progress"}
         return {
             **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
             "images": len(frames.test),
@@ -183,7 +184,7 @@ class Normals:
         ]
         network.train()
         network.keep_backbone(self.frozen)
-        settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("frames", "truth")}
+        settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NOT_LEARNT}
         key = f"{settings} {frames.fingerprint} {self._is_gray(subject)} {network.origin}"
         optimizer = torch.optim.RMSprop([group for group in groups if group["params"]], alpha=0.99, eps=1e-8)
         Training(
@@ -252,7 +253,8 @@ class Normals:
             known = frame.normal.any(dim=0)
             normal = predicted["normal"][0].cpu()
             if not normal.isfinite().all():
-                raise DataError("predicted normals are not finite", where=f"{name}, frame {number}")
+                hint = "lower the learning rates" if self.steps else None
+                raise DataError("predicted normals are not finite", where=f"{name}, frame {number}", hint=hint)
             angles.append(angles_between(normal[:, known].T, frame.normal[:, known].T))
             if self.depth:
                 depths.add(predicted["depth"].cpu(), frame.depth[None], frame.depth[None] > 0)

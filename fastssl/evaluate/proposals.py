@@ -21,6 +21,7 @@ from fastssl.faults import machine_fault
 from fastssl.sources.regular import read_file
 
 _WHAT = "the file of proposed boxes"
+_NO_BOXES = "the proposed boxes of a photo are no boxes"
 
 
 def read_proposals(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.float32]]:
@@ -82,7 +83,7 @@ def _from_matlab(cell: Any) -> Any:
 def _of_json(path: Path, content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{_WHAT} is damaged", where=path, seen=str(error)) from error
     if not isinstance(found, dict):
         raise DataError(f"{_WHAT} is damaged", where=path, seen=type(found).__name__, expected='{"000005": [...], ...}')
@@ -93,12 +94,19 @@ def _checked(path: Path, identity: str, boxes: Any, size: tuple[int, int]) -> ND
     where = f"{path}, {identity}"
     try:
         found = np.asarray(boxes, np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError("proposed boxes are none", where=where, seen=str(error), expected="rows of numbers") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            "the proposed boxes of a photo are no boxes", where=where, seen=str(error), expected="rows of numbers"
+        ) from error
     if not found.size:
         raise DataError("a photo has no proposed boxes", where=where, expected="at least one")
     if found.ndim != 2 or found.shape[1] != 4:
-        raise DataError("proposed boxes are none", where=where, seen=f"shape {found.shape}", expected="rows of four")
+        raise DataError(
+            "the proposed boxes of a photo are no boxes",
+            where=where,
+            seen=f"shape {found.shape}",
+            expected="rows of four",
+        )
     width, height = size
     inside = (found[:, :2] >= 0) & (found[:, :2] <= found[:, 2:]) & (found[:, 2:] <= (width - 1, height - 1))
     wrong = np.flatnonzero(~inside.all(axis=1))  # what is not a number is not inside either

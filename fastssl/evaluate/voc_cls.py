@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastssl.config import Config
+from fastssl.config import Config, shown
 from fastssl.errors import DataError, UsageError
 from fastssl.evaluate.classifier import Classifier
 from fastssl.evaluate.evaluation import Measured, Metric, Row, Sheet
@@ -142,9 +143,9 @@ class VocClassification:
         command, after a kill, goes on from there to the same numbers.
 
         Raises:
-            DataError: the devkit as `VocDevkit` says; a photo that cannot be read; the network does not take images of
-                this size or has no layer `train_from`; or the loss is not finite.
-            UsageError: a backbone with batch norms that cannot be folded.
+            DataError: the devkit as `VocDevkit` says; a photo that cannot be read; or the loss is not finite.
+            UsageError: the network does not take images of this size or has no layer `train_from`; or it has batch
+                norms that cannot be folded.
         """
         train, test = (self._split(name) for name in (_TRAIN, _TEST))
         subjects = [subject, *beside, *subject.baselines()]
@@ -313,15 +314,16 @@ def _read_scores(path: Path, identities: Sequence[str], classes: Sequence[str]) 
     expected = "an object of photos' IDs, each an object of classes with a number"
     try:
         content = json.loads(read_file(path, "a file of scores"))
-    except ValueError as error:  # also of bytes that are no text
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text, and of lists in lists in lists
         raise DataError("a file of scores is damaged", where=path, seen=str(error), expected=expected) from error
     found = np.empty((len(identities), len(classes)))
     for row, identity in enumerate(identities):
         of_photo = content.get(identity) if isinstance(content, dict) else None
         for column, name in enumerate(classes):
             score = of_photo.get(name) if isinstance(of_photo, dict) else None
-            if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
-                where = f"{path}, photo {identity}, {name}"
-                raise DataError("a score is missing or is no finite number", where=where, seen=score, expected=expected)
+            # A whole number may be larger than any float; what is not a number is not within the range either.
+            if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
+                where, seen = f"{path}, photo {identity}, {name}", str(shown(score))[:80]
+                raise DataError("a score is missing or is no finite number", where=where, seen=seen, expected=expected)
             found[row, column] = score
     return found

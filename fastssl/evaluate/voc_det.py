@@ -142,6 +142,16 @@ class VocDetection:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 _check(field.name, value)
+        if round(self.foreground * self.regions) < 1:
+            what, seen = "no region that shows an object would be learnt from", f"{self.foreground:g} of {self.regions}"
+            raise UsageError(what, where="--foreground, --regions", seen=seen, expected="one of a photo at least")
+        if self.background_overlap >= self.foreground_overlap:
+            raise UsageError(
+                "no region would be background",
+                where="--background-overlap",
+                seen=self.background_overlap,
+                expected=f"less than --foreground-overlap, {self.foreground_overlap:g}",
+            )
         if not all(text.strip().isdecimal() and int(text) > 0 for text in self.scales.split(",")):
             expected = "numbers of pixels with commas between them"
             raise UsageError("the setting cannot be read", where="--scales", seen=self.scales, expected=expected)
@@ -171,11 +181,15 @@ class VocDetection:
         train_split, test_split = _SPLITS[self.year]
         truth = self._truth(devkit, test_split)
         tested = _photos(devkit, test_split, self.test_proposals)
-        learnt = [self._with_objects(devkit, one) for one in _photos(devkit, train_split, self.train_proposals)]
+        for photos in (tested, learnt_from := _photos(devkit, train_split, self.train_proposals)):
+            _warn_of_boxes_outside(devkit, photos)
+        learnt = [self._with_objects(devkit, one) for one in learnt_from]
         deviations = deviations_of(self, _DATA)
         progress = progress_of(subject, PROGRESS, self.progress)
         subjects = [subject, *beside, *subject.baselines()]
         words = {one.name: self._network(one).words for one in subjects}  # refuses what cannot learn before any does
+        if self.out is not None:  # a folder that cannot be is told before anything is learnt
+            self.out.mkdir(parents=True, exist_ok=True)
         precisions = dict[str, dict[str, float]]()
         for one in subjects:
             network, offsets = self._trained(one, learnt, progress)
@@ -340,13 +354,30 @@ def _photos(devkit: VocDevkit, split: str, proposals: Path) -> list[Photo]:
     ]
 
 
+def _warn_of_boxes_outside(devkit: VocDevkit, photos: Sequence[Photo]) -> None:
+    """VOC's own objects lie within their photos; those of a devkit that was made otherwise may not."""
+    outside = [
+        one.identity
+        for one in photos
+        for x1, y1, x2, y2 in (thing.box for thing in devkit.objects(one.identity))
+        if min(x1, y1) < 0 or x2 > one.size[0] - 1 or y2 > one.size[1] - 1
+    ]
+    if outside:
+        log.warning(
+            "%d objects reach beyond their photos, such as one of %s; their boxes are taken as they are",
+            len(outside),
+            outside[0],
+        )
+
+
 def _size(path: Path) -> tuple[int, int]:
     """Width and height of a photo, by its header."""
     try:
         with open_file(path, "a photo") as file, Image.open(file) as image:
             return image.size
     except (UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError("a photo cannot be read", where=path, seen=str(error)) from error
+        seen = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError("a photo cannot be read", where=path, seen=seen) from error
 
 
 def _of_class(objects: Mapping[str, Sequence[VocObject]], name: str) -> dict[str, Objects]:

@@ -48,6 +48,7 @@ VOC_CLASSES = (
 """The classes of 2007 and 2012, in the order of their tables."""
 
 Year = Literal["VOC2007", "VOC2012"]
+_UNPACK = "VOC's archives of trainval and of test are both needed, unpacked into one folder or side by side"
 _LABELS = {"1": 1, "0": 0, "-1": -1}
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -131,7 +132,7 @@ class VocDevkit:
         Raises:
             DataError: the file is missing or damaged, it lacks a photo of the split, or none shows the class.
         """
-        path = self._file(f"ImageSets/Main/{name}_{split}.txt", "the labels of a class")
+        path = self._file(f"ImageSets/Main/{name}_{split}.txt", "the list of a class")
         found = dict[str, int]()
         for identity, label in _listed(path, 2):
             if label not in _LABELS:
@@ -173,18 +174,22 @@ class VocDevkit:
         paths = [place / name for place in self._places]
         found = next((path for path in paths if is_regular(path)), None)
         if found is None:
-            raise DataError(f"{what} is missing", where=paths[0])
+            raise DataError(f"{what} is missing", where=paths[0], hint=_UNPACK)
         return found
 
 
 def _listed(path: Path, columns: int) -> Iterator[tuple[str, str]]:
-    """The first and the last column of a list."""
+    """The first and the last column of a list, each photo once."""
+    seen = set[str]()
     try:
         for number, line in numbered_lines(path):
-            parts = line.split()
+            parts, where = line.split(), f"{path}:{number}"
             if len(parts) != columns:
-                where, expected = f"{path}:{number}", "one ID" if columns == 1 else "an ID and 1, 0 or -1"
+                expected = "one ID" if columns == 1 else "an ID and 1, 0 or -1"
                 raise DataError("a list of photos is damaged", where=where, seen=line[:80], expected=expected)
+            if parts[0] in seen:
+                raise DataError("a list has a photo twice", where=where, seen=parts[0], expected="each photo once")
+            seen.add(parts[0])
             yield parts[0], parts[-1]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("a list of photos cannot be read", where=path, seen=str(error)) from error

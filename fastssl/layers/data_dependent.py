@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _MOST_NUMBERS = 1 << 28
 _LEAST_VARIANCE = 1e-6
 """Of a principal component that is used, over that of the first."""
 _LLOYD_ROUNDS = 10
+_TELL_EVERY_S = 30.0
 _PROPORTIONAL = 1e-3
 """Of the largest value of a map: by how much rescaled features may differ from a multiple of what they were."""
 
@@ -93,11 +95,15 @@ def initialise_by_data(
         layers = _layers(backbone, images[0])
         for layer in layers:
             _make_plain(layer)
-        for layer in layers:
+        told = time.monotonic()
+        for number, layer in enumerate(layers, 1):
             weight = layer.convolution.weight
             drawn = _drawn_weight(layer.convolution, _inputs(backbone, layer, images), len(images), draw, generator)
             weight.copy_(drawn if constraint is None else constraint(layer.convolution, drawn))
             _normalise(layer, _inputs(backbone, layer, images), backbone.name)
+            if time.monotonic() - told >= _TELL_EVERY_S:
+                told = time.monotonic()
+                log.info("%s: weights drawn by images for %d of %d layers", backbone.name, number, len(layers))
         if not _equalise(backbone, layers, images):
             log.warning("no factors were found by which all layers of %s learn equally fast; each is normalised by "
                         "itself alone", backbone.name)  # fmt: skip

@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_type_hints
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from fastssl import __version__, charts
 from fastssl.addresses import masked
 from fastssl.config import Config
-from fastssl.evaluate import EVALUATIONS, Evaluation
+from fastssl.evaluate import EVALUATIONS, Dataset, Evaluation
 from fastssl.evaluate.published import PublishedTable, published_for
 from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _KINDS = {"synthetic": "rendered images", "real": "photos"}
 _SHORT_KINDS = {"synthetic": "rendered", "real": "real"}
 _SHOWN_AS = {"synthetic": "renders", "real": "photos"}
+_NEEDED = ("train_proposals", "test_proposals", "convention")
+"""Options without which a run is not measured, although predictions of others are, or what to give is told then."""
 
 
 class Section(NamedTuple):
@@ -176,14 +178,15 @@ def _section(run: Run, evaluation: type[Evaluation]) -> Section:
 
 
 def _command(run: Run, evaluation: type[Evaluation]) -> str:
-    """What measures the run, with a word in the place of every dataset that has to be given."""
-    words = [f"fastssl eval {evaluation.name} {_path(run)}"]
+    """What measures the run, with a word in the place of all that has to be given."""
+    words, hints = [f"fastssl eval {evaluation.name} {_path(run)}"], get_type_hints(evaluation)
     for option in fields(cast(Any, evaluation)):
         domain = option.name.removeprefix("fit_")
         fits = domain != option.name
-        if option.default is MISSING or (fits and not run.config.data.datasets(domain)):
-            held = "TRAINING" if fits else "HELD_OUT"
-            words.append(f"--{option.name.replace('_', '-')} {held}_{_SHOWN_AS.get(domain, domain).upper()}")
+        is_needed = option.default is MISSING or option.name in _NEEDED
+        if is_needed or (fits and not run.config.data.datasets(domain)):
+            held = "TRAINING_" if fits else "HELD_OUT_" if hints[option.name] == Dataset else ""
+            words.append(f"--{option.name.replace('_', '-')} {held}{_SHOWN_AS.get(domain, domain).upper()}")
     return " ".join(words)
 
 

@@ -19,13 +19,17 @@ import processes
 import pytest
 import yaml
 from commands import command
+from evaluate.devkits import Photo, Thing, write_devkit
+from PIL import Image
 from small_runs import SMALL, assert_same, state
 
 from fastssl.ablate import read_recipe, table_of
 from fastssl.ablate.cells import check_cell
 from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate import NearestClasses, evaluate
+from fastssl.evaluate.progress import Progress
 from fastssl.evaluate.published import published_tables
+from fastssl.evaluate.voc_cls import PROGRESS as VOC_PROGRESS
 from fastssl.telemetry import read_metrics
 
 RECIPES = sorted((Path(__file__).parents[2] / "tools" / "recipes").glob("*.yaml"))
@@ -189,6 +193,21 @@ def test_what_is_finished_is_kept_and_what_is_not_goes_on(
     assert {file: file.stat().st_mtime_ns for file in (out / "contours" / "seed_0").rglob("*")} == kept
 
 
+def test_a_report_that_a_kill_has_cost_is_written(
+    grid: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, undisturbed = grid
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    run = out / "contours" / "seed_1" / "run"
+    summary_before = (run / "summary.json").read_bytes()
+    (run / "report.html").unlink()
+    assert command(monkeypatch, "ablate", path, "--out", out) == 0
+    assert "<html" in (run / "report.html").read_text()
+    assert (run / "summary.json").read_bytes() == summary_before
+    assert table(out) == table(undisturbed)
+
+
 def test_a_cell_of_other_settings_is_refused_by_name(
     grid: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +320,7 @@ def test_unknown_names_are_refused_with_the_nearest(
         ({"rows": {"a": {"subject": "run"}}}, "there is no such subject"),
         ({"published": "", "rows": {"a": {"published": "conv5"}}}, "the recipe names no published table"),
         ({"evaluations": {"linear": {"train": "a", "test": "b", "epochs": "many"}}}, "a value that it cannot take"),
+        ({"evaluations": {"linear": {"train": "a", "tset": "b"}}}, "there is no such setting"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -308,6 +328,53 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         read_recipe(written(tmp_path, recipe(coded_synthetic, coded_real, **CHEAP | changes)))
+
+
+def test_evaluations_of_files_are_those_of_a_recipe(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """voc-cls reads a devkit by its path, which is kept, compared and told; what it learns is kept against a kill."""
+    photo = Photo(Image.new("RGB", (80, 80)), (Thing("car", (1, 1, 9, 9)),))
+    other = Photo(Image.new("RGB", (80, 80), (200, 90, 30)))
+    photos = {split: {f"{split}1": photo, f"{split}2": other} for split in ("trainval", "test")}
+    devkit = write_devkit(tmp_path, photos, ["car"])
+    options = {"devkit": "VOCdevkit", "classes": "car", "iterations": 1, "batch_size": 1, "crops": 1, "size": 227}
+    content = CHEAP | {"rows": {"drawn": {"subject": "init:gaussian"}}, "seeds": [3]}
+    content |= {"evaluations": {"voc-cls": options}, "columns": {"ap": "voc-cls.mean_ap"}, "published": ""}
+    path, out = written(tmp_path, recipe(coded_synthetic, coded_real) | content), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    kept, keep = set[Path | None](), Progress.keep
+    monkeypatch.setattr(Progress, "keep", lambda self, *given: kept.add(self.path) or keep(self, *given))
+    assert command(monkeypatch, "ablate", path, "--out", out) == 0
+    assert kept == {out / "drawn" / "seed_3" / "run" / VOC_PROGRESS}
+    found = table(out)
+    assert found["columns"]["ap"]["data"] == {"devkit": str(devkit)}
+    assert found["rows"]["drawn"]["values"]["ap"]["mean"] in (0.5, 1.0)  # of two photos one shows a car
+    shutil.copytree(devkit, tmp_path / "copy" / "VOCdevkit")
+    moved = content | {"evaluations": {"voc-cls": options | {"devkit": str(devkit)}}}
+    (cell,) = read_recipe(written(tmp_path, recipe(coded_synthetic, coded_real) | moved)).cells
+    check_cell(cell, out)
+    moved |= {"evaluations": {"voc-cls": options | {"devkit": str(tmp_path / "copy")}}}
+    (cell,) = read_recipe(written(tmp_path, recipe(coded_synthetic, coded_real) | moved)).cells
+    with pytest.raises(UsageError, match=r"another value of eval voc-cls\.devkit"):
+        check_cell(cell, out)
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "where"),
+    [
+        ({"scores": "some.json"}, "there is no such setting", "scores"),
+        ({"iterations": 0}, "out of range", "iterations"),
+    ],
+)
+def test_options_that_do_not_fit_a_recipe_are_refused(
+    tmp_path: Path, options: Mapping[str, Any], what: str, where: str
+) -> None:
+    content = recipe(Path("rooms"), Path("photos")) | CHEAP
+    content |= {"evaluations": {"voc-cls": {"devkit": "VOCdevkit", **options}}, "columns": {"ap": "voc-cls.mean_ap"}}
+    with pytest.raises(ConfigError, match=what) as refused:
+        read_recipe(written(tmp_path, content))
+    assert str(refused.value.where).endswith(f"evaluations.voc-cls: {where}")
 
 
 def test_published_figures_are_those_of_the_sources() -> None:

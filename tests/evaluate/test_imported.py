@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastssl.errors import ConfigError, DataError
+from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.evaluate.foreign import foreign_subject
 from fastssl.evaluate.imported import renamed
 
@@ -137,7 +138,18 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state": {"w": torch.ones(1)}}, tmp_path / "whole.pth")
     with pytest.raises(DataError, match=r"no state dict(.|\n)*dict with epoch, state"):
         foreign_subject(f"vgg16:{tmp_path / 'whole.pth'}", "theirs")
-    for text, message in (("a: 3\n", "no name"), ("a: x\nb: x\n", "twice"), ("[", "not valid YAML")):
+    for name in ("", "a"):
+        (tmp_path / "text.pth").write_text(name)
+        with pytest.raises(DataError, match=r"text.pth(.|\n)*no file of tensors alone"):
+            foreign_subject(f"authors:{tmp_path / 'text.pth'}", "theirs")
+    torch.save({"w": torch.ones(2), "b": torch.tensor([1.0, math.inf])}, tmp_path / "spoiled.pth")
+    with pytest.raises(DataError, match=r"not finite(.|\n)*seen: b"):
+        foreign_subject(f"authors:{tmp_path / 'spoiled.pth'}", "theirs")
+    for words in ("authors:", f"vgg16:{tmp_path / 'whole.pth'},map="):
+        with pytest.raises(UsageError, match="a file is not named"):
+            foreign_subject(words, "theirs")
+    maps = {"a: 3\n": "no name", "a: x\nb: x\n": "twice", "[": "not valid YAML", "": "the map of names is empty"}
+    for text, message in maps.items():
         (tmp_path / "names.yaml").write_text(text)
         with pytest.raises(ConfigError, match=message):
             foreign_subject(f"vgg16:{tmp_path / 'whole.pth'},map={tmp_path / 'names.yaml'}", "theirs")

@@ -20,7 +20,7 @@ from scipy.io import loadmat, savemat
 from fastssl.errors import DataError, UsageError
 from fastssl.evaluate import Measured, Normals, evaluate, fine_tuning, run_subject
 from fastssl.evaluate.dense import dense_network
-from fastssl.evaluate.foreign import gaussian
+from fastssl.evaluate.foreign import foreign_subject, gaussian
 from fastssl.evaluate.normals import PROGRESS, mirrored
 from fastssl.evaluate.nyud import Frame, NyuFrames, SmallFrames
 from fastssl.evaluate.progress import Progress
@@ -360,3 +360,7 @@ def test_what_has_no_heads_needs_steps_and_sizes_that_do_not_fit_are_named(nyu_r
         normals(nyu_rooms, steps=0)(drawn, ())
     with pytest.raises(UsageError, match=r"size does not fit(.|\n)*--height"):
         normals(nyu_rooms, steps=1, height=1, width=1)(drawn, ())
+    strange = foreign_subject("torchvision:resnet18", "strange")
+    assert strange is not None
+    with pytest.raises(UsageError, match=r"skip connections do not fit(.|\n)*--heads light or pyramid"):
+        normals(nyu_rooms, steps=1, height=64, width=80, heads="skip")(strange, ())

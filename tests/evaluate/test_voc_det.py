@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fastssl.errors import DataError, UsageError
 from fastssl.evaluate import VocDetection, evaluate, fine_tuning
 from fastssl.evaluate.detector import Lessons
 from fastssl.evaluate.fast_rcnn import FastRCNN
+from fastssl.evaluate.fine_tuning import Training
 from fastssl.evaluate.voc_det import PROGRESS
 
 SPLITS = (("train", "trainval"), ("test", "test"))
@@ -255,8 +257,24 @@ def test_data_that_cannot_be_used_are_named(
     assert words in capsys.readouterr().err
 
 
+def test_objects_beyond_their_photos_are_told(
+    devkit: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Path(shutil.copytree(devkit, tmp_path / "voc"))
+    annotation = sorted((root / "VOCdevkit/VOC2007/Annotations").iterdir())[0]
+    text, count = re.subn("<xmin>[^<]*", "<xmin>0", annotation.read_text())
+    annotation.write_text(text)
+    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("now it would learn"))
+    for folder, words in ((devkit, ""), (root, f"{count} objects reach beyond their photos, such as one of ")):
+        caplog.clear()
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(given(folder, classes="car"), run)
+        assert ("reach beyond" in caplog.text) == bool(words)
+        assert words in caplog.text
+
+
 def test_what_cannot_be_measured_is_told_before_anything_learns(
-    devkit: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    devkit: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match=r"needs proposed boxes(.|\n)*--train-proposals"):
         evaluate(VocDetection(devkit=devkit), run)
@@ -267,6 +285,14 @@ def test_what_cannot_be_measured_is_told_before_anything_learns(
     for name, value in (("lr", 0.0), ("iterations", 0), ("dropout", 1.0), ("scales", "600,x"), ("foreground", 1.5)):
         with pytest.raises(UsageError, match=f"--{name}"):
             given(devkit, **{name: value})
+    with pytest.raises(UsageError, match=r"shows an object(.|\n)*seen: 0\.25 of 1"):
+        given(devkit, regions=1)
+    with pytest.raises(UsageError, match=r"--background-overlap(.|\n)*less than(.|\n)*0\.5"):
+        given(devkit, background_overlap=0.5)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("something was learnt"))
+    with pytest.raises(FileExistsError):
+        evaluate(given(devkit, classes="car", out=tmp_path / "file"), run)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(UsageError, match="pip install torchvision"):
         evaluate(given(devkit), run)

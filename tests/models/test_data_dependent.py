@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.backbones import Backbone, build_backbone
 from fastssl.config import BackboneSettings
 from fastssl.errors import ConfigError, DataError, UsageError
-from fastssl.layers import initialise_by_data, rescaled
+from fastssl.layers import data_dependent, initialise_by_data, rescaled
 from fastssl.layers.data_dependent import Draw, _centres
 
 NARROW = BackboneSettings(width=0.05, fc_channels=16)
@@ -191,3 +191,14 @@ def test_what_cannot_be_drawn_is_refused(images: list[Tensor]) -> None:
     backbone.get_submodule("layers.conv3").add_module("more", nn.GroupNorm(1, 16))
     with pytest.raises(ConfigError, match=r"cannot be drawn by data(.|\n)*layers.conv3.more: GroupNorm"):
         initialise_by_data(backbone, images, torch.Generator())
+
+
+def test_it_tells_how_far_it_is_where_it_takes_long(
+    images: list[Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(data_dependent, "_TELL_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO, "fastssl"):
+        drawn([images[0][:2]], "normal")
+    assert [line for line in caplog.messages if "7 layers" in line] == [
+        f"alexnet: weights drawn by images for {number} of 7 layers" for number in range(1, 8)
+    ]
