@@ -103,7 +103,7 @@ class NyuV2Source:
     def __init__(self, path: str | os.PathLike[str], *, subset: str | None = None) -> None:
         self.path = Path(path)
         self.subset = checked_subset(self.layout, subset, tuple(_SUBSETS))
-        self._file = self.path / FRAMES if self.path.is_dir() else self.path
+        self._file = self.path if self.path.suffix == ".mat" else self.path / FRAMES
         count = self._count()
         numbers = range(1, count + 1) if subset is None else _split(self._file.with_name(SPLITS), _SUBSETS[subset])
         if not set(numbers) <= set(range(1, count + 1)):

@@ -304,8 +304,9 @@ def test_it_is_told_what_speaks_for_it(dataset: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_damaged_is_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"missing(.|\n)*{FRAMES}"):
-        NyuV2Source(tmp_path)
+    for folder in (tmp_path, tmp_path / "nothere"):
+        with pytest.raises(DataError, match=f"missing(.|\n)*{FRAMES}"):
+            NyuV2Source(folder)
     whole = (dataset / FRAMES).read_bytes()
     for content in (b"", b"text" * 500, whole[: len(whole) // 2], whole[:1000]):
         (tmp_path / FRAMES).write_bytes(content)
