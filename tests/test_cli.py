@@ -390,9 +390,14 @@ def test_interrupt_ends_with_130(
         if metrics.exists():  # or nobody would take the signal for the training's
             os.kill(os.getpid(), signal.SIGINT)
 
+    # Shells begin what runs in the background with this signal ignored, which a training heeds.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=press, daemon=True).start()
     data = ["--synthetic", coded_synthetic, "--real", coded_real, "--out", tmp_path / "run"]
-    code, _, err = fastssl("train", *data, *SMALL, "--set", "train.steps=100000", "--set", "train.log_every=1")
+    try:
+        code, _, err = fastssl("train", *data, *SMALL, "--set", "train.steps=100000", "--set", "train.log_every=1")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "stopped by SIGINT after step" in err
     assert "Traceback" not in err

@@ -174,7 +174,7 @@ def coloured(count: int, first: int) -> dict[str, Photo]:
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {"trainval": coloured(12, 5), "test": coloured(18, 100)}
-    return write_devkit(tmp_path_factory.mktemp("voccls"), splits, COLOURS)
+    return write_devkit(tmp_path_factory.mktemp("classes_of_devkit"), splits, COLOURS)
 
 
 @pytest.fixture

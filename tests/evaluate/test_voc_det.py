@@ -55,7 +55,7 @@ def proposals(one: Photo, generator: np.random.Generator) -> Any:
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with VOCdevkit and the proposals of both splits."""
-    folder = tmp_path_factory.mktemp("voc")
+    folder = tmp_path_factory.mktemp("devkit")
     generator = np.random.default_rng(0)
     splits = {
         split: {f"{first + number:06d}": photo(generator) for number in range(12)}
