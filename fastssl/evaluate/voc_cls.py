@@ -28,6 +28,7 @@ from fastssl.evaluate.protocol import deviations_of, protocol_of
 from fastssl.evaluate.random_crops import CropBatches, Wanted
 from fastssl.evaluate.subject import Subject
 from fastssl.evaluate.voc_devkit import VOC_CLASSES, VocDevkit, chosen_classes
+from fastssl.layers import rescaled
 from fastssl.metrics import average_precision, average_precision_11_points
 from fastssl.sources.regular import read_file
 from fastssl.train import run_device
@@ -39,6 +40,7 @@ PROGRESS = "voc_cls.pt"
 _PREDICTIONS = "predictions"
 """The column of scores that were made elsewhere."""
 _TRAIN, _TEST = "trainval", "test"
+_RESCALING_BATCHES = 10
 _NO_PROTOCOL = ("devkit", "scores", "progress", "seed")
 _LEAST_SIZE = 64
 
@@ -102,6 +104,9 @@ class VocClassification:
     ] = None
     classes: Annotated[str, "Classes, separated by commas."] = "all"
     train_from: Annotated[str, "The first layer that learns, such as fc6 or fc8; those below stay as they are."] = "all"
+    rescale: Annotated[
+        bool, "Before that, give each layer a factor such that all learn as fast; the authors' `_rs` weights had it."
+    ] = False
     iterations: Annotated[int, "Steps of SGD."] = 80_000
     batch_size: Annotated[int, "Crops of a step."] = 16
     lr: Annotated[float, "Learning rate of weights; of biases twice that."] = 1e-3
@@ -145,13 +150,12 @@ class VocClassification:
         Raises:
             DataError: the devkit as `VocDevkit` says; a photo that cannot be read; or the loss is not finite.
             UsageError: the network does not take images of this size or has no layer `train_from`; or it has batch
-                norms that cannot be folded.
+                norms that cannot be folded, or layers that cannot be rescaled.
         """
         train, test = (self._split(name) for name in (_TRAIN, _TEST))
         subjects = [subject, *beside, *subject.baselines()]
-        words = {
-            one.name: self._network(one).words for one in subjects
-        }  # refuses what it cannot measure before it learns
+        # Refuses what it cannot measure before anything learns.
+        words = {one.name: self._network(one, train).words for one in subjects}
         deviations = deviations_of(self, _NO_PROTOCOL)
         progress = progress_of(subject, PROGRESS, self.progress)
         found = {one.name: self._scores_of(one, train, test, progress) for one in subjects}
@@ -201,13 +205,24 @@ class VocClassification:
         labels = np.stack([devkit.labels(name, one) for one in self._classes], axis=1)
         return Labelled(identities, [devkit.image_path(identity) for identity in identities], labels)
 
-    def _network(self, subject: Subject) -> Classifier:
-        network = Classifier(subject.backbone, len(self._classes), size=self.size, dropout=self.dropout, seed=self.seed)
+    def _network(self, subject: Subject, train: Labelled) -> Classifier:
+        backbone = rescaled(subject.backbone, self._first_crops(subject, train)) if self.rescale else subject.backbone
+        network = Classifier(backbone, len(self._classes), size=self.size, dropout=self.dropout, seed=self.seed)
         network.freeze_below(self.train_from)
         return network
 
+    def _first_crops(self, subject: Subject, train: Labelled) -> list[Tensor]:
+        """Ten batches of 16 training photos, as Kraehenbuehl's code takes."""
+
+        def wanted(batch: int) -> list[Wanted]:
+            places = range(16 * batch, 16 * (batch + 1)) if batch < _RESCALING_BATCHES else ()
+            return [Wanted(train.paths[place % len(train.paths)], (self.seed, 3, place)) for place in places]
+
+        with CropBatches(wanted, size=self.size, threads=subject.config.train.threads) as batches:
+            return [batches.take(number).to(run_device()) for number in range(_RESCALING_BATCHES)]
+
     def _scores_of(self, subject: Subject, train: Labelled, test: Labelled, progress: Progress) -> Scores:
-        network, threads = self._network(subject), subject.config.train.threads
+        network, threads = self._network(subject, train), subject.config.train.threads
         self._learn(network, train, progress, subject.name, threads)
         return self._test(network.eval(), test, subject.name, threads)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from fastssl.evaluate.fine_tuning import Training
 from fastssl.evaluate.random_crops import CropBatches, Square, Wanted, cut, drawn_square
 from fastssl.evaluate.subject import RunSubject
 from fastssl.evaluate.voc_cls import classification_loss
+from fastssl.layers import fold_batch_norms, rescaled
 from fastssl.metrics import average_precision
 
 COLOURS = {"bird": (200, 60, 60), "cat": (60, 200, 60), "sofa": (60, 60, 200)}
@@ -37,6 +40,7 @@ def test_settings_are_those_of_the_protocol() -> None:
     assert (settings.lr, settings.momentum, settings.weight_decay, settings.clip_norm) == (0.001, 0.9, 1e-6, 10)
     assert (settings.drop_every, settings.drop_factor) == (10_000, 0.5)
     assert (settings.dropout, settings.size, settings.train_from, settings.fc_lr_factor) == (0.5, 227, "all", 1)
+    assert not settings.rescale
     network = classifier()
     rates = {id(one): group["lr"] for group in network.groups(0.001, 1.0) for one in group["params"]}  # type: ignore[attr-defined]
     assert {rates[id(one)] for name, one in network.named_parameters() if name.endswith("weight")} == {0.001}
@@ -202,6 +206,44 @@ def test_training_follows_the_settings(run: Path, devkit: Path, monkeypatch: pyt
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.001, 0.002]
     assert networks.training
     assert all(parameter.requires_grad for parameter in networks.parameters())
+
+
+def test_rescaled_layers_learn_as_fast_as_one_another(run: Path, devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradients are as long relative to their weights, for a random gradient of the last map, on its crops."""
+    seen: list[tuple[Any, Any, list[torch.Tensor]]] = []
+
+    def kept(backbone: Any, images: list[torch.Tensor]) -> Any:
+        seen.append((backbone, rescaled(backbone, images), images))
+        return copy.deepcopy(seen[-1][1])  # the classifier takes fc6 and fc7 out of it
+
+    def begins(self: Training, networks: Any, *_: object) -> None:
+        learnt = dict(networks.named_parameters())
+        for name, weight in seen[-1][1].layers["conv3"].named_parameters():
+            assert torch.equal(learnt[f"backbone.layers.conv3.{name}"], weight)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "run", begins)
+    monkeypatch.setattr(RunSubject, "baselines", lambda _: ())
+    monkeypatch.setattr("fastssl.evaluate.voc_cls.rescaled", kept)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(VocClassification(devkit=devkit, classes=NAMES, rescale=True), run)
+    (before, after, images), (*_, again) = seen  # to look at the network, and to train it
+    assert all(torch.equal(one, other) for one, other in zip(images, again, strict=True))
+    assert [len(one) for one in images] == [16] * 10
+    assert spread_of_ratios(after, images[:3]) < 1.5 < 3 < spread_of_ratios(fold_batch_norms(before), images[:3])
+
+
+def spread_of_ratios(backbone: Any, images: list[torch.Tensor]) -> float:
+    """The largest of the layers' ratios of gradient to weight over the smallest."""
+    backbone.requires_grad_(True)
+    weights = [module.weight for module in backbone.modules() if isinstance(module, torch.nn.Conv2d)]
+    squares, generator = np.zeros(len(weights)), torch.Generator().manual_seed(0)
+    for batch in images:
+        last = backbone(batch)[backbone.last]
+        found = torch.autograd.grad(last, weights, torch.randn(last.shape, generator=generator))
+        squares += [float(one.square().mean()) for one in found]
+    ratios = np.sqrt(squares / [float(weight.detach().square().mean()) for weight in weights])
+    return float(ratios.max() / ratios.min())
 
 
 def labels_of(place: int) -> list[int]:
