@@ -467,6 +467,13 @@ def test_a_page_speaks_of_nothing_that_the_run_has_not(tmp_path: Path) -> None:
     assert "--fit-real" not in command.text
 
 
+def test_a_network_is_no_rival_of_itself_with_other_statistics(tmp_path: Path) -> None:
+    rmse = {"trained": 0.9, "trained_reestimated": 0.8, "untrained": 2.0, "constant": 1.0}
+    page = Page(write_report(_write_run(tmp_path / "run", summary={"steps": 10, "tasks": {"depth": {"rmse": rmse}}})))
+    (verdict,) = page.root.all("p", "verdict")
+    assert verdict.text.endswith(" better than untrained and constant")
+
+
 def test_published_figures_stand_below_what_was_measured_and_apart_from_it(tmp_path: Path) -> None:
     measured = {"voc-cls": {"conditions": {"images": 4952}, "mean_ap": {"trained": 0.5, "untrained": 0.25}}}
     page = Page(write_report(_write_run(tmp_path / "run", summary={"steps": 10} | measured)))

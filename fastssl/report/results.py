@@ -146,7 +146,9 @@ def _card(metric: Metric, values: Mapping[str, float]) -> Card:
         Bar(column, round(100 * lengths[column.name] / longest, 1), metric.shown(values[column.name]))
         for column in columns
     ]
-    costs = {column.title.lower(): metric.cost(values[column.name]) for column in columns}
+    # The same weights with other statistics are no rival.
+    rivals = [column for column in columns if column.name != "trained_reestimated"]
+    costs = {column.title.lower(): metric.cost(values[column.name]) for column in rivals}
     trained = costs.pop("trained")
     beaten = [name for name, cost in costs.items() if trained < cost]
     return Card(metric, bars, beaten, unbeaten=[name for name in costs if name not in beaten])
