@@ -96,3 +96,4 @@ def test_the_share_of_a_gap_that_is_closed(study: ModuleType) -> None:
     }
     assert study._closed(rows, "no_norm", "depth") == "+50%"  # a quarter, and three quarters
     assert study._closed(rows, "source", "depth") == ""
+    assert study._closed(rows | {"target": {0: cell(1.01), 1: cell(1.1)}}, "no_norm", "depth") == "no gap"
