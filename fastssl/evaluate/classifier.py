@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from fastssl.backbones import Backbone
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.errors import ConfigError, UsageError
 from fastssl.evaluate.foreign import TORCHVISION
-from fastssl.layers import fold_batch_norms
+from fastssl.layers import drawn_linear, fold_batch_norms, linear_of
 
 _DEVIATION, _BIAS = 0.01, 0.1
 """Of layers that are drawn, as Kraehenbuehl's code draws its last one (github.com/philkr/voc-classification)."""
@@ -58,7 +59,7 @@ class Classifier(nn.Module):
         self.drawn = tuple(name for name in names if name not in layers)
         for name, (before, after) in zip(names, pairwise([inputs.numel(), *hidden, num_classes]), strict=True):
             if name in self.drawn:
-                layers[name] = _drawn(before, after, generator)
+                layers[name] = drawn_linear(before, after, generator, _DEVIATION, _BIAS)
         self.fully_connected = nn.ModuleDict(layers)
         self.to(device)
 
@@ -106,7 +107,7 @@ class Classifier(nn.Module):
         for name in kept[len(frozen) :]:
             self.fully_connected[name].requires_grad_(False)
 
-    def groups(self, lr: float, fc_factor: float) -> list[dict[str, object]]:
+    def groups(self, lr: float, fc_factor: float) -> list[dict[str, Any]]:
         """The parameters that learn, for an optimizer: biases by twice the rate of weights, and those of fully
         connected layers by `fc_factor` times that."""
         by_rate = dict[float, list[nn.Parameter]]()
@@ -135,7 +136,7 @@ class Classifier(nn.Module):
                 expected=f"{_FC6_SIDE} x {_FC6_SIDE}, as of 227 pixels",
             )
         layers = self.backbone.layers
-        return {name: _linear(layers.pop(name).get_submodule("conv")) for name in ("fc6", "fc7")}
+        return {name: linear_of(layers.pop(name).get_submodule("conv")) for name in ("fc6", "fc7")}
 
 
 def _check_size(backbone: Backbone, size: int) -> None:
@@ -149,20 +150,3 @@ def _check_size(backbone: Backbone, size: int) -> None:
             expected=error.expected,
             hint="give --size one that it takes; the protocol's is 227",
         ) from error
-
-
-def _linear(convolution: nn.Module) -> nn.Linear:
-    """A fully connected layer that does what a convolution does whose kernel is as large as its input."""
-    assert isinstance(convolution, nn.Conv2d)
-    assert convolution.bias is not None
-    weight = convolution.weight.detach().flatten(1)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-    linear.load_state_dict({"weight": weight, "bias": convolution.bias.detach()})
-    return linear
-
-
-def _drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs)
-    nn.init.normal_(linear.weight, std=_DEVIATION, generator=generator)
-    nn.init.constant_(linear.bias, _BIAS)
-    return linear

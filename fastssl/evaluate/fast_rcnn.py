@@ -20,7 +20,7 @@ from fastssl.errors import UsageError
 from fastssl.evaluate.boxes import clipped, moved
 from fastssl.evaluate.regions import Chosen, Offsets
 from fastssl.extras import optional_package
-from fastssl.layers import fold_batch_norms
+from fastssl.layers import drawn_linear, fold_batch_norms, linear_of
 
 _ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _ALEXNET_BINS, _BINS = 6, 7
@@ -143,20 +143,22 @@ class FastRCNN(nn.Module):
         self.maps: AlexNetMaps | LastMap
         if isinstance(folded, AlexNet):
             self.maps, self._bins = AlexNetMaps(folded), _ALEXNET_BINS
-            layers = [_linear(folded.layers[name].get_submodule("conv")) for name in ("fc6", "fc7")]
+            layers = [linear_of(folded.layers[name].get_submodule("conv")) for name in ("fc6", "fc7")]
             of_layers = "its own"
         else:
             self.maps, self._bins = LastMap(folded), _BINS
             inputs = self.maps.channels * self._bins**2
-            layers = [_drawn(inputs, fc_channels, generator), _drawn(fc_channels, fc_channels, generator)]
+            layers = [
+                drawn_linear(before, fc_channels, generator, (2 / before) ** 0.5) for before in (inputs, fc_channels)
+            ]
             of_layers = "drawn"
         layer = "conv5" if isinstance(folded, AlexNet) else folded.last
         self.words = f"{folded.name}, batch norms folded, RoI pooling of {layer}, fc6 and fc7 {of_layers}"
         """What it is made of, for those who read numbers of it."""
         self.fc6, self.fc7 = layers
         self.dropout = dropout
-        self.scores = _drawn(self.fc7.out_features, num_classes + 1, generator, _CLASS_DEVIATION)
-        self.offsets = _drawn(self.fc7.out_features, 4 * (num_classes + 1), generator, _OFFSET_DEVIATION)
+        self.scores = drawn_linear(self.fc7.out_features, num_classes + 1, generator, _CLASS_DEVIATION)
+        self.offsets = drawn_linear(self.fc7.out_features, 4 * (num_classes + 1), generator, _OFFSET_DEVIATION)
 
     def train(self, mode: bool = True) -> FastRCNN:
         """Training or evaluation mode, of all but the map."""
@@ -188,24 +190,6 @@ class FastRCNN(nn.Module):
             {"params": weights, "lr": lr, "weight_decay": weight_decay},
             {"params": biases, "lr": 2 * lr, "weight_decay": 0.0},
         ]
-
-
-def _linear(convolution: nn.Module) -> nn.Linear:
-    """A fully connected layer of a convolution's weights."""
-    assert isinstance(convolution, nn.Conv2d)
-    assert convolution.bias is not None
-    weight = convolution.weight.detach().flatten(1)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-    layer.load_state_dict({"weight": weight, "bias": convolution.bias.detach()})
-    layer.requires_grad_(convolution.weight.requires_grad)
-    return layer
-
-
-def _drawn(inputs: int, outputs: int, generator: torch.Generator, deviation: float | None = None) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=deviation or (2 / inputs) ** 0.5, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def loss_of_regions(found: Found, chosen: Chosen) -> Tensor:

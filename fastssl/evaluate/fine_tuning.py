@@ -65,7 +65,8 @@ class Training:
         done, state = progress.of(name, key)
         if state:
             networks.load_state_dict(state["networks"])
-            optimizer.load_state_dict(state["optimizer"])
+            if done < self.steps:
+                optimizer.load_state_dict(state["optimizer"])
             log.info("%s: %d of %d steps were done before", name, done, self.steps)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         kept = told = time.monotonic()
@@ -76,9 +77,12 @@ class Training:
             if now - told >= _TELL_EVERY_S:
                 told = now
                 log.info("%s: step %d of %d, loss %.4f", name, step + 1, self.steps, float(loss))
-            if now - kept >= _KEEP_EVERY_S or step + 1 == self.steps:
+            is_last = step + 1 == self.steps
+            if now - kept >= _KEEP_EVERY_S or is_last:
                 kept = now
-                learnt = {"networks": networks.state_dict(), "optimizer": optimizer.state_dict()}
+                learnt = {"networks": networks.state_dict()}
+                if not is_last:
+                    learnt["optimizer"] = optimizer.state_dict()
                 progress.keep(name, key, step + 1, learnt)
 
     def _set_rates(self, optimizer: torch.optim.Optimizer, rates: Sequence[float], step: int) -> None:

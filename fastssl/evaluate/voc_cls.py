@@ -154,16 +154,16 @@ class VocClassification:
         """
         train, test = (self._split(name) for name in (_TRAIN, _TEST))
         subjects = [subject, *beside, *subject.baselines()]
-        # Refuses what it cannot measure before anything learns.
-        words = {one.name: self._network(one, train).words for one in subjects}
+        # All of them first: what cannot be measured is refused before anything learns.
+        networks = {one.name: self._network(one, train) for one in subjects}
         deviations = deviations_of(self, _NO_PROTOCOL)
         progress = progress_of(subject, PROGRESS, self.progress)
-        found = {one.name: self._scores_of(one, train, test, progress) for one in subjects}
+        found = {one.name: self._scores_of(networks[one.name], one, train, test, progress) for one in subjects}
         progress.forget()
         conditions = {
             **self._tested(test),
             "training_images": len(train.identities),
-            "network": words,
+            "network": {name: network.words for name, network in networks.items()},
             "images": len(test.identities),
             "views": "random squares of the photo in colour, RGB / 255 minus the mean of ImageNet",
             **protocol_of(self, _NO_PROTOCOL),
@@ -221,8 +221,10 @@ class VocClassification:
         with CropBatches(wanted, size=self.size, threads=subject.config.train.threads) as batches:
             return [batches.take(number).to(run_device()) for number in range(_RESCALING_BATCHES)]
 
-    def _scores_of(self, subject: Subject, train: Labelled, test: Labelled, progress: Progress) -> Scores:
-        network, threads = self._network(subject, train), subject.config.train.threads
+    def _scores_of(
+        self, network: Classifier, subject: Subject, train: Labelled, test: Labelled, progress: Progress
+    ) -> Scores:
+        threads = subject.config.train.threads
         self._learn(network, train, progress, subject.name, threads)
         return self._test(network.eval(), test, subject.name, threads)
 

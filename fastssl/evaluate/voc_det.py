@@ -187,12 +187,14 @@ class VocDetection:
         deviations = deviations_of(self, _DATA)
         progress = progress_of(subject, PROGRESS, self.progress)
         subjects = [subject, *beside, *subject.baselines()]
-        words = {one.name: self._network(one).words for one in subjects}  # refuses what cannot learn before any does
+        # All of them first: what cannot learn is refused before anything does.
+        networks = {one.name: self._network(one) for one in subjects}
         if self.out is not None:  # a folder that cannot be is told before anything is learnt
             self.out.mkdir(parents=True, exist_ok=True)
         precisions = dict[str, dict[str, float]]()
         for one in subjects:
-            network, offsets = self._trained(one, learnt, progress)
+            network = networks[one.name]
+            offsets = self._train(network, learnt, progress, one.name)
             found = self._detecting.detect(network, tested, offsets, list(truth), one.name)
             if self.out is not None:
                 write_detections(self.out / one.name, test_split, found)
@@ -206,7 +208,7 @@ class VocDetection:
             "test_proposals": str(self.test_proposals),
             **protocol_of(self, _DATA),
             "seed": self.seed,
-            "network": words,
+            "network": {name: network.words for name, network in networks.items()},
             "views": "whole photos in colour, RGB less the mean of images",
             "deviations": deviations,
         }
@@ -282,8 +284,7 @@ class VocDetection:
             seed=self.seed,
         ).to(run_device())
 
-    def _trained(self, subject: Subject, photos: Sequence[Photo], progress: Progress) -> tuple[FastRCNN, Offsets]:
-        network = self._network(subject)
+    def _train(self, network: FastRCNN, photos: Sequence[Photo], progress: Progress, name: str) -> Offsets:
         lessons = self._lessons(photos)
         groups = network.parameter_groups(self.lr, self.weight_decay)
         optimizer = torch.optim.SGD(groups, self.lr, self.momentum)
@@ -293,8 +294,8 @@ class VocDetection:
         settings = protocol_of(self, (*_DATA, *_OF_THE_TEST))
         key = f"{settings} {fingerprint(photos)}"
         network.train()
-        training.run(network, optimizer, lambda step: lessons.loss(network, step), progress, subject.name, key)
-        return network, lessons.offsets
+        training.run(network, optimizer, lambda step: lessons.loss(network, step), progress, name, key)
+        return lessons.offsets
 
     def _lessons(self, photos: Sequence[Photo]) -> Lessons:
         sampling = Sampling(

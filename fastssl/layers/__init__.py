@@ -4,6 +4,7 @@ from fastssl.layers.data_dependent import Constraint, initialise_by_data, rescal
 from fastssl.layers.discriminator import Discriminator, DiscriminatorNorm
 from fastssl.layers.feature_pool import FeaturePool
 from fastssl.layers.folding import fold_batch_norms
+from fastssl.layers.fully_connected import drawn_linear, linear_of
 from fastssl.layers.heads import Heads, build_heads
 from fastssl.layers.initialise import xavier_initialise
 from fastssl.layers.joint_pass import JointPass
@@ -16,8 +17,10 @@ __all__ = [
     "Heads",
     "JointPass",
     "build_heads",
+    "drawn_linear",
     "fold_batch_norms",
     "initialise_by_data",
+    "linear_of",
     "rescaled",
     "xavier_initialise",
 ]

@@ -42,10 +42,10 @@ def test_settings_are_those_of_the_protocol() -> None:
     assert (settings.dropout, settings.size, settings.train_from, settings.fc_lr_factor) == (0.5, 227, "all", 1)
     assert not settings.rescale
     network = classifier()
-    rates = {id(one): group["lr"] for group in network.groups(0.001, 1.0) for one in group["params"]}  # type: ignore[attr-defined]
+    rates = {id(one): group["lr"] for group in network.groups(0.001, 1.0) for one in group["params"]}
     assert {rates[id(one)] for name, one in network.named_parameters() if name.endswith("weight")} == {0.001}
     assert {rates[id(one)] for name, one in network.named_parameters() if name.endswith("bias")} == {0.002}
-    rates = {id(one): group["lr"] for group in network.groups(0.001, 10.0) for one in group["params"]}  # type: ignore[attr-defined]
+    rates = {id(one): group["lr"] for group in network.groups(0.001, 10.0) for one in group["params"]}
     fc = ("fc6", "fc7", "fc8")
     assert [rates[id(network.fully_connected[name].weight)] for name in fc] == pytest.approx([0.01] * 3)
     assert [rates[id(network.fully_connected[name].bias)] for name in fc] == pytest.approx([0.02] * 3)
@@ -227,8 +227,7 @@ def test_rescaled_layers_learn_as_fast_as_one_another(run: Path, devkit: Path, m
     monkeypatch.setattr("fastssl.evaluate.voc_cls.rescaled", kept)
     with pytest.raises(KeyboardInterrupt):
         evaluate(VocClassification(devkit=devkit, classes=NAMES, rescale=True), run)
-    (before, after, images), (*_, again) = seen  # to look at the network, and to train it
-    assert all(torch.equal(one, other) for one, other in zip(images, again, strict=True))
+    ((before, after, images),) = seen
     assert [len(one) for one in images] == [16] * 10
     assert spread_of_ratios(after, images[:3]) < 1.5 < 3 < spread_of_ratios(fold_batch_norms(before), images[:3])
 
