@@ -22,7 +22,7 @@ from fastssl.methods import load_config
 from fastssl.render import render_rooms
 from fastssl.shards import DomainName, PassedOver, pack
 from fastssl.sources import RenderSource
-from fastssl.train import start_run
+from fastssl.train import complete_run
 
 RENDERED, PACKED, SIZE = 128, 112, 99
 """Sides in pixels: of the rendered rooms, of the packed ones, and of the network's input."""
@@ -87,11 +87,10 @@ def pack_once(rooms: Rooms, out: Path) -> None:
 
 
 def train_once(overrides: Sequence[str], run: Path, threads: int) -> Path:
-    """A run of the preset `tiny` with these settings, trained unless it is there."""
+    """A run of the preset `tiny` with these settings, trained as far as it is not yet."""
     common = [f"data.size={SIZE}", f"train.threads={threads}"]
     common += ["train.picture_every=1000000", "train.checkpoint_every=1000000"]
-    if not (run / "summary.json").exists():
-        start_run(load_config("tiny", overrides=[*common, *overrides]), run, lambda done, total=None, words="": None)
+    complete_run(load_config("tiny", overrides=[*common, *overrides]), run, lambda done, total=None, words="": None)
     return run
 
 

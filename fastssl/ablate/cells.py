@@ -27,7 +27,7 @@ from fastssl.faults import machine_error, machine_fault, machine_faults_named
 from fastssl.files import complete_or_absent, read_regular
 from fastssl.report import write_report
 from fastssl.telemetry import read_summary
-from fastssl.train import Stopped, configure_torch, is_finished, resume_run, start_run
+from fastssl.train import Stopped, complete_run, configure_torch, is_finished
 
 log = logging.getLogger(__name__)
 
@@ -205,8 +205,8 @@ def _make(cell: Cell, out: Path, threads: int) -> None:
             run.mkdir(parents=True, exist_ok=True)
         record.write(folder)
     with _torch_threads(record.threads):
-        if not _is_ready(cell, out):
-            _train(cell, run)
+        if not cell.subject:
+            complete_run(cell.config, run, _unheard)
         configure_torch(cell.config)  # as a training of this process has left it, or not, where it went on here
         for name in list(_left(cell, record, out)):
             _measure(cell, name, run)
@@ -224,13 +224,6 @@ def _torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _train(cell: Cell, run: Path) -> None:
-    if (run / "config.yaml").exists():
-        resume_run(run, _unheard)
-    else:
-        start_run(cell.config, run, _unheard)
 
 
 def _measure(cell: Cell, name: str, run: Path) -> None:

@@ -4,6 +4,7 @@ from fastssl.train.beginning import initialise_by_first_images
 from fastssl.train.checkpoint import Trained, check_data, load_trained
 from fastssl.train.run import (
     calibrated_options,
+    complete_run,
     configure_torch,
     dry_run,
     is_finished,
@@ -19,6 +20,7 @@ __all__ = [
     "Trained",
     "calibrated_options",
     "check_data",
+    "complete_run",
     "configure_torch",
     "dry_run",
     "initialise_by_first_images",

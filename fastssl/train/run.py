@@ -120,6 +120,25 @@ def resume_run(
         _train(config, run, content, advance, stop, ranks, profile=profile)
 
 
+def complete_run(config: Config, run: Path, advance: Advance) -> None:
+    """Train to the last step: from the beginning, or from where an earlier call ended; nothing where that is done.
+
+    Args:
+        config: the settings, which count where the run was not begun.
+        run: the run folder.
+        advance: is told how far it is.
+
+    Raises:
+        As `start_run` and `resume_run`.
+    """
+    if is_finished(run):
+        return
+    if (run / "config.yaml").exists():
+        resume_run(run, advance)
+    else:
+        start_run(config, run, advance)
+
+
 def is_finished(run: Path) -> bool:
     """A run made all of its steps: its summary says so, and the checkpoint of the last one is there.
 

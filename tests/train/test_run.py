@@ -37,7 +37,7 @@ from fastssl.methods import load_config, read_config
 from fastssl.runs import find_runs
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
-from fastssl.train import load_trained, resume_run, start_run
+from fastssl.train import Stopped, complete_run, load_trained, resume_run, start_run
 from fastssl.train.trainer import lr_factor
 
 
@@ -293,6 +293,30 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     assert "begins from the start" in caplog.text
     assert_same(state(finished, 8), state(run, 8))
     assert [line["step"] for line in read_metrics(run)] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, "SIGTERM"])
+def test_completing_a_run_goes_on_wherever_it_was_ended_and_does_nothing_after_its_end(
+    coded_synthetic: Path, coded_real: Path, tmp_path: Path, ends: Any
+) -> None:
+    """In the middle of a training, which leaves files, and in the case of a signal a summary too."""
+    config = settings(coded_synthetic, coded_real, "train.steps=5", "train.checkpoint_every=100")
+    start_run(config, tmp_path / "undisturbed", quiet)
+
+    def ended(done: int, total: int | None = None, words: str = "") -> None:
+        if done == 2 and ends == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped if ends == "SIGTERM" else KeyboardInterrupt):
+        complete_run(config, tmp_path / "run", ended)
+    assert (tmp_path / "run" / "summary.json").exists() == (ends == "SIGTERM")
+    complete_run(config, tmp_path / "run", quiet)
+    assert_same(state(tmp_path / "run", 5), state(tmp_path / "undisturbed", 5))
+    before = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    complete_run(config, tmp_path / "run", quiet)
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_leftovers_of_a_killed_start_do_not_block(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
