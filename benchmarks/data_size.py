@@ -1,4 +1,4 @@
-"""How much more rooms help: errors on held-out rooms after training on 100, 300, 1,000 and 3,000 of them.
+"""Errors on held-out rooms after training on 100, 300, 1,000 and 3,000 others: how much more of them help.
 
     python benchmarks/data_size.py [--sizes 100,300,1000,3000] [--seeds 3] [--steps 2000] [--jobs 2] [--work DIR]
 
@@ -30,10 +30,10 @@ METRICS = {
     "normal": ("normal error (degrees)", 1),
     "contour": ("contour F", 3),
 }
-"""What is measured: words, and digits of a table."""
+"""Metrics by name: words, and digits of a table."""
 
 Figures = Mapping[int, Mapping[int, Mapping[str, Any]]]
-"""Of each number of rooms the figures of each seed."""
+"""Figures of each seed, by number of rooms."""
 
 
 def measure(work: Path, size: int, seed: int, steps: int, threads: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What each method's step costs beside its backbone alone, and how much of it goes into making its views.
+"""Cost of each method's step beside its backbone alone, and the share of it that making views takes.
 
     python benchmarks/methods.py [--preset tiny] [--turns 5] [--only NAME ...]
 
@@ -63,7 +63,7 @@ def _through(method: Pretext, image: torch.Tensor) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of one time, over as many as fill a turn."""
+    """Seconds of one call, the mean of as many as fill a turn."""
     started, count = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < _LEAST_S or not count:
         work()

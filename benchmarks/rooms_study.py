@@ -1,4 +1,4 @@
-"""What studies of rendered rooms share: rooms, runs on them, and results that are kept and measured once."""
+"""Rooms, runs on them, and results that are kept and measured once, for studies of rendered rooms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastssl.train import complete_run
 RENDERED, PACKED, SIZE = 128, 112, 99
 """Sides in pixels: of the rendered rooms, of the packed ones, and of the network's input."""
 SEED = 11
-"""Of the rooms."""
+"""Seed of the rooms."""
 
 Array = NDArray[Any]
 Change = Callable[[Record, np.random.Generator], Array]
