@@ -137,8 +137,10 @@ class Normals:
         for one in (subject, *beside, *subject.baselines()):
             network = dense_network(one, self.tasks, self.heads, self.head_channels, self.seed)
             heads[one.name] = network.origin
-            if self.steps or self._refuse_new_heads(one, network):
+            if self.steps:
                 self._train(network, one, frames, small, progress)
+            else:
+                _refuse_new_heads(one, network)
             predict = self._predictor(network, one)
             results[one.name] = self._measure(predict, frames, one.name)
             if one is subject:
@@ -150,16 +152,6 @@ class Normals:
 
     def _rows(self) -> list[Metric]:
         return [metric for metric in self.metrics if metric.path[0] in self.tasks]
-
-    def _refuse_new_heads(self, subject: Subject, network: DenseNetwork) -> bool:
-        if network.has_new_heads:
-            raise UsageError(
-                "without any step of fine-tuning new heads would predict nothing",
-                where=subject.name,
-                seen=f"heads that are {network.origin}, and --steps 0",
-                hint="give --steps, or measure a run that has learnt these tasks",
-            )
-        return False
 
     def _conditions(self, frames: NyuFrames, heads: Mapping[str, str]) -> dict[str, object]:
         settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "progress"}
@@ -281,6 +273,16 @@ class Normals:
             pictures = [normal_picture(truth.numpy()), normal_picture(predicted.numpy())]
             rows.append([image, *pictures, angle_picture(angle.numpy(), known.numpy())])
         return grid(rows, ["image", "normals: true", "predicted", "angle"])
+
+
+def _refuse_new_heads(subject: Subject, network: DenseNetwork) -> None:
+    if network.has_new_heads:
+        raise UsageError(
+            "without any step of fine-tuning new heads would predict nothing",
+            where=subject.name,
+            seen=f"heads that are {network.origin}, and --steps 0",
+            hint="give --steps, or measure a run that has learnt these tasks",
+        )
 
 
 def mirrored(batch: Frame, which: Tensor) -> Frame:
