@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def test_timm_sees_images_as_its_weights_want_them() -> None:
     subject = foreign_subject("timm:mobilenetv3_small_050", "other")
     assert subject is not None
     model = timm.create_model("mobilenetv3_small_050").eval()
-    model.load_state_dict(subject.backbone.model.state_dict(), strict=False)  # type: ignore[union-attr, operator]
+    backbone: Any = subject.backbone
+    model.load_state_dict(backbone.model.state_dict(), strict=False)
     image = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         found = subject.backbone(image - torch.from_numpy(IMAGE_MEAN)[:, None, None])
