@@ -28,7 +28,7 @@ from fastssl import config as settings
 from fastssl.batch import IMAGE_MEAN, Batch
 from fastssl.config import Fraction, NonNegative, Positive, Preset, Section
 from fastssl.losses import bins_loss, rebalancing_weights
-from fastssl.methods.colours import chroma_bins, gray, lab, rgb, soft_bins
+from fastssl.methods.colours import bins_near, chroma_bins, gray, lab, rgb, soft_bins
 from fastssl.methods.draws import Draws
 from fastssl.methods.method import StepContext
 from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks, nearly_zero
@@ -97,11 +97,14 @@ class Networks(PretextNetworks):
     """The backbone, and a classifier of the colour at each place of its last map."""
 
     bins: Tensor
+    near: Tensor
     colours_seen: Tensor
 
     def build(self) -> None:
         self.classifier = nn.Conv2d(self.last_channels, BINS, 1)
         self.register_buffer("bins", torch.tensor(chroma_bins().tolist()))
+        near = torch.tensor(bins_near(self.config.views.neighbours).tolist())
+        self.register_buffer("near", near, persistent=False)
         self.register_buffer("colours_seen", torch.zeros(BINS, dtype=torch.float64))
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -120,7 +123,7 @@ class Networks(PretextNetworks):
         views = self.config.views
         chroma = lab(batch.image[:, :, :: views.stride, :: views.stride])[:, 1:]
         is_coloured = (chroma.abs() > views.least_chroma).flatten(1).any(dim=1)
-        target = soft_bins(chroma, self.bins, views.neighbours, views.deviation)
+        target = soft_bins(chroma, self.bins, self.near, views.neighbours, views.deviation)
         return self.seen(batch.image), target * is_coloured[:, None, None, None]
 
     @staticmethod

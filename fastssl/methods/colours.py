@@ -19,6 +19,8 @@ GRID = 10.0
 """Between two bins, along a and along b."""
 LARGEST, SMALLEST = 100.0, -110.0
 """Ends of the grid."""
+_CELL = 5.0
+_LINE = np.arange(SMALLEST, LARGEST, _CELL)
 REACH = 14.25
 """How far from every colour of sRGB a bin may lie. The authors' list of 313 bins tells no rule; with this one there are
 as many, of which 310 are theirs."""
@@ -26,14 +28,17 @@ as many, of which 310 are theirs."""
 # IEC 61966-2-1: linear sRGB to XYZ, each row divided by the white's.
 _TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _TO_RELATIVE = _TO_XYZ / np.array([[0.950456], [1.0], [1.088754]])
-_STEEP, _FLAT = 216 / 24389, 24389 / 27  # CIE's, below which the cube root is a line
+_DARK = 0.04045
+"""Of sRGB's levels, below which its curve is a line."""
+_STEEP, _FLAT = 216 / 24389, 24389 / 27
+"""CIE's, of light, below which the cube root is a line."""
 
 
 def lab(image: Tensor) -> Tensor:
     """Lab of photos as batches have them, (N, 3, H, W) RGB in 0..1 less the mean; (N, 3, H, W) float32."""
     matrix = torch.tensor(_TO_RELATIVE.tolist(), device=image.device)
-    x, y, z = torch.einsum("rc,nchw->rnhw", matrix, _linear(image))
-    x, y, z = (torch.where(v > _STEEP, v.clamp(min=_STEEP) ** (1 / 3), (_FLAT * v + 16) / 116) for v in (x, y, z))
+    relative = torch.einsum("rc,nchw->rnhw", matrix, _linear(image))
+    x, y, z = _power(relative.clamp(min=_STEEP), 1 / 3).add_(relative.clamp_(max=_STEEP) - _STEEP, alpha=_FLAT / 116)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
 
@@ -43,17 +48,27 @@ def gray(image: Tensor) -> Tensor:
     return _level(torch.einsum("c,nchw->nhw", luminance, _linear(image))[:, None])
 
 
+# Curves of two pieces are sums of what each adds: on a CPU a choice between them takes as long as the power.
+
+
 def _linear(image: Tensor) -> Tensor:
     """Light of photos as batches have them, 0..1, float32."""
     mean = torch.tensor(IMAGE_MEAN.tolist(), device=image.device)[:, None, None]
-    level = (image.float() + mean).clamp(0, 1)
-    return torch.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    level = image.float() + mean
+    steep = _power(level.clamp(_DARK, 1).add_(0.055).mul_(1 / 1.055), 2.4)
+    return steep.add_(level.clamp_(0, _DARK).sub_(_DARK), alpha=1 / 12.92)
 
 
 def _level(linear: Tensor) -> Tensor:
     """Of light, in 0..1."""
-    level = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
-    return level.clamp(0, 1)
+    dark = _DARK / 12.92
+    steep = _power(linear.clamp(dark, 1), 1 / 2.4).mul_(1.055).sub_(0.055)
+    return steep.add_(linear.clamp(0, dark).sub_(dark), alpha=12.92)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """In place; on a CPU in half the time of torch's."""
+    return base.log2_().mul_(exponent).exp2_()
 
 
 def rgb(colours: Tensor) -> Tensor:
@@ -91,13 +106,30 @@ def _surface_of_srgb(steps: int = 96) -> NDArray[np.float64]:
     return np.stack([500 * (x - y), 200 * (y - z)], axis=1)
 
 
-def soft_bins(values: Tensor, bins: Tensor, neighbours: int, deviation: float) -> Tensor:
-    """Values as distributions over the bins next to them, each by a Gaussian of its distance.
+@lru_cache
+def bins_near(neighbours: int) -> NDArray[np.int64]:
+    """(cells, K): the bins that may be among the nearest of a colour, for each cell of the plane of a and b.
+
+    Cells are squares of 5 from end to end of the grid, by a and then by b. So a search need not look at all bins.
+    """
+    corner = np.stack(np.meshgrid(_LINE, _LINE, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    before, after = corner - chroma_bins(), chroma_bins() - (corner + _CELL)
+    nearest = np.linalg.norm(np.maximum(np.maximum(before, after), 0), axis=2)
+    farthest = np.linalg.norm(np.maximum(np.abs(before), np.abs(after)), axis=2)
+    # So near are that many bins, wherever in the cell the colour is.
+    reach = np.sort(farthest, axis=1)[:, neighbours - 1 : neighbours]
+    largest = (nearest <= reach).sum(axis=1).max()
+    return np.argsort(nearest, axis=1, kind="stable")[:, :largest]
+
+
+def soft_bins(chroma: Tensor, bins: Tensor, near: Tensor, neighbours: int, deviation: float) -> Tensor:
+    """Colours as distributions over the bins next to them, each by a Gaussian of its distance.
 
     Args:
-        values: (N, C, h, w).
-        bins: (Q, C).
-        neighbours: bins that a value is spread over.
+        chroma: (N, 2, h, w), a and b, which the grid of bins holds.
+        bins: `chroma_bins`.
+        near: `bins_near` of as many neighbours.
+        neighbours: bins that a colour is spread over.
         deviation: of the Gaussian.
 
     Returns:
@@ -105,8 +137,11 @@ def soft_bins(values: Tensor, bins: Tensor, neighbours: int, deviation: float) -
 
     Source: R. Zhang et al., *Colorful Image Colorization*, ECCV 2016, section 2.2.
     """
-    places = values.permute(0, 2, 3, 1)
-    squares = (places[..., None, :] - bins).square().sum(dim=-1)
-    nearest, index = squares.topk(neighbours, largest=False)
+    places = chroma.permute(0, 2, 3, 1)
+    cell = ((places - SMALLEST) / _CELL).long().clamp(0, len(_LINE) - 1)
+    found = near[cell[..., 0] * len(_LINE) + cell[..., 1]]
+    squares = (places[..., None, :] - bins[found]).square().sum(dim=-1)
+    nearest, which = squares.topk(neighbours, largest=False)
     weight = F.softmax(-nearest / (2 * deviation**2), dim=-1)
-    return torch.zeros_like(squares).scatter_(-1, index, weight).permute(0, 3, 1, 2)
+    spread = weight.new_zeros(*weight.shape[:3], len(bins))
+    return spread.scatter_(-1, found.gather(-1, which), weight).permute(0, 3, 1, 2)

@@ -33,7 +33,7 @@ from fastssl.batch import Batch
 from fastssl.config import BelowOne, Channels, Fraction, NonNegative, Preset, Section
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import Pretext, PretextNetworks, SgdConfig, nearly_zero
-from fastssl.methods.views import cut, input_side
+from fastssl.methods.views import input_side, windows
 
 ROWS = 3
 PATCHES = ROWS * ROWS
@@ -41,8 +41,8 @@ MIDDLE = PATCHES // 2
 DIRECTIONS = PATCHES - 1
 _NOISE = 1 / 255
 """From end to end of the noise in the place of a channel: a level of a byte."""
-_NOISE_PLACES = 1 << 20
-"""At which noise begins."""
+_NOISES = 256
+"""Channels of noise, of which one is drawn."""
 _CONTRAST = 50 / 255
 """Root mean square of a patch."""
 _LEAST_RMS = 1e-3
@@ -60,7 +60,7 @@ class ViewsConfig(Section):
     coarse: Fraction = 1 / 3
     """Probability that a patch is made smaller and as large again."""
     least_side: Annotated[int, Field(ge=1)] = 10
-    """Pixels on a side of such a small patch, at least."""
+    """Pixels on a side of such a small patch, at least; one that is larger than a patch makes none smaller."""
 
     @model_validator(mode="after")
     def _check(self) -> ViewsConfig:
@@ -124,15 +124,18 @@ class Networks(PretextNetworks):
     noise: Tensor
 
     def build(self) -> None:
-        hidden = self.config.model.hidden_channels
-        self.side = input_side(self.backbone, max(1, round(self.config.views.patch * self.config.data.size)))
+        views, hidden = self.config.views, self.config.model.hidden_channels
+        # Whole pixels, rounded down, so that a grid fits as its fractions do.
+        self.length = max(1, int(views.patch * self.config.data.size))
+        self.spacing = int(self.length * (1 + views.gap))
+        self.jitter = int(self.length * views.jitter)
+        self.side = input_side(self.backbone, self.length)
         self.pair = nn.Linear(2 * self.last_channels, hidden)
         self.norm = nn.BatchNorm1d(hidden, affine=False)
         self.hidden = nn.Linear(hidden, hidden)
         self.direction = nn.Linear(hidden, DIRECTIONS)
-        self.register_buffer("resizings", resizings(self.side, self.config.views.least_side), persistent=False)
-        length = 3 * self.side**2 + _NOISE_PLACES - 1
-        noise = Draws(0, torch.zeros(1, dtype=torch.int64)).uniform("context noise", length)[0]
+        self.register_buffer("resizings", resizings(self.length, self.side, views.least_side), persistent=False)
+        noise = Draws(0, torch.arange(_NOISES)).uniform("context noise", self.side, self.side)
         self.register_buffer("noise", (noise - 0.5) * _NOISE, persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -141,43 +144,51 @@ class Networks(PretextNetworks):
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Patches (N, 9, 3, T, T), row by row, and the directions from the middle, (8 N,), pair by pair."""
-        patches = self.one_channel(self.patches(batch.image.float(), draws), draws)
+        channel = draws.integers("context channel", 3, PATCHES)
+        places = self.places(batch.image.shape[-1], draws)
+        patches = self.amid_noise(self.patches(batch.image.float(), channel, places, draws), channel, draws)
         return patches, torch.arange(DIRECTIONS, device=patches.device).repeat(len(patches))
 
-    def patches(self, image: Tensor, draws: Draws) -> Tensor:
-        """The patches of a grid at random in photos (N, 3, S, S), row by row, each moved a little; (N, 9, 3, T, T)."""
-        views, size = self.config.views, image.shape[-1]
-        length = views.patch * size
-        corner = draws.uniform("context grid", 1, 2) * (1 - views.extent) * size
-        place = torch.arange(PATCHES, device=image.device)
-        cell = torch.stack([place // ROWS, place % ROWS], dim=1) * (length * (1 + views.gap))
-        moved = draws.uniform("context jitter", PATCHES, 2) * (2 * views.jitter * length)
-        top, left = (corner + cell + moved).unbind(dim=-1)
-        return cut(image, top, left, length, self.side)
+    def places(self, size: int, draws: Draws) -> Tensor:
+        """First row and column (N, 9, 2) of the patches, row by row, of a grid at random in photos of `size` pixels.
 
-    def coarse(self, patches: Tensor, draws: Draws) -> Tensor:
-        """Some patches made smaller, by any amount, and as large again."""
-        below = len(self.resizings) - 1
-        number = draws.integers("context side", below, PATCHES) if below else torch.zeros_like(patches[:, :, 0, 0, 0])
-        is_coarse = draws.uniform("context coarse", PATCHES) < self.config.views.coarse
-        matrix = self.resizings[torch.where(is_coarse, number, below).long()]
-        return matrix[:, :, None] @ patches @ matrix[:, :, None].transpose(-1, -2)
-
-    def one_channel(self, patches: Tensor, draws: Draws) -> Tensor:
-        """One channel of each patch, (N, 9, 3, T, T), of some made coarse, less its mean, and noise in the place of the
-        others; all of one contrast.
-
-        The noise is a stretch of one long row of random numbers, from a place that is drawn.
+        Each is moved a little.
         """
-        channel = draws.integers("context channel", 3, PATCHES)
-        kept = patches.gather(2, channel[..., None, None, None].expand(-1, -1, 1, *patches.shape[3:]))
-        kept = self.coarse(kept, draws)
-        place = draws.integers("context noise", _NOISE_PLACES, PATCHES)
-        noise = self.noise.unfold(0, 3 * self.side**2, 1)[place].view(*place.shape, 3, self.side, self.side)
-        own = F.one_hot(channel, 3)[..., None, None].bool()
-        mixed = torch.where(own, kept - kept.mean(dim=(-2, -1), keepdim=True), noise)
+        extent = self.length + (ROWS - 1) * self.spacing + 2 * self.jitter
+        corner = draws.integers("context grid", size - extent + 1, 1, 2)
+        moved = draws.integers("context jitter", 2 * self.jitter + 1, PATCHES, 2)
+        place = torch.arange(PATCHES, device=moved.device)
+        return corner + moved + self.spacing * torch.stack([place // ROWS, place % ROWS], dim=1)
+
+    def patches(self, image: Tensor, channel: Tensor, places: Tensor, draws: Draws) -> Tensor:
+        """One channel (N, 9) of each of the patches of photos (N, 3, S, S), (N, 9, T, T).
+
+        Some are made smaller first, by any amount, and so have lost what is fine.
+        """
+        num, channels, size, _ = image.shape
+        stacked = image.reshape(num, 1, channels * size, size)  # channels one below the other
+        top, left = places.unbind(dim=-1)
+        kept = windows(stacked, top + channel * size, left, self.length).view(-1, self.length, self.length)
+        smaller = len(self.resizings) - 1
+        is_coarse = draws.uniform("context coarse", PATCHES) < self.config.views.coarse
+        number = torch.where(is_coarse, draws.integers("context side", max(smaller, 1), PATCHES), smaller)
+        matrix = self.resizings.index_select(0, number.flatten())
+        return (matrix @ kept @ matrix.transpose(1, 2)).view(num, PATCHES, self.side, self.side)
+
+    def amid_noise(self, patches: Tensor, channel: Tensor, draws: Draws) -> Tensor:
+        """One channel of each patch, (N, 9, T, T), less its mean, and noise in the place of the others.
+
+        Returns:
+            (N, 9, 3, T, T), all of one contrast.
+        """
+        own = (patches - patches.mean(dim=(-2, -1), keepdim=True)).flatten(0, 1)
+        number = draws.integers("context noise", len(self.noise), PATCHES, 3)
+        mixed = self.noise.index_select(0, number.flatten())
+        first = 3 * torch.arange(len(own), device=own.device)
+        mixed.index_copy_(0, first + channel.flatten(), own)
+        mixed = mixed.view(*channel.shape, 3, self.side, self.side)
         rms = mixed.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
-        return mixed * (_CONTRAST / rms.clamp(min=_LEAST_RMS))
+        return mixed.mul_(_CONTRAST / rms.clamp(min=_LEAST_RMS))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Logits of the directions, (8 N, 8), of patches (N, 9, 3, T, T): each photo's pairs in turn."""
@@ -192,20 +203,21 @@ class Networks(PretextNetworks):
         return {"context": F.cross_entropy(outputs.float(), target)}
 
 
-def resizings(side: int, least: int) -> Tensor:
-    """Matrices that make a side smaller, to `least`, `least` + 1 ... pixels, and as long again; the last does nothing.
+def resizings(length: int, side: int, least: int) -> Tensor:
+    """Matrices that resize a patch, all but the last after they made it smaller, to `least`, `least` + 1 ... pixels.
 
     Args:
-        side: pixels.
-        least: of the smallest; one that is larger than `side` is taken for it.
+        length: of a side of the patch, in pixels.
+        side: of what is returned.
+        least: of the smallest; where it is not below `length`, none is made smaller.
 
     Returns:
-        (side - least + 1, side, side) float32. M x M^T resizes an image x (side, side) by areas and then linearly.
+        (max(length - least, 0) + 1, side, length) float32. M x M^T resizes a patch x (length, length) by areas and
+        then linearly.
     """
-    unit = torch.eye(side)[None]
-    smaller = range(min(least, side), side)
-    made = [F.interpolate(F.adaptive_avg_pool1d(unit, small), side, mode="linear")[0].T for small in smaller]
-    return torch.stack([*made, unit[0]])
+    unit = torch.eye(length)[None]
+    smaller = [F.adaptive_avg_pool1d(unit, pixels) for pixels in range(least, length)]
+    return torch.stack([F.interpolate(small, side, mode="linear")[0].T for small in (*smaller, unit)])
 
 
 class Context(Pretext):

@@ -9,9 +9,10 @@ each photo, and so is whether it is seen without colours.
 
 Sources: the paper; a port that is not the authors', from which nothing is taken but the sizes: it cuts off the
 distance to another photo for each number, which the paper does not. Deviations: the backbone is this project's
-AlexNet, and counting is the layer behind the mean of its last map; quarters of 113.5 pixels are resized to the 115
-that it takes. Not known, and so settings of our choice: the learning rate, its optimizer and how often colours are
-taken.
+AlexNet, and counting is the layer behind the mean of its last map; photos of 227 pixels are resized to 230, whose
+quarters have the 115 that it takes; filters that make a photo smaller lie between means of areas, a little sharpened,
+and linear interpolation, where the paper draws one of four that have names. Not known, and so settings of our choice:
+the learning rate, its optimizer and how often colours are taken.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from fastssl.errors import ConfigError
 from fastssl.losses import counting_loss
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import AdamConfig, Pretext, PretextNetworks, nearly_zero
-from fastssl.methods.views import cut, input_side
+from fastssl.methods.views import input_side, resized
 
 PARTS = 4
 _LUMA = (0.299, 0.587, 0.114)
+_SHARP, _SOFT = -0.1, 0.25
+"""Shares of the outer two of four pixels of which one is made."""
 
 
 class ViewsConfig(Section):
@@ -90,12 +93,9 @@ PRESETS: dict[str, Preset] = {
 class Networks(PretextNetworks):
     """The backbone, and a layer that counts."""
 
-    ways: Tensor
-
     def build(self) -> None:
         self.side = input_side(self.backbone, -(-self.config.data.size // 2))
         self.counts = nn.Linear(self.last_channels, self.config.model.counts)
-        self.register_buffer("ways", ways(self.config.data.size, self.side), persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
@@ -103,27 +103,29 @@ class Networks(PretextNetworks):
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The whole photos and their quarters, (N, 5, 3, T, T), and for each photo the number of another, (N,)."""
-        image = self.without_colours(batch.image.float(), draws)
+        image = self.without_colours(resized(batch.image.float(), 2 * self.side), draws)
         views = torch.cat([self.whole(image, draws)[:, None], self.quarters(image)], dim=1)
         return views, torch.arange(len(image), device=image.device).roll(1)
 
     def without_colours(self, image: Tensor, draws: Draws) -> Tensor:
         """Some of the photos (N, 3, S, S) in black and white."""
         luma = torch.tensor(_LUMA, device=image.device)[:, None, None]
-        is_gray = draws.uniform("counting gray") < self.config.views.gray
-        return torch.where(is_gray[:, None, None, None], (image * luma).sum(dim=1, keepdim=True), image)
+        is_gray = (draws.uniform("counting gray") < self.config.views.gray).float()
+        return torch.lerp(image, (image * luma).sum(dim=1, keepdim=True), is_gray[:, None, None, None])
 
     def whole(self, image: Tensor, draws: Draws) -> Tensor:
-        """The photos (N, 3, S, S) made smaller, (N, 3, T, T): each by areas, linearly or by cubic curves."""
-        way = self.ways[draws.integers("counting way", len(self.ways))][:, None]
-        return way @ image @ way.transpose(-1, -2)
+        """The photos (N, 3, 2 T, 2 T) made smaller, (N, 3, T, T), each by a filter of its own.
+
+        Of four pixels in a row, and in a column, the two outer ones have a share that is drawn: 0 takes means of two
+        by two pixels, 1/4 is linear interpolation without aliases, and less than 0 is sharp, as cubic curves are.
+        """
+        outer = _SHARP + (_SOFT - _SHARP) * draws.uniform("counting way")[:, None, None, None]
+        return _halved(_halved(image, outer).transpose(2, 3), outer).transpose(2, 3) / 4
 
     def quarters(self, image: Tensor) -> Tensor:
-        """The quarters of photos (N, 3, S, S), row by row, (N, 4, 3, T, T)."""
-        half = image.shape[-1] / 2
-        place = torch.arange(PARTS, device=image.device)
-        top, left = ((half * number).expand(len(image), PARTS) for number in (place // 2, place % 2))
-        return cut(image, top, left, half, self.side)
+        """The quarters of photos (N, 3, 2 T, 2 T), row by row, (N, 4, 3, T, T)."""
+        num, channels, side = len(image), image.shape[1], self.side
+        return image.view(num, channels, 2, side, 2, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
     def forward(self, views: Tensor) -> Tensor:
         """Counts, (N, 5, C) and none below 0, of views (N, 5, 3, T, T)."""
@@ -136,14 +138,12 @@ class Networks(PretextNetworks):
         return {"counting": equal + different}
 
 
-def ways(size: int, side: int) -> Tensor:
-    """Matrices (3, side, size) M that make photos x (size, size) smaller as M x M^T."""
-    unit = torch.eye(size)[None, None]
-    made = [
-        F.interpolate(unit, (side, size), mode=mode, antialias=smooth)[0, 0]
-        for mode, smooth in (("bilinear", False), ("bilinear", True), ("bicubic", True))
-    ]
-    return torch.stack(made)
+def _halved(image: Tensor, outer: Tensor) -> Tensor:
+    """Twice the images (N, 3, H, W) with half as many rows, each of four rows of which the outer two have a share."""
+    rows = image.shape[2]
+    padded = F.pad(image, (0, 0, 1, 1), mode="replicate")
+    above, upper, lower, below = (padded[:, :, first : first + rows : 2] for first in range(4))
+    return torch.lerp(upper + lower, above + below, outer)
 
 
 class Counting(Pretext):

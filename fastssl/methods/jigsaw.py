@@ -36,7 +36,7 @@ from fastssl.batch import Batch
 from fastssl.config import Channels, Preset, Section
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import Pretext, PretextNetworks, SgdConfig, nearly_zero
-from fastssl.methods.views import cut, input_side, standardised
+from fastssl.methods.views import input_side, resized, standardised, windows
 
 ROWS = 3
 TILES = ROWS * ROWS
@@ -137,21 +137,25 @@ class Networks(PretextNetworks):
 
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Tiles (N, 9, 3, T, T) in the order that the target (N,) numbers."""
-        cells, order = self.tiles(batch.image.float(), draws), draws.integers("jigsaw order", len(self.permutations))
-        index = self.permutations[order]
-        return cells[torch.arange(len(cells), device=cells.device)[:, None], index], order
+        order = draws.integers("jigsaw order", len(self.permutations))
+        places = self.places(batch.image.shape[-1], draws)
+        laid = self.permutations[order][:, :, None, None].expand_as(places)
+        return self.tiles(batch.image.float(), places.gather(1, laid)), order
 
-    def tiles(self, image: Tensor, draws: Draws) -> Tensor:
-        """The tiles of photos (N, 3, S, S) as they lie there, row by row, (N, 9, 3, T, T)."""
-        cell, length = image.shape[-1] // ROWS, self._tile_length()
-        slack = cell - length
+    def places(self, size: int, draws: Draws) -> Tensor:
+        """First row and column of each channel of each tile of photos of `size` pixels, row by row, (N, 9, 3, 2)."""
+        cell = size // ROWS
+        slack = cell - self._tile_length()
         shift = min(self.config.views.channel_shift, slack)
         moved = draws.integers("jigsaw place", slack - shift + 1, TILES, 1, 2)
         moved = moved + draws.integers("jigsaw channels", shift + 1, TILES, 3, 2)
-        place = torch.arange(TILES, device=image.device)
-        corner = cell * torch.stack([place // ROWS, place % ROWS], dim=1)
-        top, left = (corner[:, None] + moved).unbind(dim=-1)
-        return standardised(cut(image, top, left, length, self.side))
+        place = torch.arange(TILES, device=moved.device)
+        return moved + cell * torch.stack([place // ROWS, place % ROWS], dim=1)[:, None]
+
+    def tiles(self, image: Tensor, places: Tensor) -> Tensor:
+        """The tiles of photos (N, 3, S, S) that begin at these places (N, 9, 3, 2), (N, 9, 3, T, T)."""
+        top, left = places.unbind(dim=-1)
+        return standardised(resized(windows(image, top, left, self._tile_length()), self.side))
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Logits of the orders, (N, orders), of tiles (N, 9, 3, T, T)."""

@@ -31,7 +31,7 @@ from fastssl.batch import Batch
 from fastssl.config import Positive, Preset, Section
 from fastssl.errors import ConfigError
 from fastssl.losses import bins_loss
-from fastssl.methods.colours import chroma_bins, lab, soft_bins
+from fastssl.methods.colours import bins_near, chroma_bins, lab, soft_bins
 from fastssl.methods.draws import Draws
 from fastssl.methods.pretext import Pretext, PretextNetworks, SgdConfig, nearly_zero
 
@@ -83,6 +83,7 @@ class Networks(PretextNetworks):
     """The backbone, whose channels are two halves, and a classifier of each."""
 
     bins: Tensor
+    near: Tensor
 
     def build(self) -> None:
         _check_halves(self.backbone)
@@ -90,6 +91,8 @@ class Networks(PretextNetworks):
         self.colours = nn.Conv2d(half, CHROMA_BINS, 1)
         self.lightness = nn.Conv2d(half, self.config.views.lightness_bins, 1)
         self.register_buffer("bins", torch.tensor(chroma_bins().tolist()))
+        near = torch.tensor(bins_near(self.config.views.neighbours).tolist())
+        self.register_buffer("near", near, persistent=False)
         for convolution in _convolutions(self.backbone):
             if convolution.weight.requires_grad:
                 convolution.weight.register_hook(halved)
@@ -109,7 +112,7 @@ class Networks(PretextNetworks):
         """The photos as they are, and the bins of their colours and those of their lightness (N, 313 + Q, h, w)."""
         views = self.config.views
         places = lab(batch.image[:, :, :: views.stride, :: views.stride])
-        colours = soft_bins(places[:, 1:], self.bins, views.neighbours, views.deviation)
+        colours = soft_bins(places[:, 1:], self.bins, self.near, views.neighbours, views.deviation)
         number = (places[:, 0] * (views.lightness_bins / 100)).long().clamp(0, views.lightness_bins - 1)
         lightness = F.one_hot(number, views.lightness_bins).permute(0, 3, 1, 2)
         return batch.image.float(), torch.cat([colours, lightness], dim=1)

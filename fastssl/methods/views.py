@@ -23,40 +23,33 @@ def input_side(backbone: Backbone, length: int) -> int:
     return next(side for side in count(max(length, _LEAST_SIDE)) if backbone.takes(side, side))
 
 
-def cut(image: Tensor, top: Tensor, left: Tensor, length: float, side: int) -> Tensor:
-    """Square windows of images, resized by linear interpolation.
-
-    Between whole pixels values are blended; a window of `side` pixels at whole places is cut out as it is. A window
-    must lie inside its image.
+def windows(image: Tensor, top: Tensor, left: Tensor, length: int) -> Tensor:
+    """Square windows of images, as they are. A window must lie inside its image.
 
     Args:
-        image: (N, C, H, W) floats.
-        top: (N, K) or (N, K, C) floats, first row of each window; of each channel where they differ, which costs.
+        image: (N, C, H, W).
+        top: (N, K) or, where channels differ, (N, K, C) int64: first row of each window.
         left: the same of the first column.
-        length: side of every window, in pixels of the image.
-        side: of what is returned.
+        length: side of every window, in pixels.
 
     Returns:
-        (N, K, C, side, side).
+        (N, K, C, length, length).
     """
     num, channels, height, width = image.shape
-    windows = top.shape[1]
-    # Where windows of channels differ each channel is an image by itself.
-    images = image if top.dim() == 2 else image.reshape(num * channels, 1, height, width)
-    centres = (torch.arange(side, device=image.device, dtype=torch.float32) + 0.5) * (length / side)
-    rows, columns = (
-        (place.float() if place.dim() == 2 else place.float().transpose(1, 2)).reshape(len(images), windows, 1)
-        + centres
-        for place in (top, left)
-    )
-    rows, columns = rows * (2 / height) - 1, columns * (2 / width) - 1
-    shape = (len(images), windows, side, side)
-    grid = torch.stack([columns[:, :, None, :].expand(shape), rows[:, :, :, None].expand(shape)], dim=-1)
-    found = F.grid_sample(
-        images, grid.view(len(images), windows * side, side, 2), mode="bilinear", padding_mode="border",
-        align_corners=False,
-    )  # fmt: skip
-    return found.view(num, channels, windows, side, side).transpose(1, 2)
+    corner = top * width + left
+    corner = corner[..., None].expand(-1, -1, channels) if corner.dim() == 2 else corner
+    plane = torch.arange(num * channels, device=image.device).view(num, 1, channels) * (height * width)
+    line = torch.arange(length, device=image.device)
+    index = (corner + plane)[..., None, None] + (line[:, None] * width + line)
+    # On a CPU six times as fast as an index in brackets.
+    return image.reshape(-1).index_select(0, index.flatten()).view(index.shape)
+
+
+def resized(views: Tensor, side: int) -> Tensor:
+    """Square views (..., S, S) by linear interpolation, (..., side, side); those of that side as they are."""
+    # Planes by themselves: with three channels torch takes twice as long on a CPU.
+    planes = views.reshape(-1, 1, *views.shape[-2:])
+    return F.interpolate(planes, side, mode="bilinear").view(*views.shape[:-2], side, side)
 
 
 def standardised(views: Tensor) -> Tensor:
@@ -66,7 +59,6 @@ def standardised(views: Tensor) -> Tensor:
         views: (..., C, S, S) floats.
     """
     moved = views - views.mean(dim=(-2, -1), keepdim=True)
-    deviation = (
-        moved.square().mean(dim=(-2, -1), keepdim=True).sqrt()
-    )  # on a CPU five times as fast as torch's variance
-    return moved / deviation.clamp(min=_LEAST_DEVIATION)
+    # On a CPU five times as fast as torch's variance.
+    deviation = moved.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    return moved.div_(deviation.clamp(min=_LEAST_DEVIATION))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastssl.batch import IMAGE_MEAN
 from fastssl.losses import bins_loss, rebalancing_weights
 from fastssl.methods.colorization import Networks
-from fastssl.methods.colours import chroma_bins, gray, lab, rgb, soft_bins
+from fastssl.methods.colours import bins_near, chroma_bins, gray, lab, rgb, soft_bins
 
 # For each a of the authors' 313 bins, the least and the largest b.
 AUTHORS = {
@@ -73,17 +73,29 @@ def numpy_soft_bins(value: np.ndarray, bins: np.ndarray, neighbours: int, deviat
     return weight / weight.sum()
 
 
-@pytest.mark.parametrize("neighbours", [5, 10])
+@pytest.mark.parametrize("neighbours", [1, 5, 10, 313])
 def test_colours_are_spread_over_their_nearest_bins(neighbours: int) -> None:
-    rng = np.random.default_rng(0)
-    chroma, bins = rng.uniform(-60, 60, (2, 2, 3, 4)), chroma_bins()
-    found = soft_bins(torch.tensor(chroma), torch.tensor(bins), neighbours, 5.0).numpy()
-    for n, i, j in np.ndindex(2, 3, 4):
-        np.testing.assert_allclose(
-            found[n, :, i, j], numpy_soft_bins(chroma[n, :, i, j], bins, neighbours, 5), atol=1e-9
-        )
-    assert ((found > 0).sum(axis=1) == neighbours).all()
+    """Of colours that photos can have, the corners of sRGB among them."""
+    level = np.random.default_rng(0).integers(0, 256, (40, 3)).tolist()
+    corners = [[255 * (n >> 2), 255 * (n >> 1 & 1), 255 * (n & 1)] for n in range(8)]
+    chroma = lab(image_of(level + corners))[:, 1:].double()
+    found = soft_bins(chroma, torch.tensor(chroma_bins()), torch.tensor(bins_near(neighbours)), neighbours, 5.0).numpy()
+    for place in range(48):
+        expected = numpy_soft_bins(chroma[0, :, 0, place].numpy(), chroma_bins(), neighbours, 5)
+        np.testing.assert_allclose(found[0, :, 0, place], expected, atol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("neighbours", [5, 10])
+def test_no_bin_that_is_near_is_left_out_of_the_search(neighbours: int) -> None:
+    """At random places of the whole grid, and at its corners; a search looks at few of the 313."""
+    near, bins = bins_near(neighbours), chroma_bins()
+    assert near.shape[1] <= 20
+    places = np.concatenate([np.random.default_rng(0).uniform(-110, 100, (3000, 2)), [[-110, -110], [99.9, 99.9]]])
+    for place in places:
+        distance = np.hypot(*(bins - place).T)
+        a, b = ((place + 110) // 5).astype(int)
+        assert np.sort(distance[near[a * 42 + b]])[neighbours - 1] == np.sort(distance)[neighbours - 1]
 
 
 def test_rare_colours_weigh_more_with_mean_1_under_the_prior() -> None:

@@ -21,37 +21,30 @@ MARGIN = 0.02
 standard errors. One seed reached 0.167, and 0.128 where it was taught the directions of others."""
 
 
-def places(monkeypatch: pytest.MonkeyPatch, num: int) -> tuple[torch.Tensor, float]:
-    """(N, 9, 2) first row and column of the patches, and their length."""
-    seen = {}
+def test_patches_make_a_grid_with_gaps_and_jitter_inside_the_photo() -> None:
+    """Sizes as the authors': patches of 96 pixels, 48 between them, each moved by up to 7 in each direction.
 
-    def noted(image: torch.Tensor, top: torch.Tensor, left: torch.Tensor, length: float, side: int) -> torch.Tensor:
-        seen["places"], seen["length"] = torch.stack([top, left], dim=-1), length
-        return torch.zeros(*top.shape, 3, side, side)
-
-    monkeypatch.setattr("fastssl.methods.context.cut", noted)
-    method("context", f"data.size={SIDE}", "views.patch=0.22").networks.patches(
-        torch.zeros(num, 3, SIDE, SIDE), draws(num)
-    )
-    return seen["places"], seen["length"]
-
-
-def test_patches_make_a_grid_with_gaps_and_jitter_inside_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes as the authors': patches of 96 pixels, 48 between them, each moved by up to 7 in each direction."""
-    found, length = places(monkeypatch, 300)
-    assert length == pytest.approx(0.22 * SIDE)
-    assert found.min() >= 0
-    assert found.max() + length <= SIDE
+    Here they are 53 (0.22 of 243), 26 (79 from one to the next) and 3.
+    """
+    networks = method("context", f"data.size={SIDE}", "views.patch=0.22").networks
+    assert networks.length == 53
+    found = networks.places(SIDE, draws(400))
+    assert found.min() == 0
+    assert found.max() + 53 == SIDE
     place = torch.arange(9)
-    cell = torch.stack([place // 3, place % 3], dim=1) * (length * (96 + 48) / 96)
-    moved = found - cell
+    moved = (found - 79 * torch.stack([place // 3, place % 3], dim=1)).double()
     apart = (moved[:, :, None] - moved[:, None]).abs()
-    reach = 2 * 7 / 96 * length
-    assert apart.max() <= reach + 1e-3
-    assert apart.max() > 0.9 * reach
-    gaps = found[:, 1, 1] - found[:, 0, 1] - length
-    assert (gaps >= length * (48 - 14) / 96 - 1e-3).all()
-    assert moved.mean(dim=0).std(dim=0).max() < 0.05 * length, "no direction is moved otherwise than the others"
+    assert apart.max() == 2 * 3
+    assert (found[:, 1, 1] - found[:, 0, 1] - 53).min() >= 26 - 6
+    assert moved.mean(dim=0).std(dim=0).max() < 0.05 * 53, "no direction is moved otherwise than the others"
+
+
+@pytest.mark.parametrize(("size", "patch"), [(131, 0.24), (227, 0.22), (67, 0.2), (99, 0.241)])
+def test_grids_of_all_sizes_lie_inside_the_photo(size: int, patch: float) -> None:
+    networks = method("context", f"data.size={size}", f"views.patch={patch}").networks
+    found = networks.places(size, draws(300))
+    assert found.min() >= 0
+    assert found.max() + networks.length <= size
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:
@@ -61,47 +54,70 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
 
 def test_one_channel_is_left_of_a_patch() -> None:
     """Less its mean; the others hold noise of a level of a byte, and every patch has one contrast."""
-    networks = method("context", "views.coarse=0.0").networks
-    patches = torch.rand(6, 9, 3, 67, 67, generator=torch.Generator().manual_seed(0))
-    found = networks.one_channel(patches, draws(6)).double().numpy()
+    networks = method("context").networks
+    patches = torch.rand(6, 9, 67, 67, generator=torch.Generator().manual_seed(0))
+    channel = draws(6).integers("context channel", 3, 9)
+    found = networks.amid_noise(patches, channel, draws(6)).double().numpy()
     np.testing.assert_allclose(np.sqrt((found**2).mean(axis=(2, 3, 4))), 50 / 255, rtol=1e-4)
     kept = (found**2).mean(axis=(3, 4)).argmax(axis=2)
+    np.testing.assert_array_equal(kept, channel.numpy())
     assert np.bincount(kept.ravel(), minlength=3).min() > 54 / 3 / 2
     for n, k in np.ndindex(6, 9):
-        own = patches[n, k, kept[n, k]].double().numpy()
+        own = patches[n, k].double().numpy()
         own = own - own.mean()
         scale = found[n, k, kept[n, k]].std() / own.std()
         np.testing.assert_allclose(found[n, k, kept[n, k]], own * scale, atol=1e-5)
         noise = np.delete(found[n, k], kept[n, k], axis=0) / scale
         assert np.abs(noise).max() <= 0.5 / 255 * 1.001
         assert noise.std() == pytest.approx(1 / 255 / math.sqrt(12), rel=0.05)
-        assert abs(np.corrcoef(noise.reshape(2, -1))[0, 1]) < 5 / 67
+    others = np.delete(found[0], 0, axis=0).reshape(8 * 3, -1)
+    alike = np.abs(np.corrcoef(others)) > 5 / 67
+    assert alike.sum() < 24 + 8, "noise of one channel is that of few others"
 
 
-def test_the_kept_channel_tells_nothing_of_the_others() -> None:
+def test_the_kept_channel_is_all_that_is_seen() -> None:
     """With colours that a lens has moved apart: what the network sees is the same without the two that went."""
     networks = method("context").networks
-    patches = torch.rand(4, 9, 3, 67, 67, generator=torch.Generator().manual_seed(0))
     channel = draws(4).integers("context channel", 3, 9)
-    other = torch.rand(4, 9, 3, 67, 67, generator=torch.Generator().manual_seed(1))
-    mixed = torch.where(F.one_hot(channel, 3)[..., None, None].bool(), patches, other)
-    assert torch.equal(networks.one_channel(patches, draws(4)), networks.one_channel(mixed, draws(4)))
+    places = networks.places(67, draws(4))
+    image, others = (torch.rand(4, 3, 67, 67, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for kept in range(3):
+        mixed = others.clone()
+        mixed[:, kept] = image[:, kept]
+        is_kept = channel == kept
+        found, expected = (networks.patches(x, channel, places, draws(4))[is_kept] for x in (mixed, image))
+        assert len(found)
+        assert torch.equal(found, expected)
+
+
+def test_patches_are_parts_of_their_photo_resized() -> None:
+    """Against torch's own resizing of what Python's brackets cut out."""
+    networks = method("context", "views.coarse=0.0").networks
+    channel, places = draws(3).integers("context channel", 3, 9), networks.places(67, draws(3))
+    image = torch.rand(3, 3, 67, 67, generator=torch.Generator().manual_seed(0))
+    found, length = networks.patches(image, channel, places, draws(3)), networks.length
+    for n, k in np.ndindex(3, 9):
+        top, left = places[n, k].tolist()
+        part = image[n, channel[n, k], top : top + length, left : left + length]
+        expected = F.interpolate(part[None, None], networks.side, mode="bilinear")[0, 0]
+        torch.testing.assert_close(found[n, k], expected, rtol=0, atol=1e-5)
 
 
 def test_coarse_patches_are_means_of_areas_made_large_again() -> None:
     """Against torch's own resizing of images; about one in three is coarse, and the others are as they were."""
-    networks = method("context", f"views.coarse={1 / 3}").networks
-    side, image = networks.side, torch.rand(1, 2, 67, 67, generator=torch.Generator().manual_seed(0))
-    matrices = resizings(side, 10)
-    assert len(matrices) == 67 - 10 + 1
+    image = torch.rand(1, 2, 31, 31, generator=torch.Generator().manual_seed(0))
+    matrices = resizings(31, 67, 10)
+    assert len(matrices) == 31 - 10 + 1
     for number, matrix in enumerate(matrices):
-        small = F.adaptive_avg_pool2d(image, 10 + number)
+        small = F.adaptive_avg_pool2d(image, 10 + number) if number < len(matrices) - 1 else image
         expected = F.interpolate(small, 67, mode="bilinear")
         torch.testing.assert_close(matrix @ image @ matrix.T, expected, rtol=1e-4, atol=1e-5)
-    patches = torch.rand(200, 9, 1, 67, 67, generator=torch.Generator().manual_seed(0))
-    touched = (networks.coarse(patches, draws(200)) != patches).flatten(2).any(dim=2).double()
-    assert touched.mean() == pytest.approx(1 / 3, abs=5 * (2 / 9 / 1800) ** 0.5)
-    assert torch.equal(method("context", "views.coarse=0.0").networks.coarse(patches, draws(200)), patches)
+    assert len(resizings(31, 67, 40)) == 1
+    some, none = (method("context", "data.size=131", f"views.coarse={share}").networks for share in (1 / 3, 0.0))
+    image = torch.rand(100, 3, 131, 131, generator=torch.Generator().manual_seed(0))
+    given = image, draws(100).integers("context channel", 3, 9), some.places(131, draws(100)), draws(100)
+    touched = (some.patches(*given) != none.patches(*given)).flatten(2).any(dim=2).double()
+    assert touched.mean() == pytest.approx(1 / 3, abs=5 * (2 / 9 / 900) ** 0.5)
 
 
 def test_pairs_are_the_middle_with_each_other_patch_in_the_order_of_directions() -> None:

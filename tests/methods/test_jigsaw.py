@@ -58,7 +58,7 @@ def test_tiles_are_standardised_windows_of_their_cells_in_the_order_that_the_tar
     code = torch.stack([rows, columns, 1000 * rows + columns])
     batch = photos(code.expand(5, 3, 211, 211))
     tiles, order = step.views(batch)
-    raw = networks.tiles(batch.image, draws(5))
+    raw = networks.tiles(batch.image, networks.places(211, draws(5)))
     for photo, number in enumerate(order.tolist()):
         for place, tile in enumerate(far_orders(10)[number]):
             torch.testing.assert_close(tiles[photo, place], raw[photo, tile])
@@ -68,24 +68,14 @@ def test_tiles_are_standardised_windows_of_their_cells_in_the_order_that_the_tar
     assert cell - side == 3
 
 
-def places(monkeypatch: pytest.MonkeyPatch, num: int, *overrides: str) -> tuple[torch.Tensor, int, int]:
-    """(N, 9, 3, 2) rows and columns where tiles were cut, the length of a tile and that of a cell."""
-    seen = {}
-
-    def noted(image: torch.Tensor, top: torch.Tensor, left: torch.Tensor, length: int, side: int) -> torch.Tensor:
-        seen["places"], seen["length"] = torch.stack([top, left], dim=-1), length
-        return torch.zeros(*top.shape, side, side)
-
-    monkeypatch.setattr("fastssl.methods.jigsaw.cut", noted)
-    networks = method("jigsaw", "data.size=243", *overrides).networks
-    networks.tiles(torch.zeros(num, 3, 243, 243), draws(num))
-    return seen["places"], seen["length"], 243 // 3
+def places(num: int, *overrides: str) -> tuple[torch.Tensor, int, int]:
+    """(N, 9, 3, 2) rows and columns where tiles of photos of 243 pixels begin, the length of a tile and of a cell."""
+    return method("jigsaw", "data.size=243", *overrides).networks.places(243, draws(num)), 61, 81
 
 
-def test_tiles_lie_apart_by_a_random_gap_inside_their_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_lie_apart_by_a_random_gap_inside_their_cells() -> None:
     """No window leaves its cell, so none touches a line of another's; all places come, each about as often."""
-    found, length, cell = places(monkeypatch, 300)
-    assert (length, cell) == (61, 81)
+    found, length, cell = places(300)
     number = torch.arange(9)
     inside = found - cell * torch.stack([number // 3, number % 3], dim=1)[:, None]
     assert inside.min() == 0
@@ -97,14 +87,27 @@ def test_tiles_lie_apart_by_a_random_gap_inside_their_cells(monkeypatch: pytest.
     assert gaps.double().mean() == pytest.approx(cell - length, rel=0.1)
 
 
-def test_channels_of_a_tile_lie_apart_so_that_aberration_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_of_a_tile_lie_apart_so_that_aberration_tells_nothing() -> None:
     """By 0 to 2 pixels, alike for every tile, whatever its place; not at all where the setting says so."""
-    found, _, _ = places(monkeypatch, 400)
+    found, _, _ = places(400)
     apart = (found[:, :, 0] - found[:, :, 2]).double()
     assert set(apart.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert apart.mean(dim=0).abs().max() < 5 * (4 / 3 / 400) ** 0.5
-    together, _, _ = places(monkeypatch, 20, "views.channel_shift=0")
+    together, _, _ = places(20, "views.channel_shift=0")
     assert (together == together[:, :, :1]).all()
+
+
+def test_a_tile_is_the_part_of_the_photo_where_it_was_drawn() -> None:
+    """Its length too: a photo whose rows and columns are numbered, of which 61 are resized to 67, as NumPy does."""
+    networks = method("jigsaw", "data.size=243").networks
+    found = networks.places(243, draws(1))
+    rows, columns = torch.meshgrid(torch.arange(243.0), torch.arange(243.0), indexing="ij")
+    tiles = networks.tiles(torch.stack([rows, rows, columns])[None], found)[0].double().numpy()
+    line = np.interp((np.arange(67) + 0.5) * 61 / 67 - 0.5, np.arange(61), np.arange(61))
+    standard = (line - line.mean()) / line.std()
+    for tile in tiles:
+        np.testing.assert_allclose(tile[0], np.tile(standard[:, None], 67), atol=1e-4)
+        np.testing.assert_allclose(tile[2], np.tile(standard, (67, 1)), atol=1e-4)
 
 
 def test_the_first_stride_is_another_while_tiles_are_seen() -> None:

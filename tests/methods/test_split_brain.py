@@ -14,7 +14,7 @@ from torch import Tensor
 from fastssl.errors import ConfigError
 from fastssl.losses import bins_loss
 from fastssl.methods import load_config
-from fastssl.methods.colours import chroma_bins, lab, soft_bins
+from fastssl.methods.colours import bins_near, chroma_bins, lab, soft_bins
 from fastssl.methods.split_brain import Networks, halved
 
 MARGIN = 0.1
@@ -80,7 +80,8 @@ def test_targets_are_the_bins_of_colours_and_of_lightness() -> None:
     assert torch.equal(seen, batch.image)
     assert target.shape == (3, 413, 9, 9)
     places = lab(batch.image)[:, :, ::8, ::8]
-    expected = soft_bins(places[:, 1:], torch.tensor(chroma_bins(), dtype=torch.float32), 10, 5.0)
+    bins = torch.tensor(chroma_bins(), dtype=torch.float32)
+    expected = soft_bins(places[:, 1:], bins, torch.tensor(bins_near(10)), 10, 5.0)
     torch.testing.assert_close(target[:, :313], expected)
     number = np.minimum(np.floor(places[:, 0].numpy()), 99).astype(int)
     np.testing.assert_array_equal(target[:, 313:].argmax(dim=1).numpy(), number)

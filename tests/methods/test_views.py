@@ -1,45 +1,45 @@
-"""Windows against NumPy, pixel by pixel."""
+"""Windows and resizing against NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.backbones.resnet50 import ResNet50
 from fastssl.config import BackboneSettings
-from fastssl.methods.views import cut, input_side, standardised
+from fastssl.methods.views import input_side, resized, standardised, windows
 
 
-def linear(plane: np.ndarray, top: float, left: float, length: float, side: int) -> np.ndarray:
-    """Linear interpolation at the centres of the window's pixels; beyond the border the border's pixel."""
-    found = np.zeros((side, side))
-    height, width = plane.shape
-    for i in range(side):
-        for j in range(side):
-            y, x = top + (i + 0.5) * length / side - 0.5, left + (j + 0.5) * length / side - 0.5
-            for row in (int(np.floor(y)), int(np.floor(y)) + 1):
-                for column in (int(np.floor(x)), int(np.floor(x)) + 1):
-                    weight = (1 - abs(y - row)) * (1 - abs(x - column))
-                    found[i, j] += weight * plane[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-    return found
-
-
-def test_windows_are_linear_interpolations_of_their_own_image_and_channel() -> None:
+@pytest.mark.parametrize("of_channels", [False, True])
+def test_windows_are_cut_out_of_their_own_image_and_channel(of_channels: bool) -> None:
     rng = np.random.default_rng(0)
-    image = rng.random((2, 3, 20, 30))
-    top, left = rng.uniform(0, 20 - 7.5, (2, 4, 3)), rng.uniform(0, 30 - 7.5, (2, 4, 3))
-    found = cut(*(torch.tensor(x, dtype=torch.float32) for x in (image, top, left)), 7.5, 6)
+    image = rng.random((2, 3, 20, 30), dtype=np.float32)
+    shape = (2, 4, 3) if of_channels else (2, 4)
+    top, left = rng.integers(0, 20 - 7 + 1, shape), rng.integers(0, 30 - 7 + 1, shape)
+    top.flat[0], left.flat[0], top.flat[-1], left.flat[-1] = 0, 0, 13, 23
+    given = torch.tensor(image).to(memory_format=torch.channels_last)
+    found = windows(given, torch.tensor(top), torch.tensor(left), 7)
     for n, k, c in np.ndindex(2, 4, 3):
-        expected = linear(image[n, c], top[n, k, c], left[n, k, c], 7.5, 6)
-        np.testing.assert_allclose(found[n, k, c].numpy(), expected, atol=2e-5)
+        row, column = (x[n, k, c] if of_channels else x[n, k] for x in (top, left))
+        np.testing.assert_array_equal(found[n, k, c].numpy(), image[n, c, row : row + 7, column : column + 7])
 
 
-def test_a_window_at_whole_pixels_is_cut_out_as_it_is() -> None:
-    image = torch.rand(2, 3, 31, 31, generator=torch.Generator().manual_seed(0))
-    found = cut(image, torch.tensor([[0, 5], [24, 1]]), torch.tensor([[3, 24], [0, 2]]), 7, 7)
-    for (n, k), (top, left) in {(0, 0): (0, 3), (0, 1): (5, 24), (1, 0): (24, 0), (1, 1): (1, 2)}.items():
-        torch.testing.assert_close(found[n, k], image[n, :, top : top + 7, left : left + 7], rtol=0, atol=2e-5)
+def linear(plane: np.ndarray, side: int) -> np.ndarray:
+    """Linear interpolation at the centres of pixels; beyond the border the border's pixel."""
+    place = np.clip((np.arange(side) + 0.5) * len(plane) / side - 0.5, 0, len(plane) - 1)
+    rows = np.stack([np.interp(place, np.arange(len(plane)), column) for column in plane.T], axis=1)
+    return np.stack([np.interp(place, np.arange(len(plane)), row) for row in rows])
+
+
+@pytest.mark.parametrize("side", [9, 13, 31])
+def test_resized_views_are_linear_interpolations(side: int) -> None:
+    views = np.random.default_rng(0).random((2, 4, 3, 9, 9), dtype=np.float32)
+    found = resized(torch.tensor(views), side)
+    assert found.shape == (2, 4, 3, side, side)
+    for place in np.ndindex(2, 4, 3):
+        np.testing.assert_allclose(found[place].numpy(), linear(views[place], side), atol=1e-5)
 
 
 def test_standardised_views_have_no_mean_and_no_deviation_of_their_own() -> None:
