@@ -47,8 +47,9 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def nearest_edge(instance: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
     """`fastssl.geometry.edge_of` of an (H, W) plane that was stretched to (size, size)."""
     rows, columns = (_nearest_pixels(side, size) for side in instance.shape)
-    edge = np.empty((size, size), np.bool_)
-    compiled(_mark_edge)(instance, rows, columns, edge)
+    kept, edge = np.empty((size, size), instance.dtype), np.empty((size, size), np.bool_)
+    compiled(_take)(instance, rows, columns, kept)
+    compiled(_mark_edge)(kept, edge)
     return edge
 
 
@@ -69,7 +70,7 @@ def nearest_targets(
     """
     rows, columns = (_nearest_pixels(side, size) for side in depth.shape)
     millimetres, codes = np.empty((size, size), np.uint16), np.empty((size, size, 3), np.uint8)
-    compiled(_take_depth if depth.dtype == np.uint16 else _quantise_depth)(depth, rows, columns, millimetres)
+    compiled(_take if depth.dtype == np.uint16 else _quantise_depth)(depth, rows, columns, millimetres)
     if normal.dtype != np.uint8:
         compiled(_quantise_normals)(normal, rows, columns, codes)
     elif compiled(_take_normals)(normal, rows, columns, codes):
@@ -139,11 +140,11 @@ def _filter_rows(rows: Any, taken: Any, weights: Any, shift: int, out: Any) -> N
                     out[x, first + i, axis] = tile[i, np.uint64(3) * x + axis]
 
 
-def _take_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
+def _take(plane: Any, rows: Any, columns: Any, kept: Any) -> None:
     for i in range(np.uint64(len(rows))):
-        stored = depth[rows[i]]
+        stored = plane[rows[i]]
         for j in range(np.uint64(len(columns))):
-            millimetres[i, j] = stored[columns[j]]
+            kept[i, j] = stored[columns[j]]
 
 
 def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
@@ -202,15 +203,11 @@ def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
                 codes[i, j, axis] = code[axis, j]
 
 
-def _mark_edge(instance: Any, rows: Any, columns: Any, edge: Any) -> None:
-    size = np.uint64(len(columns))
-    here, below = np.empty(size, instance.dtype), np.empty(size, instance.dtype)
-    for i in range(np.uint64(len(rows))):
+def _mark_edge(instance: Any, edge: Any) -> None:
+    size = np.uint64(len(instance))
+    for i in range(size):
         # The last row has none below it, and the last pixel none to its right.
-        for row, seen in ((rows[i], here), (rows[min(i + np.uint64(1), size - np.uint64(1))], below)):
-            stored = instance[row]
-            for j in range(size):
-                seen[j] = stored[columns[j]]
+        here, below = instance[i], instance[min(i + np.uint64(1), size - np.uint64(1))]
         for j in range(size):
             edge[i, j] = here[j] != below[j]
         for j in range(size - np.uint64(1)):
