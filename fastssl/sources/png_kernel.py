@@ -125,6 +125,7 @@ def _nearest(left: np.int16, up: np.int16, corner: np.int16) -> np.int16:
 
     The corner is the nearest one while it lies within the middle third between the other two; beyond that it is the
     one on the far side. A test compares all 2^24 cases with the rule as it is written.
+    Numba makes 64 bits of every result, and vectors of those are four times as many; hence all the `int16`.
     """
     low, high = np.int16(min(left, up)), np.int16(max(left, up))
     rest = np.int16(np.int16(np.int16(np.int16(corner + corner) + corner) - left) - up)
