@@ -37,6 +37,8 @@ SIDE = 64
 _SLOPE = 0.2
 _DEVIATION = 0.02
 """Of the generator's and the discriminator's weights, as DCGAN's."""
+_NOISES = 256
+"""Channels of noise, of which one is drawn."""
 _SHOWN = 6
 """Photos on a picture."""
 
@@ -50,6 +52,10 @@ class ModelConfig(settings.BackboneSettings):
     """Of the largest maps of the generator and the discriminator; each smaller one has twice as many."""
     pair_channels: Channels = 1024
     """Of the layers that see an image and its numbers together."""
+    image_noise: NonNegative = 0.0
+    """Deviation of the noise on all images that the discriminator sees, which go from -1 to 1; the authors have none.
+    It hides what tells a made image at a glance, so that few photos and steps are enough (Sonderby et al., *Amortised
+    MAP Inference for Image Super-resolution*, ICLR 2017)."""
 
 
 class OptimConfig(AdamConfig):
@@ -80,9 +86,10 @@ PRESETS: dict[str, Preset] = {
     "tiny": {
         "data": {"size": 67, "window": (0.6, 1.0), "batch_real": 16, "gray": "off"},
         "model": {
-            "width": 0.25, "fc_channels": 128, "init_gain": 1.0, "numbers": 20, "image_channels": 16,
-            "pair_channels": 64,
+            "width": 0.25, "fc_channels": 128, "init_gain": 1.0, "numbers": 10, "image_channels": 16,
+            "pair_channels": 64, "image_noise": 0.5,
         },
+        "optim": {"lr": 5e-4},
         "train": {"steps": 300, "log_every": 10, "picture_every": 100, "checkpoint_every": 150},
     },
 }  # fmt: skip
@@ -147,11 +154,16 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class Networks(PretextNetworks):
     """The encoder, of which the backbone is all but the last layer, the generator and the discriminator."""
 
+    noise: Tensor
+
     def build(self) -> None:
         model = self.config.model
         self.encoder = nn.Linear(self.last_channels, model.numbers)
         self.generator = Generator(model.numbers, model.image_channels)
         self.discriminator = PairDiscriminator(model.numbers, model.image_channels, model.pair_channels)
+        # From the middles of the intervals that uniform numbers stand for, so that none is 0 or 1.
+        uniform = Draws(0, torch.arange(_NOISES)).uniform("bigan noise", SIDE, SIDE).double() + 2.0**-25
+        self.register_buffer("noise", torch.special.ndtri(uniform).float() * model.image_noise, persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
@@ -160,10 +172,16 @@ class Networks(PretextNetworks):
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                     nn.init.normal_(module.weight, std=_DEVIATION, generator=generator)
 
-    def views(self, batch: Batch, draws: Draws) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """The photos as the encoder sees them (N, 3, S, S) and random numbers (N, Z) in -1..1; and which are photos."""
+    def views(self, batch: Batch, draws: Draws) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """What both sides begin from, and which of their pairs are photos', (N,).
+
+        Photos as the encoder sees them (N, 3, S, S), random numbers (N, Z) in -1..1, and the noise (N, 2, 3, 64, 64)
+        on what the discriminator sees: photos, and images that are made.
+        """
         numbers = 2 * draws.uniform("bigan numbers", self.config.model.numbers) - 1
-        return (batch.image.float(), numbers), torch.ones(len(numbers), device=numbers.device)
+        which = draws.integers("bigan noise", len(self.noise), 2, 3)
+        noise = self.noise.index_select(0, which.flatten()).view(*which.shape, SIDE, SIDE)
+        return (batch.image.float(), numbers, noise), torch.ones(len(numbers), device=numbers.device)
 
     def small(self, image: Tensor) -> Tensor:
         """Photos (N, 3, S, S) as the discriminator sees them, (N, 3, 64, 64) in -1..1."""
@@ -176,14 +194,15 @@ class Networks(PretextNetworks):
         numbers: Tensor = self.encoder(self.described(image))
         return numbers
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def forward(self, views: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Logits (N, 1) that a pair is a photo's: of photos and of images that are made, once for each side.
 
         The discriminator's own have no gradient in what it is shown, and the others none in it. So both sides learn
         in one step, each from the other as it stood.
         """
-        image, numbers = views
-        photos, found, made = self.small(image), self.found(image), self.generator(numbers)
+        image, numbers, noise = views
+        photos, made = self.small(image) + noise[:, 0], self.generator(numbers) + noise[:, 1]
+        found = self.found(image)
         judge = self.discriminator
         still = {name: parameter.detach() for name, parameter in judge.named_parameters()}
         return {
