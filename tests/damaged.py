@@ -103,12 +103,21 @@ KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
     "one bit of a label": ("labels.lz4", lambda block: block[:-1] + bytes([block[-1] ^ 1]), True),
 }
 
+PIXEL_KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
+    "pixels: zeros": ("image.lz4", lambda member: b"", False),
+    "pixels: a damaged block": ("image.lz4", lambda member: member[:4] + b"\xf0" * 64 + member[68:], False),
+    "pixels: cut at a half": ("image.lz4", lambda member: member[: len(member) // 2], False),
+    "pixels: another size": ("image.lz4", lambda member: b"\x40\0\x00\x01" + member[4:], False),
+    "pixels: one bit": ("image.lz4", lambda member: member[:-1] + bytes([member[-1] ^ 1]), True),
+}
+"""Damage of images that are no JPEGs."""
+
 
 def assert_costs_those_samples(
     sound_shards: Path, tmp_path: Path, kind: str, damaged: Sequence[int], *, paranoid: bool, device: torch.device
 ) -> None:
     """Damage some samples, load both datasets and compare them."""
-    member, change, _ = KINDS[kind]
+    member, change, _ = (KINDS | PIXEL_KINDS)[kind]
     shutil.copytree(sound_shards, tmp_path / "damaged")
     for index in damaged:
         overwritten(tmp_path / "damaged", index, member, change)

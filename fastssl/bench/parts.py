@@ -28,12 +28,14 @@ from fastssl.loader.graph import build_decoder, built, device_number
 from fastssl.loader.iterator import checked_members, target_filters
 from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
 from fastssl.loader.targets import ThreadedTargets
-from fastssl.shards import JPEG, Allocate, DomainName, StoredSample, TargetLayout
+from fastssl.loader.windows import ThreadedWindows
+from fastssl.shards import Allocate, DecodesWindows, DomainName, StoredSample, TargetLayout
 
 Part = Literal[
     "reading",
     "jpeg_simplejpeg",
     "jpeg_dali",
+    "pixels",
     "images",
     "target_inflation",
     "target_depth_normals",
@@ -104,10 +106,16 @@ class MeasuredDomain:
         check_input_size(self.domain, ConfigError, "lower it with --preset or --set")
         self.name, self.samples, self.size = name, samples, config.data.size
         self.batch_size = self.domain.batch_size
-        self.members = (JPEG, samples.target_member) if targets else (JPEG,)
+        image = samples.image_codec.member
+        self.members = (image, samples.target_member) if targets else (image,)
         damage = Damage(samples, self.members, max_bad=config.data.max_bad)
         wanted, _ = next(self.domain.plan(batch_size=min(_IN_MEMORY, len(samples))).steps)
         self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
+
+    @property
+    def images_in_memory(self) -> list[_Bytes]:
+        """The images of the samples in memory, as they are stored."""
+        return self.in_memory.members(self.samples.image_codec.member)
 
     @property
     def bytes_per_image(self) -> float:
@@ -159,13 +167,13 @@ def _simplejpeg(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work
         for stream in streams:
             simplejpeg.decode_jpeg(stream, "RGB")
 
-    with _side_by_side(decode, domain.in_memory.members(JPEG), num_cores()) as work:
+    with _side_by_side(decode, domain.images_in_memory, num_cores()) as work:
         yield work
 
 
 @contextmanager
 def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
-    streams, batch = cycle(domain.in_memory.members(JPEG)), domain.part_batch(options)
+    streams, batch = cycle(domain.images_in_memory), domain.part_batch(options)
     pipeline = build_decoder(
         lambda: list(islice(streams, batch)),
         batch_size=batch,
@@ -180,6 +188,24 @@ def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         return batch
 
     yield work
+
+
+@contextmanager
+def _pixels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    codec, plan = domain.samples.image_codec, domain.plan_in_memory(options)
+    assert isinstance(codec, DecodesWindows)  # else it is not among `parts_of` the domain
+    size = domain.size if plan.cuts else None
+    windows = ThreadedWindows(codec, domain.samples.image_size, size, options.num_threads)
+
+    def work() -> int:
+        samples, views = next(plan.steps)
+        windows.decode([domain.in_memory.member(index, codec.member) for index in samples.tolist()], views)
+        return len(samples)
+
+    try:
+        yield work
+    finally:
+        windows.close()
 
 
 def _planes(*, surface: bool, edges: bool) -> Measured:
@@ -272,6 +298,7 @@ PARTS: dict[Part, Measured] = {
     "reading": _reading,
     "jpeg_simplejpeg": _simplejpeg,
     "jpeg_dali": _dali,
+    "pixels": _pixels,
     "images": _images,
     "target_inflation": _planes(surface=False, edges=False),
     "target_depth_normals": _planes(surface=True, edges=False),
@@ -282,11 +309,15 @@ PARTS: dict[Part, Measured] = {
 }
 
 
-def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
+def parts_of(domain: MeasuredDomain, options: LoaderOptions) -> list[Part]:
     """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
-    if domain == "real":
-        return ["reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"]
-    return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("target")]
+    decoding: list[Part] = ["jpeg_simplejpeg", "jpeg_dali"]
+    if isinstance(domain.samples.image_codec, DecodesWindows):
+        decoding = ["pixels"]
+    if domain.name == "real":
+        return ["reading", *decoding, "images", "loader"]
+    targets: list[Part] = [part for part in PARTS if part.startswith("target") and options.device.type == "cpu"]
+    return ["reading", *decoding, "images", *targets, "loader_in_memory", "loader"]
 
 
 def _batch_by_batch(endless: Batches) -> Work:

@@ -26,6 +26,7 @@ from torch import Tensor
 from fastssl.loader.iterator import LoaderOptions, known_damage, load_batches
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan
+from fastssl.shards import DecodesWindows
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Calibration:
 
 
 def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
-    """Find the best fraction of the JPEG engine for a loader; takes some seconds on a GPU, and nothing on the CPU.
+    """Find the best fraction of the JPEG engine for a loader; takes some seconds where a GPU is to decode JPEGs.
 
     Args:
         samples: whose images are read, targets aside.
@@ -68,6 +69,8 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
     device = options.device
     if device.type == "cpu":
         return Calibration(load=0.0, is_safe=True, reason="there is no GPU", seconds={})
+    if isinstance(samples.image_codec, DecodesWindows):
+        return Calibration(load=0.0, is_safe=True, reason="the images are no JPEGs", seconds={})
 
     # Of all pipelines: a damaged sample is told and counted once.
     damage = known_damage(samples, options, ())

@@ -1,4 +1,4 @@
-"""The inputs of a domain's graph: encoded images, numbers of the views, target blocks."""
+"""The inputs of a domain's graph: images, numbers of the views, target blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastssl.loader.graph import Input, Pixels
 from fastssl.loader.plan import Step
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.underway import Fed
+from fastssl.loader.windows import ThreadedWindows
 from fastssl.ranges import traced
-from fastssl.shards import JPEG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,6 +30,8 @@ class Feed:
     pixels: Pixels
     threads: ThreadedTargets | None = None
     """Threads that make the targets, where the CPU does."""
+    windows: ThreadedWindows | None = None
+    """Threads that decode the images, where the graph does not."""
     sends_blocks: bool = False
     """The graph gets the target blocks too, where a GPU makes the targets."""
     pending: deque[Fed] = field(default_factory=deque, init=False)
@@ -40,7 +42,10 @@ class Feed:
         with traced("loader: read"):
             found = self.damage.read(samples.tolist())
         members = [sample.stored.members for sample in found]
-        inputs: list[Input] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
+        images, damaged = [member[self.damage.image_member] for member in members], None
+        inputs: list[Input] = [images, *self.pixels.inputs(views)]
+        if self.windows is not None:
+            inputs[0], damaged = self.windows.decode(images, views)
         targets = None
         if self.threads is not None or self.sends_blocks:
             blocks = [member[self.damage.target_member] for member in members]
@@ -54,6 +59,7 @@ class Feed:
             classes=tuple(sample.stored.class_index for sample in found),
             views=views,
             targets=targets,
+            damaged_image=damaged,
         )
         self.pending.append(fed)
         return tuple(inputs)

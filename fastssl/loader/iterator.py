@@ -25,7 +25,8 @@ from fastssl.loader.plan import Plan
 from fastssl.loader.target_kernel import Filters
 from fastssl.loader.targets import TargetFields, ThreadedTargets, targets_on_device
 from fastssl.loader.underway import Decoded, Made
-from fastssl.shards import CLASS_INDEX, JPEG, TargetLayout
+from fastssl.loader.windows import ThreadedWindows
+from fastssl.shards import CLASS_INDEX, DecodesWindows, TargetLayout
 
 _FIELDS: dict[Target, tuple[str, ...]] = {
     "depth": ("depth", "valid"),
@@ -102,7 +103,7 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
     if has_planes and not samples.has_targets:
         raise DataError("the dataset has no target planes", where=samples.path, hint="give a packed synthetic dataset")
     members = (
-        JPEG,
+        samples.image_codec.member,
         *((samples.target_member,) if has_planes else ()),
         *((CLASS_INDEX,) if "class_index" in targets else ()),
     )
@@ -158,7 +159,8 @@ def _batches(
     """The stages of a batch, one behind the other; they begin when the first batch is asked for."""
     has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.device.type == "cpu"
     layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
-    filters, pixels = target_filters(plan), _pixels(plan, options)
+    filters, windows = target_filters(plan), _windows(samples, plan, options)
+    pixels = _pixels(plan, options, encoded=windows is None)
     threads = ThreadedTargets(layout, size, options.num_threads, codec, filters) if has_planes and on_cpu else None
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
 
@@ -169,7 +171,16 @@ def _batches(
     with ExitStack() as stack:
         if threads is not None:
             stack.callback(threads.close)
-        feed = Feed(steps=plan.steps, damage=damage, pixels=pixels, threads=threads, sends_blocks=blocks is not None)
+        if windows is not None:
+            stack.callback(windows.close)
+        feed = Feed(
+            steps=plan.steps,
+            damage=damage,
+            pixels=pixels,
+            windows=windows,
+            threads=threads,
+            sends_blocks=blocks is not None,
+        )
         graph = _graph(plan, options, pixels, blocks)
         batches: Iterator[Decoded] = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
         if pixels.decoded:
@@ -190,7 +201,15 @@ def target_filters(plan: Plan) -> Filters:
     )
 
 
-def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
+def _windows(samples: Mixture, plan: Plan, options: LoaderOptions) -> ThreadedWindows | None:
+    """Threads that decode the images, if their codec is none of DALI's."""
+    codec, size = samples.image_codec, plan.settings.data.size if plan.cuts else None
+    if not isinstance(codec, DecodesWindows):
+        return None
+    return ThreadedWindows(codec, samples.image_size, size, options.num_threads)
+
+
+def _pixels(plan: Plan, options: LoaderOptions, *, encoded: bool) -> Pixels:
     augment = plan.settings.augment
     colour = any((augment.brightness, augment.contrast, augment.saturation, augment.hue))
     return Pixels(
@@ -201,6 +220,7 @@ def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
         blur=augment.blur > 0,
         half=options.half,
         decoded=options.device.type == "cpu" and plan.cuts and not (colour or augment.blur or options.half),
+        encoded=encoded,
     )
 
 

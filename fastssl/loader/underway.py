@@ -27,10 +27,14 @@ class Fed:
     views: Views
     targets: PendingTargets | None
     """Targets that threads are making; None where a GPU makes them, or none are wanted."""
+    damaged_image: ShardError | None
+    """The error of an image that threads decoded; what the graph decodes fails there."""
 
     def error(self) -> ShardError | None:
-        """The error of a target block, if threads make the targets; waits for these."""
-        return None if self.targets is None else self.targets.error()
+        """The error of an image or a target block, of those that threads make; waits for these."""
+        if self.damaged_image is not None or self.targets is None:
+            return self.damaged_image
+        return self.targets.error()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

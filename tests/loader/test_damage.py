@@ -21,6 +21,7 @@ from damaged import (
     CPU,
     DATA,
     KINDS,
+    PIXEL_KINDS,
     STEPS,
     assert_a_failed_batch_is_made_again,
     assert_costs_those_samples,
@@ -46,6 +47,20 @@ def test_a_damaged_sample_costs_that_sample(
     coded_synthetic: Path, tmp_path: Path, kind: str, damaged: Sequence[int]
 ) -> None:
     assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=KINDS[kind][2], device=CPU)
+
+
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
+def test_damaged_pixels_cost_that_sample(coded_pixels: Path, tmp_path: Path, kind: str) -> None:
+    paranoid = PIXEL_KINDS[kind][2]
+    assert_costs_those_samples(coded_pixels, tmp_path, kind, [5, 6, 10], paranoid=paranoid, device=CPU)
+
+
+def test_damaged_pixels_end_the_batches_with_an_error_that_names_them(coded_pixels: Path, tmp_path: Path) -> None:
+    shutil.copytree(coded_pixels, tmp_path / "damaged")
+    overwritten(tmp_path / "damaged", 6, *PIXEL_KINDS["pixels: a damaged block"][:2])
+    with pytest.raises(ShardError, match="an image is damaged") as raised:
+        batches(open_mixture(tmp_path / "damaged"), max_bad=0)
+    assert str(raised.value.where).endswith("000001.tar: coded_006")
 
 
 @pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
