@@ -74,10 +74,10 @@ def measured(source: Source, size: int, samples: int, repeats: int, folder: Path
     """Facts about each way of storing a dataset."""
     packing: PackChoices = {"size": size, "limit": samples}
     found: dict[str, Any] = {"size": size, "ways": {}}
-    pack(source, folder / "first", **{**packing, "limit": 8})  # something is compiled meanwhile
+    pack(source, folder / "first", **(packing | {"limit": 8}))  # something is compiled meanwhile
     for way, choices in WAYS.items():
         begun = time.process_time()
-        manifest = pack(source, folder / way, **{**packing, **choices})
+        manifest = pack(source, folder / way, **(packing | choices))
         seconds = time.process_time() - begun
         sizes = manifest.statistics.member_bytes
         image = sizes[manifest.settings.images.member]

@@ -235,7 +235,7 @@ def _fill_window(inflate: Any, block: Any, num_bytes: Any, rows: Any, top: Any, 
     inflated = inflate(block, rows.ctypes.data, num_bytes, rows.size)
     if inflated == rows.size:
         width, first = np.uint64(window.shape[1]), np.uint64(3) * left
-        # Not in the rows themselves: a loop over two arrays that may be one takes ten times as long.
+        # Not in the rows themselves: a loop over two arrays that may be one takes eight times as long.
         values = np.zeros(width, np.uint8)
         for i in range(top + np.uint64(window.shape[0])):
             differences = rows[i, first : first + width]
