@@ -27,7 +27,7 @@ from PIL import Image
 from fastssl.errors import DataError, ShardError, UsageError
 from fastssl.shards import KEY_BYTES, ShardSet, estimate, image_codec, pack, read_manifest, read_samples
 from fastssl.shards.image_codec import IMAGE_CODECS, ImageCodec, ImageCodecName, JpegImages, Lz4Images
-from fastssl.shards.manifest import Settings
+from fastssl.shards.manifest import Settings, manifest_bytes
 from fastssl.shards.settings import packing_settings
 from fastssl.shards.tar import NAME_BYTES
 from fastssl.shards.verify import verify
@@ -64,6 +64,9 @@ def test_every_window_of_any_pixels_comes_back_as_it_was(
     image = data.draw(arrays(np.uint8, (height, width, 3)))
     member = codec("lz4", lz4_level=level).encode(image)
     np.testing.assert_array_equal(pixels_of(member), image)
+    mode: dict[str, Any] = {"mode": "high_compression", "compression": level} if level else {"mode": "default"}
+    differences = np.diff(image.astype(np.int16), axis=0, prepend=np.int16(0)).astype(np.uint8)
+    assert member[4:] == lz4.block.compress(differences.tobytes(), store_size=False, **mode)
     np.testing.assert_array_equal(LZ4.decode(member, (height, width)), image)
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     window = image[top : data.draw(st.integers(top + 1, height)), left : data.draw(st.integers(left + 1, width))]
@@ -187,6 +190,18 @@ def test_a_bit_that_still_decodes_is_found_by_its_checksum(pixels: Path, tmp_pat
     (copy / "000001.tar").write_bytes(content)
     found = {(fault.key, fault.member, fault.what) for fault in verify(copy).faults}
     assert ("room_004", "image.lz4", "a member's CRC-32 is not that of the packed one") in found
+
+
+def test_statistics_of_pixels_do_not_depend_on_a_decoder_s_version(pixels: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pixels, tmp_path / "copy"))
+    manifest = read_manifest(copy)
+    image = manifest.statistics.planes["image"]
+    wrong = {"image": image.model_copy(update={"total": [image.total[0] + 1, *image.total[1:]]})}
+    statistics = manifest.statistics.model_copy(update={"planes": manifest.statistics.planes | wrong})
+    changes = {"statistics": statistics, "versions": manifest.versions | {"simplejpeg": "0"}}
+    (copy / "manifest.json").write_bytes(manifest_bytes(manifest.model_copy(update=changes)))
+    (fault,) = verify(copy).faults
+    assert fault.what == "statistics.planes.image.total is not that of the samples"
 
 
 def test_readers_of_the_version_before_refuse_it_and_jpegs_are_as_they_were(pixels: Path, rooms: Path) -> None:
