@@ -29,7 +29,7 @@ from fastssl.loader.iterator import checked_members, target_filters
 from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.windows import ThreadedWindows
-from fastssl.shards import Allocate, DecodesWindows, DomainName, StoredSample, TargetLayout
+from fastssl.shards import Allocate, DomainName, StoredSample, TargetLayout
 
 Part = Literal[
     "reading",
@@ -192,20 +192,18 @@ def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
 
 @contextmanager
 def _pixels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    """Windows decoded by the codec, as the loader does where no graph does it."""
     codec, plan = domain.samples.image_codec, domain.plan_in_memory(options)
-    assert isinstance(codec, DecodesWindows)  # else it is not among `parts_of` the domain
     size = domain.size if plan.cuts else None
-    windows = ThreadedWindows(codec, domain.samples.image_size, size, options.num_threads)
+    with ThreadPoolExecutor(options.num_threads) as pool:
+        windows = ThreadedWindows(codec, domain.samples.image_size, size, pool, options.num_threads)
 
-    def work() -> int:
-        samples, views = next(plan.steps)
-        windows.decode([domain.in_memory.member(index, codec.member) for index in samples.tolist()], views)
-        return len(samples)
+        def work() -> int:
+            samples, views = next(plan.steps)
+            windows.decode([domain.in_memory.member(index, codec.member) for index in samples.tolist()], views)
+            return len(samples)
 
-    try:
         yield work
-    finally:
-        windows.close()
 
 
 def _planes(*, surface: bool, edges: bool) -> Measured:
@@ -262,17 +260,16 @@ def _planes(*, surface: bool, edges: bool) -> Measured:
 def _targets(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     plan, codec = domain.plan_in_memory(options), domain.samples.target_codec
     layout, member = TargetLayout(*domain.samples.image_size), domain.samples.target_member
-    targets = ThreadedTargets(layout, domain.size, options.num_threads, codec, target_filters(plan))
+    with ThreadPoolExecutor(options.num_threads) as pool:
+        threads = pool, options.num_threads
+        targets = ThreadedTargets(layout, domain.size, *threads, codec, target_filters(plan))
 
-    def work() -> int:
-        samples, views = next(plan.steps)
-        targets.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
-        return len(samples)
+        def work() -> int:
+            samples, views = next(plan.steps)
+            targets.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
+            return len(samples)
 
-    try:
         yield work
-    finally:
-        targets.close()
 
 
 @contextmanager
@@ -312,7 +309,7 @@ PARTS: dict[Part, Measured] = {
 def parts_of(domain: MeasuredDomain, options: LoaderOptions) -> list[Part]:
     """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
     decoding: list[Part] = ["jpeg_simplejpeg", "jpeg_dali"]
-    if isinstance(domain.samples.image_codec, DecodesWindows):
+    if not domain.samples.image_codec.in_graph:
         decoding = ["pixels"]
     if domain.name == "real":
         return ["reading", *decoding, "images", "loader"]

@@ -26,7 +26,6 @@ from torch import Tensor
 from fastssl.loader.iterator import LoaderOptions, known_damage, load_batches
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan
-from fastssl.shards import DecodesWindows
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
     device = options.device
     if device.type == "cpu":
         return Calibration(load=0.0, is_safe=True, reason="there is no GPU", seconds={})
-    if isinstance(samples.image_codec, DecodesWindows):
+    if not samples.image_codec.in_graph:
         return Calibration(load=0.0, is_safe=True, reason="the images are no JPEGs", seconds={})
 
     # Of all pipelines: a damaged sample is told and counted once.

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Input, Pixels
+from fastssl.loader.images import ThreadedImages
 from fastssl.loader.plan import Step
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.underway import Fed
@@ -28,8 +29,10 @@ class Feed:
     damage: Damage
     """The reader of the samples."""
     pixels: Pixels
-    threads: ThreadedTargets | None = None
+    targets: ThreadedTargets | None = None
     """Threads that make the targets, where the CPU does."""
+    images: ThreadedImages | None = None
+    """Threads that make the images, where no graph does."""
     windows: ThreadedWindows | None = None
     """Threads that decode the images, where the graph does not."""
     sends_blocks: bool = False
@@ -42,23 +45,29 @@ class Feed:
         with traced("loader: read"):
             found = self.damage.read(samples.tolist())
         members = [sample.stored.members for sample in found]
-        images, damaged = [member[self.damage.image_member] for member in members], None
-        inputs: list[Input] = [images, *self.pixels.inputs(views)]
-        if self.windows is not None:
-            inputs[0], damaged = self.windows.decode(images, views)
+        stored, pending, damaged = [member[self.damage.image_member] for member in members], None, None
+        inputs: list[Input] = []
+        if self.images is not None:
+            pending = self.images.submit(stored, views)
+        elif self.windows is not None:
+            pixels, damaged = self.windows.decode(stored, views)
+            inputs = [pixels, *self.pixels.inputs(views)]
+        else:
+            inputs = [stored, *self.pixels.inputs(views)]
         targets = None
-        if self.threads is not None or self.sends_blocks:
+        if self.targets is not None or self.sends_blocks:
             blocks = [member[self.damage.target_member] for member in members]
             if self.sends_blocks:
                 inputs.append(blocks)
-            if self.threads is not None:
-                targets = self.threads.submit(blocks, views)
+            if self.targets is not None:
+                targets = self.targets.submit(blocks, views)
         fed = Fed(
             samples=tuple(sample.number for sample in found),
             keys=tuple(sample.stored.key for sample in found),
             classes=tuple(sample.stored.class_index for sample in found),
             views=views,
             targets=targets,
+            images=pending,
             damaged_image=damaged,
         )
         self.pending.append(fed)

@@ -58,8 +58,6 @@ class Pixels:
     """Blur as the views say."""
     half: bool
     """float16 instead of float32."""
-    decoded: bool = False
-    """Nothing but cutting: compiled code goes on from the decoded windows (`fastssl.loader.images`)."""
     encoded: bool = True
     """The graph decodes the images, and cuts them; else they come as pixels, cut already where they are only cut."""
 
@@ -70,8 +68,6 @@ class Pixels:
             arrays += views.roi()
         elif self.encoded:
             arrays.append(np.stack([views.top, views.left], axis=1).astype(np.int32))
-        if self.decoded:
-            return arrays
         if self.cuts:
             arrays.append(views.flip.astype(np.int32))
         if self.colour:
@@ -87,7 +83,7 @@ class Pixels:
     def num_inputs(self) -> int:
         """Number of `inputs`."""
         windows = int(self.encoded) if self.cuts else 2
-        return windows if self.decoded else windows + self.cuts + 4 * self.colour + self.blur + 2 * self.gray
+        return windows + self.cuts + 4 * self.colour + self.blur + 2 * self.gray
 
 
 _NO_BLUR = np.float32(0.01)
@@ -118,8 +114,8 @@ def build_graph(
         blocks: the target blocks that a GPU inflates; None where there are none, or the CPU does it.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and with
-        `blocks` the inflated ones, (N, bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), and with `blocks` the inflated ones, (N, bytes)
+        uint8.
     """
     on_gpu = device_id is not None
     num_inputs = 1 + pixels.num_inputs
@@ -133,7 +129,7 @@ def build_graph(
             image = _decoded_window(image, start, pixels.size, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         else:
             image = _decoded(image, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
-        outputs = [image if pixels.decoded else _image(image, pixels, views)]
+        outputs = [_image(image, pixels, views)]
         if blocks is not None:
             outputs.append(_inflated(views[-1].gpu(), blocks))
         pipeline.set_outputs(*outputs)

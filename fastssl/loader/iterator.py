@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,11 @@ from torch import Tensor
 from fastssl.batch import PLANES, Batch, Target
 from fastssl.errors import DataError
 from fastssl.loader.ahead import targets_ahead
+from fastssl.loader.cut_out import CutOut
 from fastssl.loader.damage import Damage
 from fastssl.loader.feed import Feed
 from fastssl.loader.graph import Blocks, Inputs, Pixels, build_graph, device_number
-from fastssl.loader.images import ThreadedImages, images_ahead
+from fastssl.loader.images import ThreadedImages
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.pipeline import DomainPipeline
 from fastssl.loader.plan import Plan
@@ -26,7 +28,7 @@ from fastssl.loader.target_kernel import Filters
 from fastssl.loader.targets import TargetFields, ThreadedTargets, targets_on_device
 from fastssl.loader.underway import Decoded, Made
 from fastssl.loader.windows import ThreadedWindows
-from fastssl.shards import CLASS_INDEX, DecodesWindows, TargetLayout
+from fastssl.shards import CLASS_INDEX, TargetLayout
 
 _FIELDS: dict[Target, tuple[str, ...]] = {
     "depth": ("depth", "valid"),
@@ -159,9 +161,7 @@ def _batches(
     """The stages of a batch, one behind the other; they begin when the first batch is asked for."""
     has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.device.type == "cpu"
     layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
-    filters, windows = target_filters(plan), _windows(samples, plan, options)
-    pixels = _pixels(plan, options, encoded=windows is None)
-    threads = ThreadedTargets(layout, size, options.num_threads, codec, filters) if has_planes and on_cpu else None
+    filters, pixels = target_filters(plan), _pixels(samples, plan, options)
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
 
     def on_device(batch: Decoded) -> TargetFields:
@@ -169,22 +169,23 @@ def _batches(
         return targets_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters)
 
     with ExitStack() as stack:
-        if threads is not None:
-            stack.callback(threads.close)
-        if windows is not None:
-            stack.callback(windows.close)
+        pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastssl-loader")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        threads = pool, options.num_threads
+        images, windows = _images(samples, pixels, options.device, threads), _windows(samples, pixels, threads)
         feed = Feed(
             steps=plan.steps,
             damage=damage,
             pixels=pixels,
+            images=images,
             windows=windows,
-            threads=threads,
+            targets=ThreadedTargets(layout, size, *threads, codec, filters) if has_planes and on_cpu else None,
             sends_blocks=blocks is not None,
         )
-        graph = _graph(plan, options, pixels, blocks)
-        batches: Iterator[Decoded] = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
-        if pixels.decoded:
-            batches = images_ahead(batches, stack.enter_context(closing(ThreadedImages(size, options.num_threads))))
+        batches: Iterator[Decoded] = CutOut(feed, options.prefetch)
+        if images is None:
+            graph = _graph(plan, options, pixels, blocks)
+            batches = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
         made: Iterator[Made] = map(_with_targets_of_threads, batches)
         if blocks is not None:
@@ -201,26 +202,31 @@ def target_filters(plan: Plan) -> Filters:
     )
 
 
-def _windows(samples: Mixture, plan: Plan, options: LoaderOptions) -> ThreadedWindows | None:
-    """Threads that decode the images, if their codec is none of DALI's."""
-    codec, size = samples.image_codec, plan.settings.data.size if plan.cuts else None
-    if not isinstance(codec, DecodesWindows):
+def _images(
+    samples: Mixture, pixels: Pixels, device: torch.device, threads: tuple[ThreadPoolExecutor, int]
+) -> ThreadedImages | None:
+    """Images by threads, if they are only cut, on the CPU."""
+    if device.type != "cpu" or not pixels.cuts or pixels.colour or pixels.blur or pixels.half:
         return None
-    return ThreadedWindows(codec, samples.image_size, size, options.num_threads)
+    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads)
 
 
-def _pixels(plan: Plan, options: LoaderOptions, *, encoded: bool) -> Pixels:
+def _windows(samples: Mixture, pixels: Pixels, threads: tuple[ThreadPoolExecutor, int]) -> ThreadedWindows | None:
+    """Decoding by threads for the graph, if the codec is none of DALI's."""
+    size = pixels.size if pixels.cuts else None
+    return None if pixels.encoded else ThreadedWindows(samples.image_codec, samples.image_size, size, *threads)
+
+
+def _pixels(samples: Mixture, plan: Plan, options: LoaderOptions) -> Pixels:
     augment = plan.settings.augment
-    colour = any((augment.brightness, augment.contrast, augment.saturation, augment.hue))
     return Pixels(
         size=plan.settings.data.size,
         cuts=plan.cuts,
         gray=plan.settings.data.gray != "off",
-        colour=colour,
+        colour=any((augment.brightness, augment.contrast, augment.saturation, augment.hue)),
         blur=augment.blur > 0,
         half=options.half,
-        decoded=options.device.type == "cpu" and plan.cuts and not (colour or augment.blur or options.half),
-        encoded=encoded,
+        encoded=samples.image_codec.in_graph,
     )
 
 

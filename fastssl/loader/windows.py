@@ -12,25 +12,27 @@ from fastssl.errors import ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 from fastssl.ranges import traced
-from fastssl.shards import DecodesWindows
+from fastssl.shards import ImageCodec
 
 
 class ThreadedWindows:
-    """Threads that decode the images of a batch.
+    """Decodes the images of a batch, many at a time.
 
     Args:
         codec: of the images.
         stored: their height and width.
         size: side of the windows; None = whole images, of which the graph resamples windows, and looks beyond them.
-        threads: so many.
+        pool: its threads do the work.
+        threads: so many of them.
     """
 
-    def __init__(self, codec: DecodesWindows, stored: tuple[int, int], size: int | None, threads: int) -> None:
-        self._codec, self._stored, self._threads = codec, stored, threads
+    def __init__(
+        self, codec: ImageCodec, stored: tuple[int, int], size: int | None, pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        self._codec, self._stored, self._pool, self._threads = codec, stored, pool, threads
         self._whole = size is None
         self._shape = (*(stored if size is None else (size, size)), 3)
         self._memory = Memory()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-windows")
 
     def decode(self, members: Sequence[NDArray[np.uint8]], views: Views) -> tuple[NDArray[np.uint8], ShardError | None]:
         """A batch of images, (N, h, w, 3), without their flips; and the error of one that is damaged, if one is."""
@@ -50,6 +52,3 @@ class ThreadedWindows:
 
         errors = list(self._pool.map(fill, range(min(self._threads, len(members)))))
         return pixels, next((error for error in errors if error is not None), None)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)

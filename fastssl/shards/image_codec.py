@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import simplejpeg
@@ -60,6 +60,8 @@ class ImageCodec(Protocol):
     version: ClassVar[Literal[2, 3]]
     """Version of the shard format since which there is this codec."""
     lossless: ClassVar[bool]
+    in_graph: ClassVar[bool]
+    """DALI's graph decodes them too, on a GPU and wherever it changes more than the place of a window."""
 
     def member_format(self, size: Size) -> MemberFormat:
         """The manifest's words for the member."""
@@ -81,6 +83,18 @@ class ImageCodec(Protocol):
             ShardError: as `check_header`, or the member is damaged.
         """
 
+    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
+        """The pixels of a window of a member that passed `check_header`.
+
+        Args:
+            member: of an image of this size.
+            corner: first row and column of the window.
+            out: (h, w, 3) to be filled, in one piece; not written if there is an error.
+
+        Raises:
+            ShardError: as `decode`.
+        """
+
     def check_settings(self, member: Content) -> None:
         """Check a sound member beyond its pixels.
 
@@ -89,32 +103,16 @@ class ImageCodec(Protocol):
         """
 
 
-@runtime_checkable
-class DecodesWindows(Protocol):
-    """A codec whose windows are decoded here, many in threads; the others are left to DALI's graph."""
-
-    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
-        """The pixels of a window.
-
-        Args:
-            member: of an image of this size.
-            corner: first row and column of the window.
-            out: (h, w, 3) to be filled, in one piece; not written if there is an error.
-
-        Raises:
-            ShardError: as `ImageCodec.decode`.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class JpegImages:
-    """Baseline JPEG by libjpeg-turbo, which DALI decodes."""
+    """Baseline JPEG by libjpeg-turbo, which DALI decodes to the same pixels on the CPU, and slower."""
 
     settings: ImageSettings
 
     member: ClassVar[str] = JPEG
     version: ClassVar[Literal[2, 3]] = 2
     lossless: ClassVar[bool] = False
+    in_graph: ClassVar[bool] = True
 
     def member_format(self, size: Size) -> MemberFormat:
         return MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")
@@ -134,16 +132,25 @@ class JpegImages:
 
     def decode(self, member: Content, size: Size) -> NDArray[np.uint8]:
         self.check_header(member, size)  # before pixels are made, which might be too many
-        try:
-            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(member, "RGB", strict=True)
-        except ValueError as error:
-            raise ShardError("a JPEG is damaged", seen=str(error)) from error
-        return image
+        return _decoded_jpeg(member)
+
+    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
+        image, (top, left) = _decoded_jpeg(member), corner
+        _check_size("a JPEG", image.shape[:2], size)
+        out[:] = image[top : top + out.shape[0], left : left + out.shape[1]]
 
     def check_settings(self, member: Content) -> None:
         if _jpeg_tables(bytes(member)) != _expected_tables(self.settings.jpeg_quality):
             expected = f"baseline, 4:2:0, tables of quality {self.settings.jpeg_quality}"
             raise ShardError("a JPEG was not made with the manifest's settings", expected=expected)
+
+
+def _decoded_jpeg(member: Content) -> NDArray[np.uint8]:
+    try:
+        image: NDArray[np.uint8] = simplejpeg.decode_jpeg(member, "RGB", strict=True)
+    except ValueError as error:
+        raise ShardError("a JPEG is damaged", seen=str(error)) from error
+    return image
 
 
 def _encoded_jpeg(image: NDArray[np.uint8], quality: int | None) -> bytes:
@@ -180,6 +187,7 @@ class Lz4Images:
     member: ClassVar[str] = PIXELS
     version: ClassVar[Literal[2, 3]] = 3
     lossless: ClassVar[bool] = True
+    in_graph: ClassVar[bool] = False
 
     def member_format(self, size: Size) -> MemberFormat:
         pixels = PlaneFormat(

@@ -22,18 +22,23 @@ import fastssl
 from fastssl.batch import IMAGE_MEAN
 from fastssl.errors import DataError
 from fastssl.loader import LoaderOptions, Mixture, calibration, open_mixture
-from fastssl.shards import Allocate, ShardSet, StoredSample
+from fastssl.loader.graph import build_decoder
+from fastssl.shards import JPEG, Allocate, ShardSet, StoredSample
 
 CPU = torch.device("cpu")
 
 
 class Pngs:
-    """A codec that DALI's graph decodes; another row of the table would look like it."""
+    """A codec that DALI's graph decodes, and Pillow where there is no graph; another row of the table would look so."""
 
-    member, lossless = "image.lz4", True
+    member, lossless, in_graph = "image.lz4", True, True
 
     def check_header(self, member: object, size: object) -> None:
         pass
+
+    def decode_window(self, member: NDArray[np.uint8], size: object, corner: Any, out: NDArray[np.uint8]) -> None:
+        (top, left), image = corner, np.asarray(Image.open(io.BytesIO(member.tobytes())))
+        out[:] = image[top : top + len(out), left : left + len(out)]
 
 
 class AsPngs(Mixture):
@@ -69,7 +74,7 @@ class AsPngs(Mixture):
 def test_batches_are_those_of_lossless_images_that_dali_decodes(
     coded_pixels: Path, monkeypatch: pytest.MonkeyPatch, form: str, half: bool
 ) -> None:
-    """Bit for bit, in every form of the graph."""
+    """Bit for bit, in every form of the graph; and of those that Pillow decodes, where there is no graph."""
     got = batches_of(FORMS[form], coded_pixels, CPU, half=half)
     monkeypatch.setattr(graph_forms, "open_mixture", lambda path: AsPngs([ShardSet(path)]))
     expected = batches_of(FORMS[form], coded_pixels, CPU, half=half)
@@ -126,3 +131,17 @@ def test_no_jpeg_engine_is_tried_for_images_that_are_no_jpegs(coded_pixels: Path
     options = LoaderOptions(device=torch.device("cuda"), threads=2)
     found = calibration.calibrated(open_mixture(coded_pixels), lambda: pytest.fail("a plan is made"), options)
     assert (found.load, found.is_safe, found.seconds) == (0.0, True, {})
+
+
+def test_a_cpu_decodes_jpegs_to_the_pixels_that_dali_gives() -> None:
+    """Of real photos, whole and in part: where no graph decodes them, batches are what they were with one."""
+    shards = ShardSet(Path(__file__).parents[2] / "shards" / "sample" / "real_val")
+    jpegs, size = [shards.member(number, JPEG) for number in range(12)], shards.image_size
+    pipeline = build_decoder(lambda: jpegs, batch_size=len(jpegs), threads=1)
+    (decoded,) = pipeline.run()
+    window = np.empty((67, 67, 3), np.uint8)
+    for number, jpeg in enumerate(jpegs):
+        expected = np.array(decoded[number])
+        np.testing.assert_array_equal(shards.image_codec.decode(jpeg, size), expected)
+        shards.image_codec.decode_window(jpeg, size, (number, 30), window)
+        np.testing.assert_array_equal(window, expected[number : number + 67, 30 : 30 + 67])
