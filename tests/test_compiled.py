@@ -18,10 +18,10 @@ def double(x):
 CALL = "import logging; logging.basicConfig(level=logging.INFO); import twice; print(twice.compiled(twice.double)(21))"
 
 
-def run(folder: Path, **environment: str) -> tuple[str, str]:
+def run(folder: Path, script: str = CALL, **environment: str) -> tuple[str, str]:
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", CALL],
+        [sys.executable, "-c", script],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{root}", "HOME": str(folder), **environment},
         capture_output=True,
@@ -50,3 +50,19 @@ def test_no_folder_for_a_cache_is_no_error(tmp_path: Path) -> None:
     result, told = run(tmp_path, PYTHONDONTWRITEBYTECODE="1")
     assert result == "42"
     assert told.count("NUMBA_CACHE_DIR") == 1
+
+
+LOAD = """
+import gc, sys
+from fastssl.compiled import load_compiler
+
+load_compiler()
+print(gc.isenabled(), sorted({"scipy", "cffi"} & sys.modules.keys()))
+import scipy.linalg, twice
+print(twice.compiled(twice.double)(21), scipy.linalg.det([[3.0]]))
+"""
+
+
+def test_the_compiler_is_loaded_without_what_others_can_still_load(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(MODULE)
+    assert run(tmp_path, LOAD) == ("True []\n42 3.0", "")

@@ -23,6 +23,7 @@ from fastssl.shards.statistics import (
     image_values,
     mask_values,
     member_bytes,
+    normal_values,
 )
 
 _MOST_CLASSES = 10**9
@@ -124,7 +125,7 @@ def _proven_targets(record: Record, settings: Settings, reference: str) -> tuple
     _prove_targets(member, block, settings, reference)
     return member, {
         "depth": depth_values(planes.millimetres),
-        "normal": mask_values(normal[..., 0] > 0),  # the codes of a known one are 1 or more
+        "normal": normal_values(normal),
         "edge": mask_values(planes.edge),
     }
 

@@ -26,6 +26,8 @@ _LOBES = 3
 _WEIGHT_BITS, _VALUE_BITS = 15, 6
 """Bits behind the point, of weights and of values between the passes. Their sums stay below 2^31, because the absolute
 weights of a pixel add up to less than 1.6."""
+_TILE = np.uint64(8)
+"""Columns that are written side by side."""
 
 
 def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -33,18 +35,21 @@ def stretched(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     height, width, _ = image.shape
     if height == width == size:
         return image
-    between, out = np.empty((width, size, 3), np.int16), np.empty((size, size, 3), np.uint8)
+    by_rows, by_columns = _weights(height, size), _weights(width, size)
+    padded = len(by_rows.values)
+    between, out = np.empty((width, padded, 3), np.int16), np.empty((padded, padded, 3), np.uint8)
     filter_rows = compiled(_filter_rows)
-    filter_rows(_rows(image), *_weights(height, size), _WEIGHT_BITS - _VALUE_BITS, between)
-    filter_rows(_rows(between), *_weights(width, size), _WEIGHT_BITS + _VALUE_BITS, out)
-    return out
+    filter_rows(_rows(image), *by_rows, _WEIGHT_BITS - _VALUE_BITS, between)
+    filter_rows(_rows(between), *by_columns, _WEIGHT_BITS + _VALUE_BITS, out)
+    return out[:size, :size]
 
 
 def nearest_edge(instance: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
     """`fastssl.geometry.edge_of` of an (H, W) plane that was stretched to (size, size)."""
     rows, columns = (_nearest_pixels(side, size) for side in instance.shape)
-    edge = np.empty((size, size), np.bool_)
-    compiled(_mark_edge)(instance, rows, columns, edge)
+    kept, edge = np.empty((size, size), instance.dtype), np.empty((size, size), np.bool_)
+    compiled(_take)(instance, rows, columns, kept)
+    compiled(_mark_edge)(kept, edge)
     return edge
 
 
@@ -65,7 +70,7 @@ def nearest_targets(
     """
     rows, columns = (_nearest_pixels(side, size) for side in depth.shape)
     millimetres, codes = np.empty((size, size), np.uint16), np.empty((size, size, 3), np.uint8)
-    compiled(_take_depth if depth.dtype == np.uint16 else _quantise_depth)(depth, rows, columns, millimetres)
+    compiled(_take if depth.dtype == np.uint16 else _quantise_depth)(depth, rows, columns, millimetres)
     if normal.dtype != np.uint8:
         compiled(_quantise_normals)(normal, rows, columns, codes)
     elif compiled(_take_normals)(normal, rows, columns, codes):
@@ -79,14 +84,12 @@ def _nearest_pixels(side: int, size: int) -> NDArray[np.uint64]:
 
 
 class _Weights(NamedTuple):
-    """The input rows that each of N output rows is made of, and their weights."""
+    """The input rows that each output row is made of; N output rows, some more than asked for to fill the last tile."""
 
-    first: NDArray[np.int64]
-    """(N,) first input row of each."""
-    number: NDArray[np.int64]
-    """(N,) number of input rows of each."""
+    rows: NDArray[np.uint64]
+    """(N, K) input rows of each, an even number."""
     values: NDArray[np.int32]
-    """(N, most of all) weights in multiples of 2^-15."""
+    """(N, K) weights in multiples of 2^-15, 0 of rows that do not count."""
 
 
 @lru_cache(maxsize=64)
@@ -96,40 +99,52 @@ def _weights(rows: int, size: int) -> _Weights:
     centre = (np.arange(size) + 0.5) * scale
     first = np.ceil(centre - _LOBES * spread - 0.5).astype(np.int64).clip(0)
     stop = np.ceil(centre + _LOBES * spread - 0.5).astype(np.int64).clip(max=rows)
-    row = first[:, None] + np.arange((stop - first).max())
+    most = int((stop - first).max())
+    row = first[:, None] + np.arange(most + most % 2)
     distance = (row + 0.5 - centre[:, None]) / spread
     weight = np.where(row < stop[:, None], np.sinc(distance) * np.sinc(distance / _LOBES), 0)
     weight *= 2**_WEIGHT_BITS / weight.sum(axis=1, keepdims=True)
-    return _Weights(first, stop - first, np.rint(weight).astype(np.int32))
+    more = ((0, -size % int(_TILE)), (0, 0))
+    return _Weights(
+        np.pad(row.clip(max=rows - 1).astype(np.uint64), more), np.pad(np.rint(weight).astype(np.int32), more)
+    )
 
 
 def _rows(image: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(image).reshape(len(image), -1)
 
 
-def _filter_rows(rows: Any, first: Any, number: Any, weights: Any, shift: int, out: Any) -> None:
-    """Columns of `out`, (W, N, 3): sums of N times a few rows (3 W) by their weights, without their lowest bits."""
+def _filter_rows(rows: Any, taken: Any, weights: Any, shift: int, out: Any) -> None:
+    """Columns of `out`, (W, N, 3): sums of N times a few rows (3 W) by their weights, without their lowest bits.
+
+    Two rows are added at a time, because the sum is read and written each time; and some columns are written side by
+    side, because every pixel of a column lies in another line of the cache.
+    """
     length, half = np.uint64(rows.shape[1]), np.int32(1 << (shift - 1))
     low, high = np.int32(np.iinfo(out.dtype).min), np.int32(np.iinfo(out.dtype).max)
-    total = np.empty(rows.shape[1], np.int32)
-    for i in range(np.uint64(len(first))):
-        total[:] = half
-        for k in range(np.uint64(number[i])):
-            row, weight = rows[np.uint64(first[i]) + k], weights[i, k]
+    total, tile = np.empty(length, np.int32), np.empty((_TILE, length), out.dtype)
+    for first in range(np.uint64(0), np.uint64(len(taken)), _TILE):
+        for i in range(_TILE):
+            total[:] = half
+            for k in range(np.uint64(0), np.uint64(taken.shape[1]), np.uint64(2)):
+                one, other = rows[taken[first + i, k]], rows[taken[first + i, k + np.uint64(1)]]
+                weight, other_weight = weights[first + i, k], weights[first + i, k + np.uint64(1)]
+                for j in range(length):
+                    total[j] += np.int32(one[j]) * weight + np.int32(other[j]) * other_weight
+            row = tile[i]
             for j in range(length):
-                total[j] += np.int32(row[j]) * weight
-        for j in range(length):
-            total[j] = min(max(total[j] >> shift, low), high)
+                row[j] = min(max(total[j] >> shift, low), high)
         for x in range(np.uint64(out.shape[0])):
-            for axis in range(np.uint64(3)):
-                out[x, i, axis] = total[np.uint64(3) * x + axis]
+            for i in range(_TILE):
+                for axis in range(np.uint64(3)):
+                    out[x, first + i, axis] = tile[i, np.uint64(3) * x + axis]
 
 
-def _take_depth(depth: Any, rows: Any, columns: Any, millimetres: Any) -> None:
+def _take(plane: Any, rows: Any, columns: Any, kept: Any) -> None:
     for i in range(np.uint64(len(rows))):
-        stored = depth[rows[i]]
+        stored = plane[rows[i]]
         for j in range(np.uint64(len(columns))):
-            millimetres[i, j] = stored[columns[j]]
+            kept[i, j] = stored[columns[j]]
 
 
 def _take_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> Any:
@@ -188,15 +203,11 @@ def _quantise_normals(normal: Any, rows: Any, columns: Any, codes: Any) -> None:
                 codes[i, j, axis] = code[axis, j]
 
 
-def _mark_edge(instance: Any, rows: Any, columns: Any, edge: Any) -> None:
-    size = np.uint64(len(columns))
-    here, below = np.empty(size, instance.dtype), np.empty(size, instance.dtype)
-    for i in range(np.uint64(len(rows))):
+def _mark_edge(instance: Any, edge: Any) -> None:
+    size = np.uint64(len(instance))
+    for i in range(size):
         # The last row has none below it, and the last pixel none to its right.
-        for row, seen in ((rows[i], here), (rows[min(i + np.uint64(1), size - np.uint64(1))], below)):
-            stored = instance[row]
-            for j in range(size):
-                seen[j] = stored[columns[j]]
+        here, below = instance[i], instance[min(i + np.uint64(1), size - np.uint64(1))]
         for j in range(size):
             edge[i, j] = here[j] != below[j]
         for j in range(size - np.uint64(1)):

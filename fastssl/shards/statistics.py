@@ -199,10 +199,18 @@ def _depth_sums(millimetres: Any) -> Any:
     return known, total, squares, low, high
 
 
+def normal_values(codes: NDArray[np.uint8]) -> PlaneValues:
+    """Number of known normals, (H, W, 3) codes: 1 or more in all coordinates of a known one, 0 in those of others."""
+    return _marked(int(np.count_nonzero(codes)) // 3, codes[..., 0].size)
+
+
 def mask_values(mask: NDArray[np.bool_]) -> PlaneValues:
     """Number of marked pixels, (H, W)."""
-    marked = int(np.count_nonzero(mask))
-    return PlaneValues(unit="pixel", pixels=mask.size, known=marked, total=[marked], squares=[marked])
+    return _marked(int(np.count_nonzero(mask)), mask.size)
+
+
+def _marked(marked: int, pixels: int) -> PlaneValues:
+    return PlaneValues(unit="pixel", pixels=pixels, known=marked, total=[marked], squares=[marked])
 
 
 def _merged(parts: Sequence[dict[str, _Values]]) -> dict[str, _Values]:

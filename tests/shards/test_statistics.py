@@ -17,6 +17,7 @@ from fastssl.shards.statistics import (
     image_values,
     mask_values,
     member_bytes,
+    normal_values,
 )
 
 
@@ -65,6 +66,12 @@ def test_a_mask_counts_its_marked_pixels() -> None:
     mask = np.zeros((6, 4), bool)
     mask[1:3, 2] = True
     assert mask_values(mask) == PlaneValues(unit="pixel", pixels=24, known=2, total=[2], squares=[2])
+
+
+def test_normals_count_where_their_codes_are_not_zero() -> None:
+    codes = np.zeros((6, 4, 3), np.uint8)
+    codes[1:3, 2], codes[5, 3] = (1, 255, 128), (255, 1, 1)
+    assert normal_values(codes) == PlaneValues(unit="pixel", pixels=24, known=3, total=[3], squares=[3])
 
 
 def sample(number: int, *, camera: bool) -> Statistics:

@@ -83,6 +83,13 @@ def test_each_filter_is_undone_in_every_row(mode: str, kind: int) -> None:
     assert_decoded(whole(header(mode, 23, 9), packed(filtered(pixels, [kind] * 9))), mode, pixels)
 
 
+@pytest.mark.parametrize("mode", KINDS)
+def test_filters_are_undone_in_more_rows_than_are_undone_together(mode: str) -> None:
+    pixels = picture(mode, 150, 7)
+    filters = [*[4] * 70, *[2] * 3, *np.random.default_rng(1).integers(0, 5, 77).tolist()]
+    assert_decoded(whole(header(mode, 7, 150), packed(filtered(pixels, filters))), mode, pixels)
+
+
 @given(st.data())
 def test_any_picture_comes_back_from_any_filters_and_any_chunks(data: st.DataObject) -> None:
     mode = data.draw(st.sampled_from(sorted(KINDS)))
@@ -113,7 +120,7 @@ def test_the_nearest_neighbour_is_that_of_paeths_rule_in_all_cases() -> None:
                         expected = up
                     else:
                         expected = corner
-                    count += nearest(np.int32(left), np.int32(up), np.int32(corner)) != expected
+                    count += nearest(np.int16(left), np.int16(up), np.int16(corner)) != expected
         return count
 
     assert njit(differing)() == 0
