@@ -64,7 +64,7 @@ def report(coded_synthetic: Path, coded_real: Path, config: Config) -> LoadRepor
 
 
 def test_every_part_is_measured(report: LoadReport) -> None:
-    real = {"reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"}
+    real = {"reading", "jpeg_simplejpeg", "jpeg_dali", "floor", "images", "loader"}
     planes = {"target_inflation", "target_depth_normals", "target_edges", "targets", "loader_in_memory"}
     expected = (
         {("both", "loader")} | {("real", part) for part in real} | {("synthetic", part) for part in real | planes}
@@ -247,6 +247,7 @@ PARTS_MS = {
     "reading": 0.1,
     "jpeg_simplejpeg": 0.4,
     "jpeg_dali": 0.5,
+    "floor": 0.4,
     "images": 0.8,
     "target_inflation": 0.05,
     "target_depth_normals": 0.25,

@@ -25,7 +25,7 @@ from fastssl.loader import Batches, Domain, LoaderOptions, Mixture, Plan, Step, 
 from fastssl.loader.damage import Damage
 from fastssl.loader.domain import check_input_size
 from fastssl.loader.graph import build_decoder, built, device_number
-from fastssl.loader.iterator import checked_members, target_filters
+from fastssl.loader.iterator import checked_members, decodes_in_graph, target_filters
 from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.windows import ThreadedWindows
@@ -36,6 +36,7 @@ Part = Literal[
     "jpeg_simplejpeg",
     "jpeg_dali",
     "pixels",
+    "floor",
     "images",
     "target_inflation",
     "target_depth_normals",
@@ -206,6 +207,24 @@ def _pixels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         yield work
 
 
+@contextmanager
+def _floor(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    """Whole images decoded, and memory of a batch's size filled once, as fast as it takes it: less does no loader."""
+    codec, size = domain.samples.image_codec, domain.samples.image_size
+    members = domain.images_in_memory
+    # Floats of the image and, where there are targets, of five planes; a byte for valid pixels.
+    bytes_per_pixel = 4 * 3 + (4 * 5 + 1) * bool(domain.domain.targets)
+    written = np.empty((len(members), bytes_per_pixel * domain.size**2), np.uint8)
+
+    def decode(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            codec.decode(members[number], size)
+            written[number].fill(1)
+
+    with _side_by_side(decode, range(len(members)), num_cores()) as work:
+        yield work
+
+
 def _planes(*, surface: bool, edges: bool) -> Measured:
     """Inflated target blocks, and what is wanted of their planes; of the others one pixel, which costs nothing."""
 
@@ -296,6 +315,7 @@ PARTS: dict[Part, Measured] = {
     "jpeg_simplejpeg": _simplejpeg,
     "jpeg_dali": _dali,
     "pixels": _pixels,
+    "floor": _floor,
     "images": _images,
     "target_inflation": _planes(surface=False, edges=False),
     "target_depth_normals": _planes(surface=True, edges=False),
@@ -308,13 +328,19 @@ PARTS: dict[Part, Measured] = {
 
 def parts_of(domain: MeasuredDomain, options: LoaderOptions) -> list[Part]:
     """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
-    decoding: list[Part] = ["jpeg_simplejpeg", "jpeg_dali"]
-    if not domain.samples.image_codec.in_graph:
-        decoding = ["pixels"]
+    on_cpu = options.device.type == "cpu"
+    parts: list[Part] = ["reading"]
+    if domain.samples.image_codec.in_graph:
+        parts += ["jpeg_simplejpeg", "jpeg_dali"]
+    if not decodes_in_graph(domain.samples, domain.plan_in_memory(options), options):
+        parts.append("pixels")
+    if on_cpu:
+        parts.append("floor")
+    parts.append("images")
     if domain.name == "real":
-        return ["reading", *decoding, "images", "loader"]
-    targets: list[Part] = [part for part in PARTS if part.startswith("target") and options.device.type == "cpu"]
-    return ["reading", *decoding, "images", *targets, "loader_in_memory", "loader"]
+        return [*parts, "loader"]
+    parts += [part for part in PARTS if part.startswith("target") and on_cpu]
+    return [*parts, "loader_in_memory", "loader"]
 
 
 def _batch_by_batch(endless: Batches) -> Work:

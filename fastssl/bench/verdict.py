@@ -43,6 +43,7 @@ _PARTS: dict[Part, str] = {
     "jpeg_simplejpeg": "JPEG decoding alone, simplejpeg",
     "jpeg_dali": "JPEG decoding alone, DALI",
     "pixels": "image decoding alone",
+    "floor": "image decoding, and tensors filled once",
     "images": "images: decoded, window, normalised",
     "target_inflation": "targets: inflation alone",
     "target_depth_normals": "targets: inflation, depth and normals",
@@ -71,7 +72,8 @@ class Verdict:
     images_per_s: float
     """Of the loader; of both loaders together where there are two."""
     floor_images_per_s: float
-    """Of image decoding alone, by whichever of the decoders is faster."""
+    """Of image decoding, and filling tensors of a batch's size once; on a GPU of decoding alone by the faster
+    decoder."""
     of_floor: float
     """The loader's rate over that of the floor."""
     cores_busy: float
@@ -97,8 +99,9 @@ def judge(report: LoadReport) -> Verdict:
         cores_busy=busy,
         sentences=(
             _limit(times, loader),
-            f"The loader does {rate:,.0f} images/s, {rate / floor:.0%} of the {floor:,.0f} of image decoding alone, "
-            f"and keeps {busy:.1f} of {report.machine.cores} cores busy.",
+            f"The loader does {rate:,.0f} images/s, {rate / floor:.0%} of the {floor:,.0f} of image decoding "
+            f"{'alone' if report.machine.gpu else 'and of filling such tensors once'}, and keeps {busy:.1f} of "
+            f"{report.machine.cores} cores busy.",
             _advice(report, limited_by, busy, times),
             *_better_settings(report),
             *_gpu(report),
@@ -142,6 +145,8 @@ def _seconds(report: LoadReport, domain: DomainName) -> dict[Part, float]:
 
 def _floor_seconds(report: LoadReport, domain: DomainName) -> float:
     seconds = _seconds(report, domain)
+    if "floor" in seconds:
+        return seconds["floor"]
     decoders: tuple[Part, ...] = ("jpeg_simplejpeg", "jpeg_dali", "pixels")
     return min(seconds[part] for part in decoders if part in seconds)
 

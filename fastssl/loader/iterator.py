@@ -202,11 +202,22 @@ def target_filters(plan: Plan) -> Filters:
     )
 
 
+def decodes_in_graph(samples: Mixture, plan: Plan, options: LoaderOptions) -> bool:
+    """DALI decodes the images, and not their codec in threads here."""
+    pixels = _pixels(samples, plan, options)
+    return pixels.encoded and not _only_cuts(pixels, options.device)
+
+
+def _only_cuts(pixels: Pixels, device: torch.device) -> bool:
+    """On the CPU no graph is needed."""
+    return device.type == "cpu" and pixels.cuts and not (pixels.colour or pixels.blur or pixels.half)
+
+
 def _images(
     samples: Mixture, pixels: Pixels, device: torch.device, threads: tuple[ThreadPoolExecutor, int]
 ) -> ThreadedImages | None:
-    """Images by threads, if they are only cut, on the CPU."""
-    if device.type != "cpu" or not pixels.cuts or pixels.colour or pixels.blur or pixels.half:
+    """Images by threads, if no graph makes them."""
+    if not _only_cuts(pixels, device):
         return None
     return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads)
 
