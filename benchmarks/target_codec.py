@@ -18,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -410,10 +411,9 @@ def loaded(codec: TargetCodec, scenes: Sequence[Scene], rooms: Sequence[Scene]) 
 
 
 def loaded_in(batch: list[Array], layout: TargetLayout, views: Views, size: int, codec: TargetCodec) -> float:
-    threads = ThreadedTargets(layout, size, 1, codec)
-    taken = milliseconds(lambda blocks: threads.submit(blocks, views).result(), [batch]) / len(batch)
-    threads.close()
-    return taken
+    with ThreadPoolExecutor(1) as pool:
+        targets = ThreadedTargets(layout, size, pool, 1, codec)
+        return milliseconds(lambda blocks: targets.submit(blocks, views).result(), [batch]) / len(batch)
 
 
 def windows(side: int, smallest: float, largest: float) -> Views:

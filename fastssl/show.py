@@ -39,7 +39,7 @@ from fastssl.pictures import (
     words,
     write_picture,
 )
-from fastssl.shards import JPEG, ShardSet, decode_sample
+from fastssl.shards import ShardSet, decode_sample
 
 COUNTED = 500
 """Samples that go into the histograms of a larger dataset."""
@@ -233,7 +233,8 @@ def _likeness(one: str, other: str) -> tuple[int, int]:
 
 def sample_facts(shards: ShardSet, index: int, sample: Sample) -> Facts:
     """Numbers of a sample."""
-    names = [JPEG, shards.target_member] if shards.has_targets else [JPEG]
+    image = shards.image_codec.member
+    names = [image, shards.target_member] if shards.has_targets else [image]
     sizes = {name: shards.member(index, name).size for name in names}
     depth_m = valid = contours = None
     if sample.depth is not None and sample.valid is not None and sample.edge is not None:
@@ -440,16 +441,16 @@ _QUANTITIES = (
     _Quantity("Valid pixels of each sample", "% of its pixels", " %", lambda facts: _percent(facts.valid), (0, 100)),
     _Quantity("Contours of each sample", "% of its pixels", " %", lambda facts: _percent(facts.contours)),
     _Quantity("Size of each label block", "kB", " kB", lambda facts: _kilobytes(facts, of_image=False)),
-    _Quantity("Size of each JPEG", "kB", " kB", lambda facts: _kilobytes(facts, of_image=True)),
+    _Quantity("Size of each image", "kB", " kB", lambda facts: _kilobytes(facts, of_image=True)),
     _Quantity("Brightness of each image", "mean gray level, 0 to 255", "", lambda facts: facts.brightness, (0, 255)),
     _Quantity("Class of each sample", "class number", "", lambda facts: facts.class_index),
 )
 
 
 def _kilobytes(facts: Facts, *, of_image: bool) -> float | None:
-    """Size of the sample's JPEG, or of its label block, whatever its codec."""
-    sizes = [size for name, size in facts.member_bytes.items() if (name == JPEG) == of_image]
-    return sizes[0] / 1000 if sizes else None
+    """Size of the sample's image, or of its label block, whatever their codecs."""
+    image, *labels = facts.member_bytes.values()
+    return image / 1000 if of_image else labels[0] / 1000 if labels else None
 
 
 def _depth_panel(millimetres: NDArray[np.int64]) -> Panel:

@@ -46,6 +46,14 @@ def coded_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def coded_pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The patterns of `coded_synthetic`, their images in LZ4."""
+    out = tmp_path_factory.mktemp("coded") / "pixels"
+    pack(CodedSource(11, "synthetic"), out, size=SIDE, samples_per_shard=4, image_codec="lz4")
+    return out
+
+
+@pytest.fixture(scope="session")
 def nyu_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five frames of NYU Depth v2 with splits and true normals; not to be written to."""
     # Not above: other tests do not need what it imports.

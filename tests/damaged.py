@@ -29,6 +29,8 @@ CPU = torch.device("cpu")
 STEPS, BATCH = 9, 4
 Made = tuple[list[Batch], list[str]]
 DATA = DataConfig(size=67, window=(67 / SIDE, 67 / SIDE), gray="off")
+"""Windows are only cut out, so that on a CPU no graph decodes them."""
+RESIZED = DataConfig(size=67, window=(0.6, 1.0), gray="off")
 
 
 def batches(
@@ -38,10 +40,11 @@ def batches(
     max_bad: int = 100,
     paranoid: bool = False,
     device: torch.device = CPU,
+    data: DataConfig = DATA,
 ) -> Made:
     """The first batches of a plan, and what was found damaged meanwhile."""
     rank_slice = RankSlice(order=shards.order(seed=4, stream=0), batch_size=BATCH)
-    settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=shards.image_size)
+    settings = ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
     options = LoaderOptions(device=device, threads=2, max_bad=max_bad, paranoid=paranoid)
     made = load_batches(shards, endless_plan(settings, rank_slice), options)
     got = list(islice(made, steps))
@@ -103,18 +106,34 @@ KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
     "one bit of a label": ("labels.lz4", lambda block: block[:-1] + bytes([block[-1] ^ 1]), True),
 }
 
+PIXEL_KINDS: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
+    "pixels: zeros": ("image.lz4", lambda member: b"", False),
+    "pixels: a damaged block": ("image.lz4", lambda member: member[:4] + b"\xf0" * 64 + member[68:], False),
+    "pixels: cut at a half": ("image.lz4", lambda member: member[: len(member) // 2], False),
+    "pixels: another size": ("image.lz4", lambda member: b"\x40\0\x00\x01" + member[4:], False),
+    "pixels: one bit": ("image.lz4", lambda member: member[:-1] + bytes([member[-1] ^ 1]), True),
+}
+"""Damage of images that are no JPEGs."""
+
 
 def assert_costs_those_samples(
-    sound_shards: Path, tmp_path: Path, kind: str, damaged: Sequence[int], *, paranoid: bool, device: torch.device
+    sound_shards: Path,
+    tmp_path: Path,
+    kind: str,
+    damaged: Sequence[int],
+    *,
+    paranoid: bool,
+    device: torch.device,
+    data: DataConfig = DATA,
 ) -> None:
     """Damage some samples, load both datasets and compare them."""
-    member, change, _ = KINDS[kind]
+    member, change, _ = (KINDS | PIXEL_KINDS)[kind]
     shutil.copytree(sound_shards, tmp_path / "damaged")
     for index in damaged:
         overwritten(tmp_path / "damaged", index, member, change)
     undamaged = open_mixture(sound_shards)
-    expected, _ = batches(undamaged, device=device)
-    got, found = batches(open_mixture(tmp_path / "damaged"), paranoid=paranoid, device=device)
+    expected, _ = batches(undamaged, device=device, data=data)
+    got, found = batches(open_mixture(tmp_path / "damaged"), paranoid=paranoid, device=device, data=data)
     assert len(got) == STEPS
     keys = [undamaged.datasets[0].key(i) for i in range(len(undamaged))]
     for index in damaged:
@@ -137,7 +156,12 @@ def assert_costs_those_samples(
 
 
 def assert_a_failed_batch_is_made_again(
-    sound_shards: Path, tmp_path: Path, damaged: Sequence[int], monkeypatch: pytest.MonkeyPatch, device: torch.device
+    sound_shards: Path,
+    tmp_path: Path,
+    damaged: Sequence[int],
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    data: DataConfig = DATA,
 ) -> None:
     """Damage that only decoding finds, nothing being compared with checksums: the batches after it are the plan's."""
     examined = []
@@ -149,5 +173,5 @@ def assert_a_failed_batch_is_made_again(
 
     monkeypatch.setattr(Damage, "examine", noted)
     monkeypatch.setattr(iterator, "checked_members", lambda members, options: ())
-    assert_costs_those_samples(sound_shards, tmp_path, "no tables", damaged, paranoid=False, device=device)
+    assert_costs_those_samples(sound_shards, tmp_path, "no tables", damaged, paranoid=False, device=device, data=data)
     assert examined

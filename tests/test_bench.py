@@ -19,7 +19,7 @@ import pytest
 import simplejpeg
 import torch
 from nvidia.dali import fn
-from patterns import CodedSource
+from patterns import SIDE, CodedSource
 from pydantic import TypeAdapter
 
 from fastssl.batch import Record
@@ -36,6 +36,7 @@ from fastssl.methods import load_config
 from fastssl.shards import ShardSet, encode, read_samples
 from fastssl.shards import pack as pack_dataset
 from fastssl.shards.archive import ShardFile
+from fastssl.shards.image_codec import Lz4Images
 
 SLOW = 0.008
 """Seconds per image by which a part is slowed: far more than it takes on a busy machine."""
@@ -63,7 +64,7 @@ def report(coded_synthetic: Path, coded_real: Path, config: Config) -> LoadRepor
 
 
 def test_every_part_is_measured(report: LoadReport) -> None:
-    real = {"reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"}
+    real = {"reading", "jpeg_simplejpeg", "jpeg_dali", "floor", "images", "loader"}
     planes = {"target_inflation", "target_depth_normals", "target_edges", "targets", "loader_in_memory"}
     expected = (
         {("both", "loader")} | {("real", part) for part in real} | {("synthetic", part) for part in real | planes}
@@ -170,7 +171,7 @@ def slow_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     ("slow", "limit"),
     [
         (slow_reading, "reading"),
-        (slow_decoding, "jpeg_decoding"),
+        (slow_decoding, "image_decoding"),
         (slow_surfaces, "depth_and_normals"),
         (slow_edges, "edges"),
         (slow_hand_over, "hand_over"),
@@ -194,6 +195,31 @@ def test_the_part_that_is_made_slow_limits(
     assert max(stage.rate.images_per_s for stage in report.stages) > 1 / SLOW
 
 
+def test_images_that_are_no_jpegs_have_a_decoder_of_their_own(
+    coded_pixels: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made slow, and so it limits; whether windows are cut or resampled."""
+    monkeypatch.setattr(rates, "STRETCHES", 3)
+    monkeypatch.setattr(load, "_sweep_settings", lambda options: [options])
+    decode = Lz4Images.decode_window
+
+    def slow_window(*given: Any) -> None:
+        time.sleep(SLOW)
+        decode(*given)
+
+    monkeypatch.setattr(Lz4Images, "decode_window", slow_window)
+    for window in ((0.5, 1.0), (config.data.size / SIDE, config.data.size / SIDE)):
+        seen = config.model_copy(update={"data": config.data.model_copy(update={"window": window})})
+        report = measure_loading(open_mixture(coded_pixels), None, seen, seconds=0.1)
+        found = {stage.part for stage in report.stages}
+        assert {"reading", "pixels", "images", "targets", "loader"} <= found
+        assert not any(part.startswith("jpeg") for part in found)
+        verdict = judge(report)
+        assert verdict.limited_by == "image_decoding"
+        assert verdict.floor_images_per_s < 2 * num_cores() / SLOW
+        assert "image decoding alone" in loading_table(report)
+
+
 def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     domain = parts.MeasuredDomain("synthetic", open_mixture(coded_synthetic), config)
     options = LoaderOptions(device=torch.device("cpu"))
@@ -203,7 +229,7 @@ def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, mon
 
     for name in ("read", "member", "key", "class_index"):
         monkeypatch.setattr(ShardSet, name, refuse)
-    for part in parts.parts_of("synthetic", options):
+    for part in parts.parts_of(domain, options):
         with parts.PARTS[part](domain, options) as work:
             if part in ("reading", "loader"):
                 with pytest.raises(AssertionError, match="a shard is read"):
@@ -221,6 +247,7 @@ PARTS_MS = {
     "reading": 0.1,
     "jpeg_simplejpeg": 0.4,
     "jpeg_dali": 0.5,
+    "floor": 0.4,
     "images": 0.8,
     "target_inflation": 0.05,
     "target_depth_normals": 0.25,
@@ -266,7 +293,7 @@ def test_the_fractions_are_those_of_the_parts_by_themselves() -> None:
     verdict = judge(made_up())
     ms = {
         "reading": 0.1,
-        "jpeg_decoding": 0.5,
+        "image_decoding": 0.5,
         "image_operations": 0.3,
         "target_inflation": 0.05,
         "depth_and_normals": 0.2,
@@ -276,7 +303,7 @@ def test_the_fractions_are_those_of_the_parts_by_themselves() -> None:
         "waiting": 0.4,
     }
     assert verdict.fractions == pytest.approx({activity: value / 2.0 for activity, value in ms.items()})
-    assert verdict.limited_by == "jpeg_decoding"
+    assert verdict.limited_by == "image_decoding"
     assert (verdict.images_per_s, verdict.floor_images_per_s, verdict.of_floor) == pytest.approx((500, 2500, 0.2))
     assert verdict.cores_busy == pytest.approx(1)
     assert "0.50 of the 2.00 ms" in verdict.sentences[0]
@@ -298,7 +325,7 @@ def test_two_domains_count_by_their_images_per_step() -> None:
     total = (30 * 2.0 + 10 * 1.8) / 40
     assert verdict.fractions["reading"] == pytest.approx((30 * 0.1 + 10 * 1.0) / 40 / total)
     assert verdict.fractions["target_inflation"] == pytest.approx(30 * 0.05 / 40 / total)
-    assert (verdict.limited_by, verdict.images_per_s) == ("jpeg_decoding", 250)
+    assert (verdict.limited_by, verdict.images_per_s) == ("image_decoding", 250)
     assert verdict.floor_images_per_s == pytest.approx(1000 * 40 / (30 * 0.4 + 10 * 0.8))
 
 

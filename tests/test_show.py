@@ -287,7 +287,7 @@ def test_histograms_have_titles_units_and_ends(labelled: Path, tmp_path: Path, t
 def test_histograms_of_photos_have_no_labels(photos: Path, tmp_path: Path, texts: list[str]) -> None:
     show(photos, tmp_path / "sheet.png")
     assert not {"Depth", "Normals", "Size of each label block"} & set(texts)
-    assert {"Class of each sample", "Size of each JPEG"} <= set(texts)
+    assert {"Class of each sample", "Size of each image"} <= set(texts)
 
 
 # Which samples

@@ -132,7 +132,7 @@ def measure_loading(
     load, _, _ = os.getloadavg()
     options = calibrated_options(domains[0].domain, run_device())
     settings = _sweep_settings(options)
-    parts = [(domain, part) for domain in domains for part in parts_of(domain.name, options)]
+    parts = [(domain, part) for domain in domains for part in parts_of(domain, options)]
     meter = _Meter(options, seconds, len(parts) + (len(domains) == 2) + len(settings), progress)
     stages = [_stage(meter, domain, part) for domain, part in parts]
     if len(domains) == 2:

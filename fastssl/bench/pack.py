@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.batch import Record
@@ -153,8 +152,8 @@ def _steps(source: Source, settings: Settings, references: Sequence[str], folder
 def _encoding(record: Record, members: dict[str, bytes], settings: Settings) -> dict[Step, float]:
     """Seconds for a sample's image, its target block, and the decoding of both."""
     size, codec = settings.size, settings.target_codec
-    image, jpeg = _timed(_jpeg, record.image, settings)
-    proof, _ = _timed(simplejpeg.decode_jpeg, jpeg, "RGB", strict=True)
+    image, stored = _timed(_stored_image, record.image, settings)
+    proof, _ = _timed(settings.images.decode, stored, (size, size))
     if TARGET_MEMBERS[codec] not in members:
         return {"image": image, "targets": 0.0, "proof": proof}
     member = members[TARGET_MEMBERS[codec]]
@@ -164,10 +163,8 @@ def _encoding(record: Record, members: dict[str, bytes], settings: Settings) -> 
     return {"image": image, "targets": laying + compressing, "proof": proof + inflating}
 
 
-def _jpeg(image: NDArray[np.uint8], settings: Settings) -> bytes:
-    square = np.ascontiguousarray(stretched(image, settings.size))
-    jpeg: bytes = simplejpeg.encode_jpeg(square, settings.jpeg_quality, "RGB", "420")
-    return jpeg
+def _stored_image(image: NDArray[np.uint8], settings: Settings) -> bytes:
+    return settings.images.encode(np.ascontiguousarray(stretched(image, settings.size)))
 
 
 def _write(samples: Mapping[str, Members], path: Path) -> None:

@@ -25,15 +25,18 @@ from fastssl.loader import Batches, Domain, LoaderOptions, Mixture, Plan, Step, 
 from fastssl.loader.damage import Damage
 from fastssl.loader.domain import check_input_size
 from fastssl.loader.graph import build_decoder, built, device_number
-from fastssl.loader.iterator import checked_members, target_filters
+from fastssl.loader.iterator import checked_members, decodes_in_graph, target_filters
 from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
 from fastssl.loader.targets import ThreadedTargets
-from fastssl.shards import JPEG, Allocate, DomainName, StoredSample, TargetLayout
+from fastssl.loader.windows import ThreadedWindows
+from fastssl.shards import Allocate, DomainName, StoredSample, TargetLayout
 
 Part = Literal[
     "reading",
     "jpeg_simplejpeg",
     "jpeg_dali",
+    "pixels",
+    "floor",
     "images",
     "target_inflation",
     "target_depth_normals",
@@ -104,10 +107,16 @@ class MeasuredDomain:
         check_input_size(self.domain, ConfigError, "lower it with --preset or --set")
         self.name, self.samples, self.size = name, samples, config.data.size
         self.batch_size = self.domain.batch_size
-        self.members = (JPEG, samples.target_member) if targets else (JPEG,)
+        image = samples.image_codec.member
+        self.members = (image, samples.target_member) if targets else (image,)
         damage = Damage(samples, self.members, max_bad=config.data.max_bad)
         wanted, _ = next(self.domain.plan(batch_size=min(_IN_MEMORY, len(samples))).steps)
         self.in_memory = InMemory(samples, damage, list(dict.fromkeys(wanted.tolist())))
+
+    @property
+    def images_in_memory(self) -> list[_Bytes]:
+        """The images of the samples in memory, as they are stored."""
+        return self.in_memory.members(self.samples.image_codec.member)
 
     @property
     def bytes_per_image(self) -> float:
@@ -159,13 +168,13 @@ def _simplejpeg(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work
         for stream in streams:
             simplejpeg.decode_jpeg(stream, "RGB")
 
-    with _side_by_side(decode, domain.in_memory.members(JPEG), num_cores()) as work:
+    with _side_by_side(decode, domain.images_in_memory, num_cores()) as work:
         yield work
 
 
 @contextmanager
 def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
-    streams, batch = cycle(domain.in_memory.members(JPEG)), domain.part_batch(options)
+    streams, batch = cycle(domain.images_in_memory), domain.part_batch(options)
     pipeline = build_decoder(
         lambda: list(islice(streams, batch)),
         batch_size=batch,
@@ -180,6 +189,40 @@ def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         return batch
 
     yield work
+
+
+@contextmanager
+def _pixels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    """Windows decoded by the codec, as the loader does where no graph does it."""
+    codec, plan = domain.samples.image_codec, domain.plan_in_memory(options)
+    size = domain.size if plan.cuts else None
+    with ThreadPoolExecutor(options.num_threads) as pool:
+        windows = ThreadedWindows(codec, domain.samples.image_size, size, pool, options.num_threads)
+
+        def work() -> int:
+            samples, views = next(plan.steps)
+            windows.decode([domain.in_memory.member(index, codec.member) for index in samples.tolist()], views)
+            return len(samples)
+
+        yield work
+
+
+@contextmanager
+def _floor(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
+    """Whole images decoded, and memory of a batch's size filled once, as fast as it takes it: less does no loader."""
+    codec, size = domain.samples.image_codec, domain.samples.image_size
+    members = domain.images_in_memory
+    # Floats of the image and, where there are targets, of five planes; a byte for valid pixels.
+    bytes_per_pixel = 4 * 3 + (4 * 5 + 1) * bool(domain.domain.targets)
+    written = np.empty((len(members), bytes_per_pixel * domain.size**2), np.uint8)
+
+    def decode(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            codec.decode(members[number], size)
+            written[number].fill(1)
+
+    with _side_by_side(decode, range(len(members)), num_cores()) as work:
+        yield work
 
 
 def _planes(*, surface: bool, edges: bool) -> Measured:
@@ -236,17 +279,16 @@ def _planes(*, surface: bool, edges: bool) -> Measured:
 def _targets(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     plan, codec = domain.plan_in_memory(options), domain.samples.target_codec
     layout, member = TargetLayout(*domain.samples.image_size), domain.samples.target_member
-    targets = ThreadedTargets(layout, domain.size, options.num_threads, codec, target_filters(plan))
+    with ThreadPoolExecutor(options.num_threads) as pool:
+        threads = pool, options.num_threads
+        targets = ThreadedTargets(layout, domain.size, *threads, codec, target_filters(plan))
 
-    def work() -> int:
-        samples, views = next(plan.steps)
-        targets.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
-        return len(samples)
+        def work() -> int:
+            samples, views = next(plan.steps)
+            targets.submit([domain.in_memory.member(index, member) for index in samples.tolist()], views).result()
+            return len(samples)
 
-    try:
         yield work
-    finally:
-        targets.close()
 
 
 @contextmanager
@@ -272,6 +314,8 @@ PARTS: dict[Part, Measured] = {
     "reading": _reading,
     "jpeg_simplejpeg": _simplejpeg,
     "jpeg_dali": _dali,
+    "pixels": _pixels,
+    "floor": _floor,
     "images": _images,
     "target_inflation": _planes(surface=False, edges=False),
     "target_depth_normals": _planes(surface=True, edges=False),
@@ -282,11 +326,21 @@ PARTS: dict[Part, Measured] = {
 }
 
 
-def parts_of(domain: DomainName, options: LoaderOptions) -> list[Part]:
+def parts_of(domain: MeasuredDomain, options: LoaderOptions) -> list[Part]:
     """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
-    if domain == "real":
-        return ["reading", "jpeg_simplejpeg", "jpeg_dali", "images", "loader"]
-    return [part for part in PARTS if options.device.type == "cpu" or not part.startswith("target")]
+    on_cpu = options.device.type == "cpu"
+    parts: list[Part] = ["reading"]
+    if domain.samples.image_codec.in_graph:
+        parts += ["jpeg_simplejpeg", "jpeg_dali"]
+    if not decodes_in_graph(domain.samples, domain.plan_in_memory(options), options):
+        parts.append("pixels")
+    if on_cpu:
+        parts.append("floor")
+    parts.append("images")
+    if domain.name == "real":
+        return [*parts, "loader"]
+    parts += [part for part in PARTS if part.startswith("target") and on_cpu]
+    return [*parts, "loader_in_memory", "loader"]
 
 
 def _batch_by_batch(endless: Batches) -> Work:

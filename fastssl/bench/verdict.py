@@ -18,7 +18,7 @@ from fastssl.shards import DomainName
 
 Activity = Literal[
     "reading",
-    "jpeg_decoding",
+    "image_decoding",
     "image_operations",
     "target_inflation",
     "depth_and_normals",
@@ -29,7 +29,7 @@ Activity = Literal[
 ]
 _WORDS: dict[Activity, str] = {
     "reading": "reading the shards",
-    "jpeg_decoding": "decoding JPEGs",
+    "image_decoding": "decoding images",
     "image_operations": "what is done to decoded images (window, colours, normalisation)",
     "target_inflation": "inflating target blocks",
     "depth_and_normals": "making depth and normals of the target blocks",
@@ -42,6 +42,8 @@ _PARTS: dict[Part, str] = {
     "reading": "reading, files in memory, one thread",
     "jpeg_simplejpeg": "JPEG decoding alone, simplejpeg",
     "jpeg_dali": "JPEG decoding alone, DALI",
+    "pixels": "image decoding alone",
+    "floor": "image decoding, and tensors filled once",
     "images": "images: decoded, window, normalised",
     "target_inflation": "targets: inflation alone",
     "target_depth_normals": "targets: inflation, depth and normals",
@@ -70,7 +72,8 @@ class Verdict:
     images_per_s: float
     """Of the loader; of both loaders together where there are two."""
     floor_images_per_s: float
-    """Of JPEG decoding alone, by whichever of the decoders is faster."""
+    """Of image decoding, and filling tensors of a batch's size once; on a GPU of decoding alone by the faster
+    decoder."""
     of_floor: float
     """The loader's rate over that of the floor."""
     cores_busy: float
@@ -96,8 +99,9 @@ def judge(report: LoadReport) -> Verdict:
         cores_busy=busy,
         sentences=(
             _limit(times, loader),
-            f"The loader does {rate:,.0f} images/s, {rate / floor:.0%} of the {floor:,.0f} of JPEG decoding alone, and "
-            f"keeps {busy:.1f} of {report.machine.cores} cores busy.",
+            f"The loader does {rate:,.0f} images/s, {rate / floor:.0%} of the {floor:,.0f} of image decoding "
+            f"{'alone' if report.machine.gpu else 'and of filling such tensors once'}, and keeps {busy:.1f} of "
+            f"{report.machine.cores} cores busy.",
             _advice(report, limited_by, busy, times),
             *_better_settings(report),
             *_gpu(report),
@@ -114,7 +118,8 @@ def _times(report: LoadReport) -> dict[Activity, float]:
 
 def _domain_times(report: LoadReport, domain: DomainName) -> dict[Activity, float]:
     seconds = _seconds(report, domain)
-    reading, decoding, images = seconds["reading"], seconds["jpeg_dali"], seconds["images"]
+    reading, images = seconds["reading"], seconds["images"]
+    decoding = seconds["pixels"] if "pixels" in seconds else seconds["jpeg_dali"]
     in_memory = seconds.get("loader_in_memory", images)
     inflation = seconds.get("target_inflation", 0.0)
     depth_normals = max(seconds.get("target_depth_normals", 0.0) - inflation, 0)
@@ -123,7 +128,7 @@ def _domain_times(report: LoadReport, domain: DomainName) -> dict[Activity, floa
     on_gpu = report.machine.gpu is not None
     return {
         "reading": reading,
-        "jpeg_decoding": decoding,
+        "image_decoding": decoding,
         "image_operations": max(images - decoding, 0),
         "target_inflation": inflation,
         "depth_and_normals": depth_normals,
@@ -140,7 +145,10 @@ def _seconds(report: LoadReport, domain: DomainName) -> dict[Part, float]:
 
 def _floor_seconds(report: LoadReport, domain: DomainName) -> float:
     seconds = _seconds(report, domain)
-    return min(seconds["jpeg_simplejpeg"], seconds["jpeg_dali"])
+    if "floor" in seconds:
+        return seconds["floor"]
+    decoders: tuple[Part, ...] = ("jpeg_simplejpeg", "jpeg_dali", "pixels")
+    return min(seconds[part] for part in decoders if part in seconds)
 
 
 def _mean(report: LoadReport, values: Mapping[DomainName, float]) -> float:
@@ -173,7 +181,7 @@ def _advice(report: LoadReport, limited_by: Activity, busy: float, times: Mappin
             return (
                 f"One thread reads {size / times['reading'] / 1e6:,.1f} MB/s, though it had read these files before: "
                 "put the shards on a local disk, or pack less than "
-                f"{size / 1000:.0f} KB an image (--jpeg-quality, --size)."
+                f"{size / 1000:.0f} KB an image (--image-codec jpeg, --jpeg-quality, --size)."
             )
         case "waiting":
             return (

@@ -55,7 +55,7 @@ class Calibration:
 
 
 def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
-    """Find the best fraction of the JPEG engine for a loader; takes some seconds on a GPU, and nothing on the CPU.
+    """Find the best fraction of the JPEG engine for a loader; takes some seconds where a GPU is to decode JPEGs.
 
     Args:
         samples: whose images are read, targets aside.
@@ -68,6 +68,8 @@ def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOption
     device = options.device
     if device.type == "cpu":
         return Calibration(load=0.0, is_safe=True, reason="there is no GPU", seconds={})
+    if not samples.image_codec.in_graph:
+        return Calibration(load=0.0, is_safe=True, reason="the images are no JPEGs", seconds={})
 
     # Of all pipelines: a damaged sample is told and counted once.
     damage = known_damage(samples, options, ())

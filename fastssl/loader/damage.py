@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import deflate
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.errors import DataError, ShardError
 from fastssl.loader.memory import Memory
 from fastssl.loader.mixture import Mixture
-from fastssl.shards import JPEG, Allocate, StoredSample, TargetLayout, inflate
+from fastssl.shards import Allocate, StoredSample, TargetLayout, inflate
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Damage:
 
     Args:
         samples: of the domain.
-        members: those that are read: `jpg`, `labels.lz4` where planes are wanted, `cls` where classes are.
+        members: those that are read: the image, the targets where planes are wanted, `cls` where classes are.
         max_bad: samples that may be damaged before reading gives up.
         checked: members that are compared with their checksums, which also finds damage that decodes.
     """
@@ -44,9 +43,15 @@ class Damage:
         self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, checked: tuple[str, ...] = ()
     ) -> None:
         self._samples, self._names, self._max_bad, self._checked = samples, members, max_bad, checked
+        self._image_codec = samples.image_codec
         self._memory = Memory()
         self.found: dict[int, str] = {}
         """Number and reason of each damaged sample."""
+
+    @property
+    def image_member(self) -> str:
+        """Name of the member with the image."""
+        return self._image_codec.member
 
     @property
     def target_member(self) -> str:
@@ -103,12 +108,8 @@ class Damage:
 
     def _glance(self, index: int, allocate: Allocate) -> StoredSample:
         sample = self._samples.read(index, self._names, allocate)
-        stream = sample.members[JPEG]
-        # Start and end of image; what is cut short would otherwise be an error without a name, or gray pixels.
-        if len(stream) < 4 or stream[:2].tobytes() != b"\xff\xd8" or stream[-2:].tobytes() != b"\xff\xd9":
-            raise ShardError("an image cannot be decoded", seen="the stream is cut short or not a JPEG")
         # Where only a window is decoded, a larger image would give one that nobody meant.
-        self._check_size(_jpeg_size(stream))
+        self._image_codec.check_header(sample.members[self.image_member], self._samples.image_size)
         for name, content in sample.members.items():
             if name in self._checked:
                 seen, expected = deflate.crc32(content.data), self._checksum(index, name)
@@ -123,19 +124,11 @@ class Damage:
             raise DataError(error.what, where=error.where, seen=error.seen, expected=error.expected) from error
 
     def _decode(self, sample: StoredSample) -> None:
-        try:
-            height, width = simplejpeg.decode_jpeg(sample.members[JPEG], "RGB", strict=True).shape[:2]
-        except ValueError as error:
-            raise ShardError("an image cannot be decoded", seen=str(error)) from error
-        self._check_size((height, width))
+        self._image_codec.decode(sample.members[self.image_member], self._samples.image_size)
         if self.target_member in sample.members:
             layout = TargetLayout(*self._samples.image_size)
             out = np.empty(layout.num_bytes, np.uint8)
             inflate(sample.members[self.target_member], layout, out, self._samples.target_codec)
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        if size != self._samples.image_size:
-            raise ShardError("an image has the wrong size", seen=size, expected=self._samples.image_size)
 
     def _record(self, index: int, error: ShardError) -> None:
         self.found[index] = error.what if error.seen is None else f"{error.what}: {error.seen}"
@@ -149,15 +142,6 @@ class Damage:
                 hint="find all damage with `fastssl verify`, and copy or pack the dataset again",
             ) from error
         log.warning("a damaged sample is replaced by the next one: %s: %s", place, self.found[index])
-
-
-def _jpeg_size(stream: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width by a JPEG's header."""
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(stream)
-    except ValueError as error:
-        raise ShardError("an image cannot be decoded", seen=str(error)) from error
-    return height, width
 
 
 def _new_memory(num_bytes: int) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from fastssl.loader.damage import Damage
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
 from fastssl.loader.mixture import Mixture, open_domain
 from fastssl.loader.plan import Plan, RankSlice, ViewSettings, chosen_plan, evaluation_plan
-from fastssl.shards import CLASS_INDEX, JPEG, DomainName
+from fastssl.shards import CLASS_INDEX, DomainName
 
 _SEED_STREAMS: dict[DomainName, int] = {"synthetic": 0, "real": 1}
 
@@ -59,7 +59,7 @@ class Domain:
     def bytes_per_image(self) -> float:
         """Mean of what is read of a sample, over the datasets by their weights."""
         samples = self.samples
-        members = [JPEG, *([] if self.targets.isdisjoint(PLANES) else [samples.target_member])]
+        members = [samples.image_codec.member, *([] if self.targets.isdisjoint(PLANES) else [samples.target_member])]
         means = [
             sum(bytes_of[name].total / bytes_of[name].count for name in members)
             for bytes_of in (dataset.manifest.statistics.member_bytes for dataset in samples.datasets)

@@ -1,4 +1,4 @@
-"""The inputs of a domain's graph: encoded images, numbers of the views, target blocks."""
+"""The inputs of a domain's graph: images, numbers of the views, target blocks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from fastssl.loader.damage import Damage
 from fastssl.loader.graph import Input, Pixels
+from fastssl.loader.images import ThreadedImages
 from fastssl.loader.plan import Step
 from fastssl.loader.targets import ThreadedTargets
 from fastssl.loader.underway import Fed
+from fastssl.loader.windows import ThreadedWindows
 from fastssl.ranges import traced
-from fastssl.shards import JPEG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,8 +29,12 @@ class Feed:
     damage: Damage
     """The reader of the samples."""
     pixels: Pixels
-    threads: ThreadedTargets | None = None
+    targets: ThreadedTargets | None = None
     """Threads that make the targets, where the CPU does."""
+    images: ThreadedImages | None = None
+    """Threads that make the images, where no graph does."""
+    windows: ThreadedWindows | None = None
+    """Threads that decode the images, where the graph does not."""
     sends_blocks: bool = False
     """The graph gets the target blocks too, where a GPU makes the targets."""
     pending: deque[Fed] = field(default_factory=deque, init=False)
@@ -40,20 +45,30 @@ class Feed:
         with traced("loader: read"):
             found = self.damage.read(samples.tolist())
         members = [sample.stored.members for sample in found]
-        inputs: list[Input] = [[member[JPEG] for member in members], *self.pixels.inputs(views)]
+        stored, pending, damaged = [member[self.damage.image_member] for member in members], None, None
+        inputs: list[Input] = []
+        if self.images is not None:
+            pending = self.images.submit(stored, views)
+        elif self.windows is not None:
+            pixels, damaged = self.windows.decode(stored, views)
+            inputs = [pixels, *self.pixels.inputs(views)]
+        else:
+            inputs = [stored, *self.pixels.inputs(views)]
         targets = None
-        if self.threads is not None or self.sends_blocks:
+        if self.targets is not None or self.sends_blocks:
             blocks = [member[self.damage.target_member] for member in members]
             if self.sends_blocks:
                 inputs.append(blocks)
-            if self.threads is not None:
-                targets = self.threads.submit(blocks, views)
+            if self.targets is not None:
+                targets = self.targets.submit(blocks, views)
         fed = Fed(
             samples=tuple(sample.number for sample in found),
             keys=tuple(sample.stored.key for sample in found),
             classes=tuple(sample.stored.class_index for sample in found),
             views=views,
             targets=targets,
+            images=pending,
+            damaged_image=damaged,
         )
         self.pending.append(fed)
         return tuple(inputs)

@@ -1,4 +1,4 @@
-"""The DALI graph of a domain: encoded bytes in, normalised images (and inflated target blocks) out.
+"""The DALI graph of a domain: encoded images in, normalised ones (and inflated target blocks) out.
 
 One function builds it for the CPU and for a GPU. Every random choice is an input, made in
 `fastssl.loader.plan`, so the graph itself has no state.
@@ -25,7 +25,7 @@ from fastssl.loader.plan import Views
 from fastssl.shards.codec import TargetCodec
 
 Input = list[NDArray[np.uint8]] | NDArray[Any]
-"""One input of the graph for a batch: encoded bytes of each sample, or numbers with a row per sample."""
+"""One input of the graph for a batch: encoded bytes of each sample, or numbers or pixels with a row per sample."""
 Inputs = Callable[[], tuple[Input, ...]]
 """A function that gives the inputs of the next batch; raises StopIteration at the end."""
 
@@ -58,16 +58,18 @@ class Pixels:
     """Blur as the views say."""
     half: bool
     """float16 instead of float32."""
-    decoded: bool = False
-    """Nothing but cutting: compiled code goes on from the decoded windows (`fastssl.loader.images`)."""
+    encoded: bool = True
+    """The graph decodes the images, and cuts them; else they come as pixels, cut already where they are only cut."""
 
     def inputs(self, views: Views) -> list[NDArray[Any]]:
-        """The graph's inputs besides the encoded images, in their order."""
-        arrays: list[NDArray[Any]] = list(views.roi())
+        """The graph's inputs besides the images, in their order."""
+        arrays: list[NDArray[Any]] = []
+        if not self.cuts:
+            arrays += views.roi()
+        elif self.encoded:
+            arrays.append(np.stack([views.top, views.left], axis=1).astype(np.int32))
         if self.cuts:
-            arrays = [np.stack([views.top, views.left], axis=1).astype(np.int32), views.flip.astype(np.int32)]
-        if self.decoded:
-            return arrays[:1]
+            arrays.append(views.flip.astype(np.int32))
         if self.colour:
             arrays += list(np.ascontiguousarray(views.colour.T))
         if self.blur:
@@ -80,7 +82,8 @@ class Pixels:
     @property
     def num_inputs(self) -> int:
         """Number of `inputs`."""
-        return 1 if self.decoded else 2 + 4 * self.colour + self.blur + 2 * self.gray
+        windows = int(self.encoded) if self.cuts else 2
+        return windows + self.cuts + 4 * self.colour + self.blur + 2 * self.gray
 
 
 _NO_BLUR = np.float32(0.01)
@@ -100,8 +103,9 @@ def build_graph(
     """Build the pipeline of one domain.
 
     Args:
-        feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), then
-            `Pixels.inputs`, and with `blocks` the target blocks, a list of uint8 arrays.
+        feed: called once per batch, ahead of need; returns the batch's JPEG streams (a list of uint8 arrays), or pixels
+            (N, h, w, 3) where the images do not come encoded, then `Pixels.inputs`, and with `blocks` the target
+            blocks, a list of uint8 arrays.
         batch_size: largest N.
         threads: decoding threads.
         device_id: GPU that decodes and augments; None = the CPU.
@@ -110,19 +114,22 @@ def build_graph(
         blocks: the target blocks that a GPU inflates; None where there are none, or the CPU does it.
 
     Returns:
-        A pipeline whose outputs are the images, (N, size, size, 3), uint8 where they are only decoded and cut, and with
-        `blocks` the inflated ones, (N, bytes) uint8.
+        A pipeline whose outputs are the images, (N, size, size, 3), and with `blocks` the inflated ones, (N, bytes)
+        uint8.
     """
     on_gpu = device_id is not None
     num_inputs = 1 + pixels.num_inputs
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
-        jpeg, *views = fn.external_source(source=feed, num_outputs=num_inputs + (blocks is not None), batch=True)
-        if pixels.cuts:
-            image = _decoded_window(jpeg, views[0], pixels.size, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
+        image, *views = fn.external_source(source=feed, num_outputs=num_inputs + (blocks is not None), batch=True)
+        if not pixels.encoded:
+            image = fn.reinterpret(image.gpu() if on_gpu else image, layout="HWC")
+        elif pixels.cuts:
+            start, *views = views
+            image = _decoded_window(image, start, pixels.size, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
         else:
-            image = _decoded(jpeg, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
-        outputs = [image if pixels.decoded else _image(image, pixels, views)]
+            image = _decoded(image, on_gpu=on_gpu, hw_decoder_load=hw_decoder_load)
+        outputs = [_image(image, pixels, views)]
         if blocks is not None:
             outputs.append(_inflated(views[-1].gpu(), blocks))
         pipeline.set_outputs(*outputs)
@@ -215,13 +222,13 @@ def _decoded_window(jpeg: DataNode, start: DataNode, size: int, *, on_gpu: bool,
 
 def _image(image: DataNode, pixels: Pixels, views: list[DataNode]) -> DataNode:
     """Window (where it is not cut out already), colours and normalisation of decoded images."""
-    start, second, *more = views
     normalise: dict[str, Any] = {"dtype": types.FLOAT16 if pixels.half else types.FLOAT, "output_layout": "HWC"}
     if pixels.cuts:
-        normalise["mirror"] = second
+        normalise["mirror"], *more = views
     else:
+        start, end, *more = views
         size = [pixels.size, pixels.size]
-        image = fn.resize(image, size=size, roi_start=start, roi_end=second, interp_type=types.INTERP_LINEAR)
+        image = fn.resize(image, size=size, roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR)
     if pixels.colour:
         brightness, contrast, saturation, hue, *more = more
         image = fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)

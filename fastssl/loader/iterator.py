@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +16,19 @@ from torch import Tensor
 from fastssl.batch import PLANES, Batch, Target
 from fastssl.errors import DataError
 from fastssl.loader.ahead import targets_ahead
+from fastssl.loader.cut_out import CutOut
 from fastssl.loader.damage import Damage
 from fastssl.loader.feed import Feed
 from fastssl.loader.graph import Blocks, Inputs, Pixels, build_graph, device_number
-from fastssl.loader.images import ThreadedImages, images_ahead
+from fastssl.loader.images import ThreadedImages
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.pipeline import DomainPipeline
 from fastssl.loader.plan import Plan
 from fastssl.loader.target_kernel import Filters
 from fastssl.loader.targets import TargetFields, ThreadedTargets, targets_on_device
 from fastssl.loader.underway import Decoded, Made
-from fastssl.shards import CLASS_INDEX, JPEG, TargetLayout
+from fastssl.loader.windows import ThreadedWindows
+from fastssl.shards import CLASS_INDEX, TargetLayout
 
 _FIELDS: dict[Target, tuple[str, ...]] = {
     "depth": ("depth", "valid"),
@@ -102,7 +105,7 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
     if has_planes and not samples.has_targets:
         raise DataError("the dataset has no target planes", where=samples.path, hint="give a packed synthetic dataset")
     members = (
-        JPEG,
+        samples.image_codec.member,
         *((samples.target_member,) if has_planes else ()),
         *((CLASS_INDEX,) if "class_index" in targets else ()),
     )
@@ -158,8 +161,7 @@ def _batches(
     """The stages of a batch, one behind the other; they begin when the first batch is asked for."""
     has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.device.type == "cpu"
     layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
-    filters, pixels = target_filters(plan), _pixels(plan, options)
-    threads = ThreadedTargets(layout, size, options.num_threads, codec, filters) if has_planes and on_cpu else None
+    filters, pixels = target_filters(plan), _pixels(samples, plan, options)
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
 
     def on_device(batch: Decoded) -> TargetFields:
@@ -167,13 +169,23 @@ def _batches(
         return targets_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters)
 
     with ExitStack() as stack:
-        if threads is not None:
-            stack.callback(threads.close)
-        feed = Feed(steps=plan.steps, damage=damage, pixels=pixels, threads=threads, sends_blocks=blocks is not None)
-        graph = _graph(plan, options, pixels, blocks)
-        batches: Iterator[Decoded] = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
-        if pixels.decoded:
-            batches = images_ahead(batches, stack.enter_context(closing(ThreadedImages(size, options.num_threads))))
+        pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastssl-loader")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        threads = pool, options.num_threads
+        images, windows = _images(samples, pixels, options.device, threads), _windows(samples, pixels, threads)
+        feed = Feed(
+            steps=plan.steps,
+            damage=damage,
+            pixels=pixels,
+            images=images,
+            windows=windows,
+            targets=ThreadedTargets(layout, size, *threads, codec, filters) if has_planes and on_cpu else None,
+            sends_blocks=blocks is not None,
+        )
+        batches: Iterator[Decoded] = CutOut(feed, options.prefetch)
+        if images is None:
+            graph = _graph(plan, options, pixels, blocks)
+            batches = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
         made: Iterator[Made] = map(_with_targets_of_threads, batches)
         if blocks is not None:
@@ -190,17 +202,42 @@ def target_filters(plan: Plan) -> Filters:
     )
 
 
-def _pixels(plan: Plan, options: LoaderOptions) -> Pixels:
+def decodes_in_graph(samples: Mixture, plan: Plan, options: LoaderOptions) -> bool:
+    """DALI decodes the images, and not their codec in threads here."""
+    pixels = _pixels(samples, plan, options)
+    return pixels.encoded and not _only_cuts(pixels, options.device)
+
+
+def _only_cuts(pixels: Pixels, device: torch.device) -> bool:
+    """On the CPU no graph is needed."""
+    return device.type == "cpu" and pixels.cuts and not (pixels.colour or pixels.blur or pixels.half)
+
+
+def _images(
+    samples: Mixture, pixels: Pixels, device: torch.device, threads: tuple[ThreadPoolExecutor, int]
+) -> ThreadedImages | None:
+    """Images by threads, if no graph makes them."""
+    if not _only_cuts(pixels, device):
+        return None
+    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads)
+
+
+def _windows(samples: Mixture, pixels: Pixels, threads: tuple[ThreadPoolExecutor, int]) -> ThreadedWindows | None:
+    """Decoding by threads for the graph, if the codec is none of DALI's."""
+    size = pixels.size if pixels.cuts else None
+    return None if pixels.encoded else ThreadedWindows(samples.image_codec, samples.image_size, size, *threads)
+
+
+def _pixels(samples: Mixture, plan: Plan, options: LoaderOptions) -> Pixels:
     augment = plan.settings.augment
-    colour = any((augment.brightness, augment.contrast, augment.saturation, augment.hue))
     return Pixels(
         size=plan.settings.data.size,
         cuts=plan.cuts,
         gray=plan.settings.data.gray != "off",
-        colour=colour,
+        colour=any((augment.brightness, augment.contrast, augment.saturation, augment.hue)),
         blur=augment.blur > 0,
         half=options.half,
-        decoded=options.device.type == "cpu" and plan.cuts and not (colour or augment.blur or options.half),
+        encoded=samples.image_codec.in_graph,
     )
 
 

@@ -15,7 +15,7 @@ from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
 from fastssl.loader.plan import Plan, RankSlice, Step, ViewSettings, endless_plan
-from fastssl.shards import Allocate, DomainName, ShardSet, StoredSample
+from fastssl.shards import Allocate, DomainName, ImageCodec, ShardSet, StoredSample
 from fastssl.shards.codec import TargetCodec
 
 _BATCHES_AHEAD = 8
@@ -25,7 +25,7 @@ class Mixture:
     """The datasets of a domain, read like a single `ShardSet`.
 
     Raises:
-        DataError: the datasets differ in the size of their images, or only some have targets.
+        DataError: the datasets differ in the size of their images or in a codec, or only some have targets.
     """
 
     def __init__(self, datasets: Sequence[ShardSet], weights: Sequence[float] | None = None) -> None:
@@ -37,6 +37,7 @@ class Mixture:
             for name, seen, expected in (
                 ("image sizes", other.image_size, first.image_size),
                 ("members", _kind(other), _kind(first)),
+                ("codecs of images", other.manifest.settings.image_codec, first.manifest.settings.image_codec),
                 ("codecs of targets", other.target_codec, first.target_codec),
             ):
                 if seen != expected:
@@ -45,7 +46,7 @@ class Mixture:
                         where=str(other.path),
                         seen=seen,
                         expected=f"{expected} as in {first.path}",
-                        hint="pack them with the same --size, and labelled datasets apart from photos",
+                        hint="pack them with the same --size and codecs, and labelled datasets apart from photos",
                     )
 
     def __len__(self) -> int:
@@ -55,6 +56,11 @@ class Mixture:
     def image_size(self) -> tuple[int, int]:
         """Height and width of every image, in pixels."""
         return self.datasets[0].image_size
+
+    @property
+    def image_codec(self) -> ImageCodec:
+        """How the images are stored, and the name of their member."""
+        return self.datasets[0].image_codec
 
     @property
     def has_targets(self) -> bool:

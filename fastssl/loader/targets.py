@@ -53,17 +53,28 @@ class PendingTargets:
 
 
 class ThreadedTargets:
-    """Threads that make targets on the CPU, ahead of need."""
+    """Makes targets on the CPU, many at a time and ahead of need.
+
+    Args:
+        layout: of the stored blocks.
+        size: side of the network's input.
+        pool: its threads do the work.
+        threads: so many of them.
+        codec: of the blocks.
+        filters: how what lies between stored pixels is made.
+    """
 
     def __init__(
         self,
         layout: TargetLayout,
         size: int,
+        pool: ThreadPoolExecutor,
         threads: int,
         codec: TargetCodec = "lz4",
         filters: Filters = NEAREST_AND_ANY,
     ) -> None:
-        self._layout, self._size, self._threads, self._filters = layout, size, threads, filters
+        self._layout, self._size, self._filters = layout, size, filters
+        self._pool, self._threads = pool, threads
         self._block = Block(
             height=layout.height,
             width=layout.width,
@@ -73,7 +84,6 @@ class ThreadedTargets:
             compressed=codec == "lz4",
         )
         self._memory = Memory()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-targets")
 
     def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingTargets:
         """Start on a batch of target blocks, each seen through its view."""
@@ -89,9 +99,6 @@ class ThreadedTargets:
             for first in range(min(self._threads, len(blocks)))
         ]
         return PendingTargets(targets, jobs)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(
         self,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastssl.errors import ShardError
+from fastssl.loader.images import PendingImages
 from fastssl.loader.plan import Views
 from fastssl.loader.targets import PendingTargets, TargetFields
 
@@ -27,19 +28,24 @@ class Fed:
     views: Views
     targets: PendingTargets | None
     """Targets that threads are making; None where a GPU makes them, or none are wanted."""
+    images: PendingImages | None
+    """Images that threads are making; None where the graph makes them."""
+    damaged_image: ShardError | None
+    """The error of an image that threads decoded for the graph; what the graph decodes fails there."""
 
     def error(self) -> ShardError | None:
-        """The error of a target block, if threads make the targets; waits for these."""
-        return None if self.targets is None else self.targets.error()
+        """The error of an image or a target block, of those that threads make; waits for these."""
+        pending = (part.error() for part in (self.images, self.targets) if part is not None)
+        return next((error for error in (self.damaged_image, *pending) if error is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decoded:
-    """A batch that came out of the graph."""
+    """A batch whose images are there."""
 
     fed: Fed
     image: Tensor
-    """(N, S, S, 3), as the network takes it, or uint8 where `Pixels.decoded` leaves the rest to compiled code."""
+    """(N, S, S, 3), as the network takes it."""
     blocks: Tensor | None = None
     """(N, bytes) uint8 inflated blocks, where a GPU makes the targets."""
 

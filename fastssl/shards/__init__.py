@@ -3,9 +3,9 @@
 from fastssl.shards.codec import Plane, TargetLayout, decode_targets, encode_targets, inflate, undo_differences
 from fastssl.shards.decode import decode_sample, read_samples
 from fastssl.shards.estimate import Estimate, estimate
+from fastssl.shards.image_codec import JPEG, PIXELS, ImageCodec
 from fastssl.shards.manifest import (
     CLASS_INDEX,
-    JPEG,
     MANIFEST,
     QUARANTINE,
     TARGETS,
@@ -27,12 +27,14 @@ __all__ = [
     "JPEG",
     "KEY_BYTES",
     "MANIFEST",
+    "PIXELS",
     "QUARANTINE",
     "STATE",
     "TARGETS",
     "Allocate",
     "DomainName",
     "Estimate",
+    "ImageCodec",
     "Manifest",
     "PackChoices",
     "PassedOver",

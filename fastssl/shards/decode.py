@@ -1,20 +1,14 @@
-"""Packed samples as arrays, decoded with Pillow and NumPy alone."""
+"""Packed samples as arrays, with neither torch nor DALI."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from os import PathLike
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from fastssl.batch import Sample
 from fastssl.errors import ShardError
 from fastssl.shards.codec import decode_targets
-from fastssl.shards.manifest import JPEG
 from fastssl.shards.reader import ShardSet
 
 _AHEAD = 3
@@ -39,12 +33,21 @@ def _in_order(shards: ShardSet) -> Iterator[Sample]:
 
 
 def decode_sample(shards: ShardSet, index: int) -> Sample:
-    """One sample as arrays, decoded with Pillow and NumPy.
+    """One sample as arrays.
 
     Raises:
         ShardError: a member is missing or damaged; the error names shard and key.
     """
-    image = _decode_jpeg(shards, index)
+    try:
+        return _decoded(shards, index)
+    except ShardError as error:
+        where = error.where or shards.place(index)
+        raise ShardError(error.what, where=where, seen=error.seen, expected=error.expected) from error
+
+
+def _decoded(shards: ShardSet, index: int) -> Sample:
+    codec = shards.image_codec
+    image = codec.decode(shards.member(index, codec.member), shards.image_size)
     class_index = shards.class_index(index)
     sample: dict[str, Any] = {
         "key": shards.key(index),
@@ -52,23 +55,7 @@ def decode_sample(shards: ShardSet, index: int) -> Sample:
         "class_index": None if class_index < 0 else class_index,
     }
     if shards.has_targets:
-        try:
-            block = shards.member(index, shards.target_member)
-            planes = decode_targets(block, *shards.image_size, shards.target_codec)
-        except ShardError as error:
-            where = error.where or shards.place(index)
-            raise ShardError(error.what, where=where, seen=error.seen, expected=error.expected) from error
+        block = shards.member(index, shards.target_member)
+        planes = decode_targets(block, *shards.image_size, shards.target_codec)
         sample.update(zip(("depth", "normal", "edge", "valid"), planes, strict=True))
     return Sample(**sample)
-
-
-def _decode_jpeg(shards: ShardSet, index: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(BytesIO(shards.member(index, JPEG).data), formats=["JPEG"]) as image:
-            pixels = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise ShardError("a JPEG is damaged", where=shards.place(index), seen=str(error)) from error
-    expected = (*shards.image_size, 3)
-    if pixels.shape != expected:
-        raise ShardError("a JPEG has the wrong size", where=shards.place(index), seen=pixels.shape, expected=expected)
-    return pixels

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
 from fastssl.geometry import resized_camera
 from fastssl.shards.codec import StoredTargets, TargetLayout, compressed, inflated, target_block
-from fastssl.shards.manifest import CLASS_INDEX, JPEG, TARGET_MEMBERS, Settings
+from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Settings
 from fastssl.shards.resample import nearest_edge, nearest_targets, stretched
 from fastssl.shards.statistics import (
     Camera,
@@ -55,8 +54,8 @@ class Encoder:
         """
         _check(record, reference, labelled=self.labelled)
         size = self.settings.size
-        jpeg, image = _proven_jpeg(record.image, self.settings, reference)
-        content: Members = [(JPEG, jpeg)]
+        stored, image = _proven_image(record.image, self.settings, reference)
+        content: Members = [(self.settings.images.member, stored)]
         planes, camera = {"image": image_values(image)}, None
         if self.labelled:
             block, values = _proven_targets(record, self.settings, reference)
@@ -93,15 +92,17 @@ def _check(record: Record, reference: str, *, labelled: bool) -> None:
         raise DataError("a labelled sample has no camera", where=reference)
 
 
-def _proven_jpeg(image: NDArray[np.uint8], settings: Settings, reference: str) -> tuple[bytes, NDArray[np.uint8]]:
-    """The JPEG, and its pixels as they come out of it again."""
-    square = np.ascontiguousarray(stretched(image, settings.size))
-    jpeg: bytes = simplejpeg.encode_jpeg(square, settings.jpeg_quality, "RGB", "420")
+def _proven_image(image: NDArray[np.uint8], settings: Settings, reference: str) -> tuple[bytes, NDArray[np.uint8]]:
+    """The member with the image, and its pixels as they come out of it again."""
+    codec, square = settings.images, np.ascontiguousarray(stretched(image, settings.size))
+    member = codec.encode(square)
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
-    except ValueError as error:
-        raise DataError("an image was packed but cannot be decoded", where=reference, seen=str(error)) from error
-    return jpeg, pixels
+        pixels = codec.decode(member, (settings.size, settings.size))
+    except ShardError as error:
+        raise DataError("an image was packed but cannot be decoded", where=reference, seen=error.seen) from error
+    if codec.lossless and not np.array_equal(pixels, square):
+        raise DataError("an image was packed but comes out changed", where=reference)
+    return member, pixels
 
 
 def _proven_targets(record: Record, settings: Settings, reference: str) -> tuple[bytes, dict[str, PlaneValues]]:

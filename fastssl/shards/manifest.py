@@ -10,20 +10,29 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fastssl.errors import DataError
 from fastssl.files import read_regular
 from fastssl.shards.codec import TargetCodec, TargetLayout
+from fastssl.shards.image_codec import IMAGE_CODECS, ImageCodec, ImageCodecName
+from fastssl.shards.member_format import MemberFormat, PlaneFormat, Positive
 from fastssl.shards.passed import PassedOver
 from fastssl.shards.statistics import Count, Part, Statistics
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 FORMAT: Literal["fastssl-shards"] = "fastssl-shards"
-VERSION: Literal[2] = 2
+VERSIONS = (2, 3)
+"""Versions that are read; one is written where a dataset needs no later one."""
 
-JPEG = "jpg"
 TARGETS = "labels.lz4"
 TARGETS_RAW = "labels.raw"
 CLASS_INDEX = "cls"
@@ -31,32 +40,8 @@ CLASS_INDEX = "cls"
 TARGET_MEMBERS: dict[TargetCodec, str] = {"lz4": TARGETS, "raw": TARGETS_RAW}
 """Name of the member with the targets, by their codec; shards say labels, as they always did."""
 
-Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DomainName = Literal["synthetic", "real"]
-
-
-class PlaneFormat(Part):
-    """One array inside an inflated target block."""
-
-    name: str
-    offset: Count
-    """First byte in the inflated block."""
-    dtype: Literal["uint8", "bits"]
-    shape: list[Positive]
-    """Numbers of elements; for bits of pixels, each row starting a new byte with its highest bit, the rest 0."""
-    differences: Literal["rows", "none"]
-    """rows: every row of the image but the first holds the difference to the row above, modulo 256."""
-    meaning: str
-
-
-class MemberFormat(Part):
-    """One file of a sample."""
-
-    codec: Literal["jpeg", "lz4-block", "none", "ascii-integer"]
-    meaning: str
-    inflated_bytes: Positive | None = None
-    planes: list[PlaneFormat] | None = None
 
 
 class Selection(Part):
@@ -81,13 +66,33 @@ class Settings(Part):
     """The whole image is stretched to the packed size; the aspect ratio is not kept."""
     filter: Literal["lanczos"] = "lanczos"
     """Filter of the image; targets take the nearest pixel."""
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)]
-    jpeg_subsampling: Literal["4:2:0"] = "4:2:0"
+    image_codec: ImageCodecName = "jpeg"
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    jpeg_subsampling: Literal["4:2:0"] | None = None
+    """Both of JPEGs, and of no other images."""
     target_codec: Annotated[TargetCodec, Field(alias="label_codec")] = "lz4"
     lz4_level: Annotated[int, Field(ge=0, le=12)]
     """Level of LZ4: 0 = the fast mode, 1 to 12 = high compression."""
     samples_per_shard: Positive
     selection: Selection = Selection()
+
+    @property
+    def images(self) -> ImageCodec:
+        """The codec of the images, with these settings."""
+        return IMAGE_CODECS[self.image_codec](self)
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        of_jpegs = [name for name in ("jpeg_quality", "jpeg_subsampling") if getattr(self, name) is not None]
+        if len(of_jpegs) != (2 if self.image_codec == "jpeg" else 0):
+            raise ValueError("jpeg_quality and jpeg_subsampling belong to images that are JPEGs, and to no others")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the codec where it is JPEG, so that such a dataset has the bytes that it always had."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if (name, value) != ("image_codec", "jpeg")}
 
 
 class ShardEntry(Part):
@@ -103,7 +108,7 @@ class Manifest(Part):
     """A packed dataset."""
 
     format: Literal["fastssl-shards"] = FORMAT
-    version: Literal[2] = VERSION
+    version: Literal[2, 3]
     domain: DomainName
     layout: str
     """Layout of the dataset that was packed."""
@@ -134,14 +139,17 @@ class Manifest(Part):
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
-        codec = self.settings.target_codec
-        has_targets = TARGET_MEMBERS[codec] in self.members
+        if self.version != self.settings.images.version:
+            raise ValueError(
+                f"version is {self.version}, but the images' codec {self.settings.image_codec} has another"
+            )
+        has_targets = TARGET_MEMBERS[self.settings.target_codec] in self.members
         known = members(
             self.height,
             self.width,
             has_targets=has_targets,
             has_classes=CLASS_INDEX in self.members,
-            target_codec=codec,
+            settings=self.settings,
         )
         if _without_words(self.members) != _without_words(known):
             raise ValueError("members are not those of this version of the format")
@@ -151,14 +159,15 @@ class Manifest(Part):
 
 
 def members(
-    height: int, width: int, *, has_targets: bool, has_classes: bool, target_codec: TargetCodec = "lz4"
+    height: int, width: int, *, has_targets: bool, has_classes: bool, settings: Settings
 ) -> dict[str, MemberFormat]:
     """The members of a sample, in their order in the shard."""
-    formats = {JPEG: MemberFormat(codec="jpeg", meaning="RGB image, baseline JPEG of height x width")}
+    images = settings.images
+    formats = {images.member: images.member_format((height, width))}
     if has_targets:
         layout = TargetLayout(height, width)
-        compressed = target_codec == "lz4"
-        formats[TARGET_MEMBERS[target_codec]] = MemberFormat(
+        compressed = settings.target_codec == "lz4"
+        formats[TARGET_MEMBERS[settings.target_codec]] = MemberFormat(
             codec="lz4-block" if compressed else "none",
             meaning=f"label planes, {'one raw LZ4 block without frame or size' if compressed else 'as they are'}",
             inflated_bytes=layout.num_bytes,
@@ -237,12 +246,12 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     except ValueError as error:
         raise DataError("the manifest is not valid JSON", where=where, seen=str(error)) from error
     found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
-    if found != (FORMAT, VERSION):
+    if found not in {(FORMAT, version) for version in VERSIONS}:
         raise DataError(
             "the manifest is of another format",
             where=where,
             seen=f"format {found[0]!r}, version {found[1]!r}",
-            expected=f"format {FORMAT!r}, version {VERSION}",
+            expected=f"format {FORMAT!r}, version {' or '.join(map(str, VERSIONS))}",
             hint="pack the dataset again with this version of fastssl",
         )
     try:

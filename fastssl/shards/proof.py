@@ -16,12 +16,12 @@ from itertools import groupby
 from typing import Any, BinaryIO
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
 from fastssl.faults import machine_faults_named
 from fastssl.shards.codec import TargetCodec, unpack_targets
+from fastssl.shards.image_codec import ImageCodec
 from fastssl.shards.index import (
     CHECKSUMS,
     INDEX,
@@ -34,7 +34,7 @@ from fastssl.shards.index import (
     salvaged_checksums,
     salvaged_index,
 )
-from fastssl.shards.manifest import CLASS_INDEX, JPEG, TARGET_MEMBERS, Settings, ShardEntry
+from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Settings, ShardEntry
 from fastssl.shards.split import key_place
 from fastssl.shards.statistics import Statistics, depth_values, image_values, mask_values, member_bytes
 from fastssl.shards.store import StoredFiles
@@ -44,9 +44,6 @@ LISTED = 100
 """Faults of a shard, and of the dataset as a whole, that are listed; more are only counted."""
 HASH_BYTES = 8
 
-_QUANTISATION, _START_OF_SCAN = 0xDB, 0xDA
-_FRAMES = (0xC0, 0xC1, 0xC2)
-"""JPEG markers (ITU-T T.81, table B.1); the frames are baseline, extended and progressive."""
 _LENGTH_TOLERANCE = 0.1
 """Tolerance of a stored normal's length; rounding to 8 bits, here and there, makes 0.02 of it."""
 _DIGITS = 18
@@ -390,9 +387,9 @@ class _Samples:
         self.listed = salvaged_index(held(companions[INDEX]))
         self._packed_checksums = salvaged_checksums(held(companions[CHECKSUMS]))
         self._rows = {" ".join(words): row for row, words in enumerate(self._packed_checksums)}
-        codec = common.settings.target_codec
+        images, codec = common.settings.images, common.settings.target_codec
         self._proofs: dict[str, Callable[[bytes], Statistics]] = {
-            JPEG: _ImageProof(common.height, common.width, common.settings.jpeg_quality),
+            images.member: _ImageProof(common.height, common.width, images),
             TARGET_MEMBERS[codec]: _TargetProof(common.height, common.width, codec),
             CLASS_INDEX: _prove_class,
         }
@@ -448,40 +445,15 @@ class _Samples:
 
 
 class _ImageProof:
-    """A proof of JPEGs: they decode, and have this size and quality."""
+    """A proof of images: they decode, and have this size and these settings."""
 
-    def __init__(self, height: int, width: int, quality: int) -> None:
-        self._size, self._quality = (height, width), quality
-        self._tables = _jpeg_tables(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality, "RGB", "420"))
+    def __init__(self, height: int, width: int, codec: ImageCodec) -> None:
+        self._size, self._codec = (height, width), codec
 
-    def __call__(self, jpeg: bytes) -> Statistics:
-        try:
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size != self._size:  # before its pixels are made, which might be too many
-                what, (height, width) = "a JPEG has the wrong size", self._size
-                raise ShardError(what, seen=f"{size[0]} x {size[1]}", expected=f"{height} x {width}")
-            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
-        except ValueError as error:
-            raise ShardError("a JPEG is damaged", seen=str(error)) from error
-        if _jpeg_tables(jpeg) != self._tables:
-            what = "a JPEG was not made with the manifest's settings"
-            raise ShardError(what, expected=f"baseline, 4:2:0, tables of quality {self._quality}")
+    def __call__(self, member: bytes) -> Statistics:
+        image = self._codec.decode(member, self._size)
+        self._codec.check_settings(member)
         return Statistics(planes={"image": image_values(image)})
-
-
-def _jpeg_tables(jpeg: bytes) -> list[bytes]:
-    """The quantisation tables and the components of a JPEG's frame, with their markers: what its settings determine."""
-    tables, start = [], 2
-    while start + 4 <= len(jpeg) and jpeg[start] == 0xFF:
-        marker, stop = jpeg[start + 1], start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
-        if marker == _START_OF_SCAN:
-            break
-        if marker == _QUANTISATION:
-            tables.append(jpeg[start:stop])
-        elif marker in _FRAMES:
-            tables.append(jpeg[start : start + 5] + jpeg[start + 9 : stop])  # without height and width
-        start = stop
-    return tables
 
 
 class _TargetProof:

@@ -19,6 +19,7 @@ from fastssl.errors import DataError, ShardError
 from fastssl.shards.cache import Cache, default_cache
 from fastssl.shards.codec import TargetCodec
 from fastssl.shards.descriptors import OpenShard, Owner, open_shards
+from fastssl.shards.image_codec import ImageCodec
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
 from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Manifest, ShardEntry
@@ -103,6 +104,11 @@ class ShardSet:
         return self.manifest.height, self.manifest.width
 
     @property
+    def image_codec(self) -> ImageCodec:
+        """How the images are stored, and the name of their member."""
+        return self.manifest.settings.images
+
+    @property
     def has_targets(self) -> bool:
         """Samples have depth, normal and edge."""
         return self.target_member in self._columns
@@ -180,7 +186,7 @@ class ShardSet:
         return sum(2 * BLOCK + sizes[name].max for name in names if name in sizes)
 
     def member(self, index: int, name: str) -> NDArray[np.uint8]:
-        """The bytes of one member, ``jpg``, ``labels.lz4`` or ``cls``, read-only.
+        """The bytes of one member, as ``jpg``, ``labels.lz4`` or ``cls``, read-only.
 
         Raises:
             ShardError: this sample has no such member, or the shard was cut short since it was opened.

@@ -383,10 +383,11 @@ def _manifest(
         size,
         has_targets=plan.labelled,
         has_classes=CLASS_INDEX in statistics.member_bytes,
-        target_codec=plan.settings.target_codec,
+        settings=plan.settings,
     )
     in_order_of_members = {name: statistics.member_bytes[name] for name in formats}
     return Manifest(
+        version=plan.settings.images.version,
         **plan.source.model_dump(),
         samples=sum(shard.samples for shard in shards),
         height=size,

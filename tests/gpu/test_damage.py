@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged import KINDS, assert_a_failed_batch_is_made_again, assert_costs_those_samples
+from damaged import KINDS, PIXEL_KINDS, assert_a_failed_batch_is_made_again, assert_costs_those_samples
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (member, _, _) in KINDS.items() if member == "jpg"])
@@ -22,6 +22,11 @@ def test_a_damaged_image_costs_that_sample(
 def test_checksums_find_damaged_targets(coded_synthetic: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
     """A GPU inflates blocks without a word about damage, so their checksums are compared, asked for or not."""
     assert_costs_those_samples(coded_synthetic, tmp_path, kind, [6], paranoid=False, device=gpu)
+
+
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
+def test_damaged_pixels_cost_that_sample(coded_pixels: Path, tmp_path: Path, gpu: torch.device, kind: str) -> None:
+    assert_costs_those_samples(coded_pixels, tmp_path, kind, [6], paranoid=False, device=gpu)
 
 
 @pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])

@@ -24,6 +24,11 @@ def test_batches_equal_those_of_the_cpu(
     assert_form_beside_the_cpu(FORMS[form], path, gpu, half=half)
 
 
+@pytest.mark.parametrize("form", ["cut", "cut, gray", "resized, colours and blur", "evaluation"])
+def test_images_that_are_no_jpegs_equal_those_of_the_cpu(coded_pixels: Path, gpu: torch.device, form: str) -> None:
+    assert_form_beside_the_cpu(FORMS[form], coded_pixels, gpu, half=False)
+
+
 def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
     """Blocks that were not compressed are not inflated."""
     packing: dict[str, object] = {"size": SIDE, "samples_per_shard": 4, "jpeg_quality": 98}

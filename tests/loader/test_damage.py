@@ -21,6 +21,8 @@ from damaged import (
     CPU,
     DATA,
     KINDS,
+    PIXEL_KINDS,
+    RESIZED,
     STEPS,
     assert_a_failed_batch_is_made_again,
     assert_costs_those_samples,
@@ -30,41 +32,59 @@ from damaged import (
 )
 from nvidia.dali.pipeline import Pipeline
 
-from fastssl.config import AugmentConfig
+from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import centre_views, endless_plan, evaluation_plan
 from fastssl.shards import JPEG, TARGETS, ShardSet
+from fastssl.shards.image_codec import JpegImages
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
+@pytest.mark.parametrize(("damaged", "data"), [([6], DATA), ([5, 6, 10], DATA), ([5, 6, 10], RESIZED)])
 def test_a_damaged_sample_costs_that_sample(
-    coded_synthetic: Path, tmp_path: Path, kind: str, damaged: Sequence[int]
+    coded_synthetic: Path, tmp_path: Path, kind: str, damaged: Sequence[int], data: DataConfig
 ) -> None:
-    assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=KINDS[kind][2], device=CPU)
+    paranoid = KINDS[kind][2]
+    assert_costs_those_samples(coded_synthetic, tmp_path, kind, damaged, paranoid=paranoid, device=CPU, data=data)
 
 
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
+def test_damaged_pixels_cost_that_sample(coded_pixels: Path, tmp_path: Path, kind: str) -> None:
+    paranoid = PIXEL_KINDS[kind][2]
+    assert_costs_those_samples(coded_pixels, tmp_path, kind, [5, 6, 10], paranoid=paranoid, device=CPU)
+
+
+def test_damaged_pixels_end_the_batches_with_an_error_that_names_them(coded_pixels: Path, tmp_path: Path) -> None:
+    shutil.copytree(coded_pixels, tmp_path / "damaged")
+    overwritten(tmp_path / "damaged", 6, *PIXEL_KINDS["pixels: a damaged block"][:2])
+    with pytest.raises(ShardError, match="an image is damaged") as raised:
+        batches(open_mixture(tmp_path / "damaged"), max_bad=0)
+    assert str(raised.value.where).endswith("000001.tar: coded_006")
+
+
+@pytest.mark.parametrize("data", [DATA, RESIZED])
 @pytest.mark.parametrize("damaged", [[6], [5, 6, 10]])
 def test_a_batch_that_fails_is_made_again(
-    coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int]
+    coded_synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Sequence[int], data: DataConfig
 ) -> None:
-    assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, CPU)
+    assert_a_failed_batch_is_made_again(coded_synthetic, tmp_path, damaged, monkeypatch, CPU, data)
 
 
+@pytest.mark.parametrize("data", [DATA, RESIZED])
 @pytest.mark.parametrize("kind", ["no tables", "a damaged block"])
 def test_a_damaged_sample_of_two_batches_that_are_under_way_is_replaced_in_both(
-    coded_synthetic: Path, tmp_path: Path, kind: str
+    coded_synthetic: Path, tmp_path: Path, kind: str, data: DataConfig
 ) -> None:
     """The second was read before the first found it damaged."""
     shutil.copytree(coded_synthetic, tmp_path / "damaged")
     member, change, _ = KINDS[kind]
     overwritten(tmp_path / "damaged", 6, member, change)
     damaged = open_mixture(tmp_path / "damaged")
-    settings = ViewSettings(data=DATA, augment=AugmentConfig(), stored=damaged.image_size)
+    settings = ViewSettings(data=data, augment=AugmentConfig(), stored=damaged.image_size)
     plan = evaluation_plan(settings, len(damaged), 2)
     batches = map(np.array, ([5, 6], [6, 9], [6, 7]))
     steps = iter([(samples, centre_views(settings, samples)) for samples in batches])
@@ -96,11 +116,15 @@ def test_more_damage_than_allowed_ends_the_batches_and_is_named(
     assert ("at most 2" in str(raised.value)) == (max_bad == 2)
 
 
-def test_damage_that_decodes_goes_unnoticed_without_paranoia(coded_synthetic: Path, tmp_path: Path) -> None:
+def test_damage_that_dali_decodes_goes_unnoticed_without_paranoia(coded_synthetic: Path, tmp_path: Path) -> None:
+    """The decoder of windows that are only cut out tells of it."""
     shutil.copytree(coded_synthetic, tmp_path / "damaged")
     overwritten(tmp_path / "damaged", 6, "jpg", garbled)
-    got, found = batches(open_mixture(tmp_path / "damaged"))
+    got, found = batches(open_mixture(tmp_path / "damaged"), data=RESIZED)
     assert (len(got), found) == (STEPS, [])
+    got, found = batches(open_mixture(tmp_path / "damaged"))
+    assert len(got) == STEPS
+    assert [place.rpartition(": ")[2] for place in found] == ["bad Huffman code"]
 
 
 WHOLE: dict[str, Callable[[Path], object]] = {
@@ -202,7 +226,7 @@ def test_a_batch_that_fails_without_damage_is_nobody_s_sample(
 
     monkeypatch.setattr(Pipeline, "outputs", fails)
     with pytest.raises(DeviceError, match=r"DALI could not make a batch(.|\n)*no memory is left"):
-        batches(open_mixture(coded_synthetic))
+        batches(open_mixture(coded_synthetic), data=RESIZED)
 
 
 def test_a_dataset_without_a_sound_sample_ends_the_batches(coded_synthetic: Path, tmp_path: Path) -> None:
@@ -240,6 +264,18 @@ def test_memory_that_is_short_is_the_machine_s_fault(
     monkeypatch.setattr(Pipeline, stage, fails)
     monkeypatch.setattr(Damage, "examine", lambda damage, samples: pytest.fail("samples are examined"))
     with pytest.raises(MachineError, match="out of memory"):
+        batches(open_mixture(coded_synthetic), data=RESIZED)
+
+
+def test_memory_that_is_short_where_there_is_no_graph_is_the_machine_s_fault_too(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(codec: JpegImages, *arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(JpegImages, "decode_window", fails)
+    monkeypatch.setattr(Damage, "examine", lambda damage, samples: pytest.fail("samples are examined"))
+    with pytest.raises(MachineError, match="out of memory"):
         batches(open_mixture(coded_synthetic))
 
 
@@ -251,4 +287,4 @@ def test_a_pipeline_that_cannot_be_built_is_the_device_s_fault(
 
     monkeypatch.setattr(Pipeline, "build", fails)
     with pytest.raises(DeviceError, match=r"could not begin(.|\n)*driver version is insufficient"):
-        batches(open_mixture(coded_synthetic))
+        batches(open_mixture(coded_synthetic), data=RESIZED)

@@ -206,7 +206,7 @@ def damage(source: Path, target: Path, sample: int, member: str, content: bytes)
     ("member", "content", "message"),
     [
         ("jpg", b"not an image", "cut short or not a JPEG"),
-        ("jpg", b"\xff\xd8\xff\xdb" + b"\0" * 400, "cannot be decoded"),
+        ("jpg", b"\xff\xd8\xff\xdb" + b"\0" * 400, "a JPEG is damaged"),
         ("labels.lz4", b"\xf0" * 64, "target block"),
     ],
 )

@@ -6,6 +6,8 @@ The GPU's way runs on the CPU here.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,12 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int, Views]:
     return stored_height, stored_width, size, window(top, left, height, width, draw(st.booleans()))
 
 
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 99), st.sampled_from(["lz4", "raw"]), st.booleans(), st.booleans())
 def test_both_ways_give_what_the_definition_says(
@@ -131,9 +139,8 @@ def test_both_ways_give_what_the_definition_says(
     layout = TargetLayout(height, width)
     planes = random_planes(seed, height, width)
     block = np.frombuffer(pack_targets(planes, codec), np.uint8)
-    threads = ThreadedTargets(layout, size, threads=1, codec=codec, filters=filters)
-    targets = threads.submit([block], views).result()
-    threads.close()
+    with ThreadPoolExecutor(1) as pool:
+        targets = ThreadedTargets(layout, size, pool, 1, codec, filters).submit([block], views).result()
     inflated = np.empty((1, layout.num_bytes), np.uint8)
     inflate(block, layout, inflated[0], codec)
     on_device = targets_on_device(torch.from_numpy(inflated), layout, views, size, codec, filters)
@@ -152,7 +159,7 @@ def test_both_ways_give_what_the_definition_says(
 @pytest.mark.parametrize("window", [(0.5, 1.0), (67 / 96, 67 / 96), (0.2, 0.6)])
 @pytest.mark.parametrize("size", [67, 99])
 def test_device_and_threads_give_the_same_batches(
-    coded_synthetic: Path, window: tuple[float, float], size: int
+    coded_synthetic: Path, pool: ThreadPoolExecutor, window: tuple[float, float], size: int
 ) -> None:
     shards = ShardSet(coded_synthetic)
     layout = TargetLayout(*shards.image_size)
@@ -161,7 +168,7 @@ def test_device_and_threads_give_the_same_batches(
     inflated = np.empty((num, layout.num_bytes), np.uint8)
     for block, out in zip(blocks, inflated, strict=True):
         inflate(block, layout, out)
-    threads = ThreadedTargets(layout, size, threads=3)
+    threads = ThreadedTargets(layout, size, pool, 3)
     rank_slice = RankSlice(order=mixed_order([[num]], [1], seed=1, stream=0), batch_size=num)
     settings = ViewSettings(
         data=DataConfig(size=size, window=window), augment=AugmentConfig(), stored=shards.image_size
@@ -171,15 +178,14 @@ def test_device_and_threads_give_the_same_batches(
         expected = threads.submit(blocks, views).result()
         targets = targets_on_device(torch.from_numpy(inflated), layout, views, size)
         assert_same(targets, expected)
-    threads.close()
 
 
 def packed(seed: int, num: int, side: int = 40) -> list[NDArray[np.uint8]]:
     return [np.frombuffer(pack_targets(random_planes(seed + i, side, side)), np.uint8) for i in range(num)]
 
 
-def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left() -> None:
-    threads = ThreadedTargets(TargetLayout(40, 40), 30, threads=2)
+def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left(pool: ThreadPoolExecutor) -> None:
+    threads = ThreadedTargets(TargetLayout(40, 40), 30, pool, 2)
     views = window(3, 4, 30, 30, flip=True, num=5)
 
     def batch(seed: int) -> dict[str, Tensor]:
@@ -202,11 +208,10 @@ def test_a_batch_keeps_its_memory_until_nothing_of_it_is_left() -> None:
     assert {one["depth"].data_ptr() for one in both} == used
     for name, field in both[0].items():
         assert torch.equal(field, copies[name])
-    threads.close()
 
 
-def test_a_larger_batch_than_before_gets_more_memory() -> None:
-    threads = ThreadedTargets(TargetLayout(40, 40), 30, threads=2)
+def test_a_larger_batch_than_before_gets_more_memory(pool: ThreadPoolExecutor) -> None:
+    threads = ThreadedTargets(TargetLayout(40, 40), 30, pool, 2)
     for num in (2, 7, 1):
         blocks = packed(num, num)
         targets = threads.submit(blocks, window(3, 4, 30, 30, flip=False, num=num)).result()
@@ -214,13 +219,14 @@ def test_a_larger_batch_than_before_gets_more_memory() -> None:
         one = threads.submit(blocks[-1:], window(3, 4, 30, 30, flip=False)).result()
         for name in FIELDS:
             assert torch.equal(targets[name][-1:], one[name])
-    threads.close()
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_damaged_block_is_an_error_of_its_batch_alone(codec: TargetCodec, threads: int) -> None:
-    targets = ThreadedTargets(TargetLayout(40, 40), 30, threads=threads, codec=codec)
+def test_a_damaged_block_is_an_error_of_its_batch_alone(
+    pool: ThreadPoolExecutor, codec: TargetCodec, threads: int
+) -> None:
+    targets = ThreadedTargets(TargetLayout(40, 40), 30, pool, threads, codec)
     blocks = [np.frombuffer(pack_targets(random_planes(i, 40, 40), codec), np.uint8) for i in range(5)]
     views = window(3, 4, 30, 30, flip=False, num=5)
     other = np.frombuffer(pack_targets(random_planes(0, 39, 40), codec), np.uint8)
@@ -230,4 +236,3 @@ def test_a_damaged_block_is_an_error_of_its_batch_alone(codec: TargetCodec, thre
             pending.result()
         assert isinstance(pending.error(), ShardError)
         assert targets.submit(blocks, views).error() is None
-    targets.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from analytic_rooms import RoomSource, room
 from numpy.typing import NDArray
 
@@ -159,8 +160,8 @@ def test_a_record_that_cannot_be_packed_is_refused_and_named(tmp_path: Path, wha
 
 def test_a_jpeg_that_does_not_decode_is_never_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = encoder(tmp_path)
-    whole = encode_module.simplejpeg.encode_jpeg
-    monkeypatch.setattr(encode_module.simplejpeg, "encode_jpeg", lambda *given: whole(*given)[:-100])
+    whole = simplejpeg.encode_jpeg
+    monkeypatch.setattr(simplejpeg, "encode_jpeg", lambda *given: whole(*given)[:-100])
     with pytest.raises(DataError, match="cannot be decoded"):
         encode.members(room(0, 24, 40), "the one")
 
