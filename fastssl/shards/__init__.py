@@ -3,7 +3,7 @@
 from fastssl.shards.codec import Plane, TargetLayout, decode_targets, encode_targets, inflate, undo_differences
 from fastssl.shards.decode import decode_sample, read_samples
 from fastssl.shards.estimate import Estimate, estimate
-from fastssl.shards.image_codec import JPEG, PIXELS, ImageCodec
+from fastssl.shards.image_codec import JPEG, ImageCodec
 from fastssl.shards.manifest import (
     CLASS_INDEX,
     MANIFEST,
@@ -27,7 +27,6 @@ __all__ = [
     "JPEG",
     "KEY_BYTES",
     "MANIFEST",
-    "PIXELS",
     "QUARANTINE",
     "STATE",
     "TARGETS",
