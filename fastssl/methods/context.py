@@ -187,7 +187,7 @@ class Networks(PretextNetworks):
         first = 3 * torch.arange(len(own), device=own.device)
         mixed.index_copy_(0, first + channel.flatten(), own)
         mixed = mixed.view(*channel.shape, 3, self.side, self.side)
-        rms = mixed.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
+        rms = torch.linalg.vector_norm(mixed, dim=(-3, -2, -1), keepdim=True) / math.sqrt(3 * self.side**2)
         return mixed.mul_(_CONTRAST / rms.clamp(min=_LEAST_RMS))
 
     def forward(self, patches: Tensor) -> Tensor:

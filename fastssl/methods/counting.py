@@ -104,14 +104,16 @@ class Networks(PretextNetworks):
     def views(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The whole photos and their quarters, (N, 5, 3, T, T), and for each photo the number of another, (N,)."""
         image = self.without_colours(resized(batch.image.float(), 2 * self.side), draws)
-        views = torch.cat([self.whole(image, draws)[:, None], self.quarters(image)], dim=1)
+        views = image.new_empty(len(image), 1 + PARTS, 3, self.side, self.side)
+        views[:, 0] = self.whole(image, draws)
+        views[:, 1:].unflatten(1, (2, 2)).copy_(self.quarters(image))
         return views, torch.arange(len(image), device=image.device).roll(1)
 
     def without_colours(self, image: Tensor, draws: Draws) -> Tensor:
         """Some of the photos (N, 3, S, S) in black and white."""
-        luma = torch.tensor(_LUMA, device=image.device)[:, None, None]
+        luma = torch.einsum("c,nchw->nhw", torch.tensor(_LUMA, device=image.device), image)[:, None]
         is_gray = (draws.uniform("counting gray") < self.config.views.gray).float()
-        return torch.lerp(image, (image * luma).sum(dim=1, keepdim=True), is_gray[:, None, None, None])
+        return torch.lerp(image, luma, is_gray[:, None, None, None])
 
     def whole(self, image: Tensor, draws: Draws) -> Tensor:
         """The photos (N, 3, 2 T, 2 T) made smaller, (N, 3, T, T), each by a filter of its own.
@@ -123,9 +125,8 @@ class Networks(PretextNetworks):
         return _halved(_halved(image, outer).transpose(2, 3), outer).transpose(2, 3) / 4
 
     def quarters(self, image: Tensor) -> Tensor:
-        """The quarters of photos (N, 3, 2 T, 2 T), row by row, (N, 4, 3, T, T)."""
-        num, channels, side = len(image), image.shape[1], self.side
-        return image.view(num, channels, 2, side, 2, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        """The quarters of photos (N, 3, 2 T, 2 T), by row and column, (N, 2, 2, 3, T, T)."""
+        return image.view(*image.shape[:2], 2, self.side, 2, self.side).permute(0, 2, 4, 1, 3, 5)
 
     def forward(self, views: Tensor) -> Tensor:
         """Counts, (N, 5, C) and none below 0, of views (N, 5, 3, T, T)."""
