@@ -1,12 +1,13 @@
 """Packing, beside webdataset's ShardWriter, litdata's optimize and MosaicML Streaming's MDSWriter.
 
-    python benchmarks/packing.py [--peers PEERS/bin/python] [--samples 2000] [--repeats 5] [--workers 2] [--data FOLDER]
+    python benchmarks/packing.py [--peers PEERS/bin/python] [--samples 6000] [--repeats 5] [--workers 2] [--data FOLDER]
 
 All do the same to the same files (`four_planes.py`) with as many processes: decode the JPEG and the PNGs of depth,
 normals and instances (320 x 240), stretch them to 256 x 256 (Lanczos, nearest pixel), take contours from the instances,
 and write a JPEG of quality 95 and the targets into shards. The peers store these as PNG, which is what their users
 do. Each run is a command of its own and counts from its start to its end, so what a tool loads is part of its time; its
-CPU time is that of all its processes, its memory the largest sum of their resident sizes.
+CPU time is that of all its processes, its memory the largest sum of their resident sizes. Of `--files` samples the files
+are made, and used over and over.
 
 `--memory-samples` tells how many tiny images (32 pixels) show that memory does not grow with their number, against as
 many as `--samples`; 0 leaves that out. FFCV's bytes are those of its format: the same JPEG beside raw planes.
@@ -70,7 +71,7 @@ def main() -> None:
     given = arguments()
     with tempfile.TemporaryDirectory(prefix="packing-") as scratch:
         data = Path(scratch) / "data" if given.data is None else given.data
-        write_four_planes(data, given.samples)
+        write_four_planes(data, min(given.files, given.samples))
         commands = tools(data, given.samples, given.workers, given.peers)
         out = Path(scratch) / "out"
         measured_run([*commands[OURS], str(out)])  # compiles, where this machine has never packed
@@ -88,7 +89,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="the Python of the environment with the peers")
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--memory-samples", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
@@ -205,6 +207,7 @@ def report(given: argparse.Namespace, runs: dict[str, Runs], jpeg_bytes: float, 
         "packing",
         {
             "samples": given.samples,
+            "files": given.files,
             "workers": given.workers,
             "samples_per_s": rates,
             "cpu_seconds": {title: run.cpu_seconds for title, run in runs.items()},

@@ -14,7 +14,7 @@ import argparse
 import io
 import multiprocessing
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,13 @@ def edge_of(instance: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _path(data: Path, number: int, plane: str) -> str:
-    return f"{data}/{number:05d}_{plane}"
+    return f"{data}/{number % _files(data):05d}_{plane}"
+
+
+@cache
+def _files(data: Path) -> int:
+    """Samples whose files are there; they are used over and over, as fastssl's side does."""
+    return sum(1 for _ in data.glob("*.json"))
 
 
 def _read(data: Path, number: int, plane: str) -> NDArray[Any]:
