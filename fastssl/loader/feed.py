@@ -1,4 +1,4 @@
-"""The inputs of a domain's graph: images, numbers of the views, target blocks."""
+"""What is read of a step, and who begins on it: the threads here, or a domain's graph."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fastssl.ranges import traced
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Feed:
-    """A function that gives the graph the bytes of the plan's next step, and a record of what it gave.
+    """A function that reads the plan's next step, lets threads begin on it and gives the graph the rest.
 
-    DALI asks ahead of need, so reading, inflating and decoding of a step go on while the one before is trained on.
+    It is called ahead of need, so reading, inflating and decoding of a step go on while the one before is trained on.
     """
 
     steps: Iterator[Step]
@@ -38,7 +38,7 @@ class Feed:
     sends_blocks: bool = False
     """The graph gets the target blocks too, where a GPU makes the targets."""
     pending: deque[Fed] = field(default_factory=deque, init=False)
-    """Batches that are still in the graph, the oldest first."""
+    """Batches that are not made yet, the oldest first."""
 
     def __call__(self) -> tuple[Input, ...]:
         samples, views = next(self.steps)
