@@ -95,6 +95,8 @@ GRAPH_SWEEP: list[Settings] = [
     {"batch": 64, "workers": 2},
     {"batch": 16, "workers": 2},
     {"batch": 16, "workers": 3},
+    {"batch": 64, "workers": 3},
+    {"batch": 128, "workers": 2},
 ]
 
 

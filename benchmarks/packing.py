@@ -6,8 +6,8 @@ All do the same to the same files (`four_planes.py`) with as many processes: dec
 normals and instances (320 x 240), stretch them to 256 x 256 (Lanczos, nearest pixel), take contours from the instances,
 and write a JPEG of quality 95 and the targets into shards. The peers store these as PNG, which is what their users
 do. Each run is a command of its own and counts from its start to its end, so what a tool loads is part of its time; its
-CPU time is that of all its processes, its memory the largest sum of their resident sizes. The files of `--files` samples
-are used over and over.
+CPU time is that of all its processes, its memory the largest sum of their resident sizes. Files of as many samples as
+`--files` says are used over and over.
 
 `--memory-samples` tells how many tiny images (32 pixels) show that memory does not grow with their number, against as
 many as `--samples`; 0 leaves that out. FFCV's bytes are those of its format: the same JPEG beside raw planes.
