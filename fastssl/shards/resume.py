@@ -228,8 +228,8 @@ def _table(classes: Mapping[str, int], names: list[str]) -> str:
 
 
 def _check_same(plan: Plan, before: Plan, output: Output) -> None:
-    wanted, there = (_flat(values.model_dump(exclude={"classes"})) for values in (plan, before))
-    for name in wanted.keys() | there.keys():
+    wanted, there = _chosen(plan), _chosen(before)
+    for name in dict.fromkeys([*wanted, *there]):
         if wanted.get(name) != there.get(name):
             raise UsageError(
                 "the packing was begun with other settings",
@@ -238,6 +238,12 @@ def _check_same(plan: Plan, before: Plan, output: Output) -> None:
                 expected=there.get(name),
                 hint="continue it with the settings that it was begun with, or choose another folder",
             )
+
+
+def _chosen(plan: Plan) -> dict[str, object]:
+    """The values of a plan by their names; the codec of images comes first, as others follow from it."""
+    codec = {"settings.image_codec": plan.settings.image_codec}  # which a dump leaves out where it is JPEG
+    return codec | _flat(plan.model_dump(exclude={"classes"}))
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -20,6 +20,7 @@ from fastssl.batch import Record
 from fastssl.errors import DataError, UsageError
 from fastssl.files import alone_in
 from fastssl.shards import pack, read_manifest
+from fastssl.shards.image_codec import ImageCodecName
 
 COUNT = 60
 
@@ -112,6 +113,18 @@ def test_a_packing_continues_with_its_own_settings_only(tmp_path: Path) -> None:
     pack(RoomSource(tmp_path, 7), complete, size=32)
     with pytest.raises(UsageError, match=r"settings\.size"):
         pack(RoomSource(tmp_path, 7), complete, size=16, resume=True)
+
+
+@pytest.mark.parametrize(("begun", "wanted"), [("jpeg", "lz4"), ("lz4", "jpeg")])
+def test_a_packing_that_continues_with_another_codec_is_told_so(
+    tmp_path: Path, begun: ImageCodecName, wanted: ImageCodecName
+) -> None:
+    """And not of the quality and subsampling that only one of them has."""
+    pack(RoomSource(tmp_path, 2), tmp_path / "rooms", size=32, image_codec=begun)
+    with pytest.raises(UsageError, match="begun with other settings") as raised:
+        pack(RoomSource(tmp_path, 2), tmp_path / "rooms", size=32, image_codec=wanted, resume=True)
+    where = f"{tmp_path / 'rooms'}: settings.image_codec"
+    assert (raised.value.where, raised.value.seen, raised.value.expected) == (where, wanted, begun)
 
 
 def test_a_dataset_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
