@@ -28,8 +28,8 @@ class CutOut:
 
     def __next__(self) -> Decoded:
         """The next batch; raises StopIteration behind the last one."""
-        self._begin()
         try:
+            self._begin()
             while self._feed.pending and self._feed.pending[0].error() is not None:
                 self._make_again()
         except MemoryError as error:

@@ -36,6 +36,7 @@ from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import DataError, DeviceError, MachineError, ShardError
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, load_batches, open_mixture
 from fastssl.loader.damage import Damage
+from fastssl.loader.memory import Memory
 from fastssl.loader.plan import centre_views, endless_plan, evaluation_plan
 from fastssl.shards import JPEG, TARGETS, ShardSet
 from fastssl.shards.image_codec import JpegImages
@@ -267,13 +268,16 @@ def test_memory_that_is_short_is_the_machine_s_fault(
         batches(open_mixture(coded_synthetic), data=RESIZED)
 
 
+@pytest.mark.parametrize(("owner", "place"), [(JpegImages, "decode_window"), (Memory, "lend")])
 def test_memory_that_is_short_where_there_is_no_graph_is_the_machine_s_fault_too(
-    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, owner: type, place: str
 ) -> None:
-    def fails(codec: JpegImages, *arguments: Any) -> None:
+    """In a thread that decodes, and where a batch is begun."""
+
+    def fails(*arguments: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(JpegImages, "decode_window", fails)
+    monkeypatch.setattr(owner, place, fails)
     monkeypatch.setattr(Damage, "examine", lambda damage, samples: pytest.fail("samples are examined"))
     with pytest.raises(MachineError, match="out of memory"):
         batches(open_mixture(coded_synthetic))
