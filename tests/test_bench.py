@@ -217,7 +217,7 @@ def test_images_that_are_no_jpegs_have_a_decoder_of_their_own(
         verdict = judge(report)
         assert verdict.limited_by == "image_decoding"
         assert verdict.floor_images_per_s < 2 * num_cores() / SLOW
-        assert "image decoding alone" in loading_table(report)
+        assert "images: decoded, a batch at a time" in loading_table(report)
 
 
 def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

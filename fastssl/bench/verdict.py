@@ -42,7 +42,7 @@ _PARTS: dict[Part, str] = {
     "reading": "reading, files in memory, one thread",
     "jpeg_simplejpeg": "JPEG decoding alone, simplejpeg",
     "jpeg_dali": "JPEG decoding alone, DALI",
-    "pixels": "image decoding alone",
+    "pixels": "images: decoded, a batch at a time",
     "floor": "image decoding, and tensors filled once",
     "images": "images: decoded, window, normalised",
     "target_inflation": "targets: inflation alone",
