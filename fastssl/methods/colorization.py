@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fastssl import config as settings
 from fastssl.batch import IMAGE_MEAN, Batch
-from fastssl.config import Fraction, NonNegative, Positive, Preset, Section
+from fastssl.config import Fraction, NonNegative, Preset, Section
 from fastssl.losses import bins_loss, rebalancing_weights
 from fastssl.methods.colours import bins_near, chroma_bins, gray, lab, rgb, soft_bins
 from fastssl.methods.draws import Draws
@@ -46,9 +46,9 @@ class ViewsConfig(Section):
     """Pixels of the photo from one place whose colour is learnt to the next."""
     neighbours: Annotated[int, Field(ge=1, le=BINS)] = 10
     """Bins that a colour is spread over; 5 in the paper, 10 in its release."""
-    deviation: Positive = 5.0
-    """Of the Gaussian that spreads it."""
-    least_chroma: NonNegative = 5.0
+    deviation: Annotated[float, Field(ge=0.1)] = 5.0
+    """Of the Gaussian that spreads it; bins are 10 apart."""
+    least_chroma: Annotated[float, Field(ge=0, le=100)] = 5.0
     """A photo is left out if neither a nor b of any place is farther from 0."""
 
 

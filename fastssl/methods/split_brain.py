@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fastssl import config as settings
 from fastssl.batch import Batch
-from fastssl.config import Positive, Preset, Section
+from fastssl.config import Preset, Section
 from fastssl.errors import ConfigError
 from fastssl.losses import bins_loss
 from fastssl.methods.colours import bins_near, chroma_bins, lab, soft_bins
@@ -46,8 +46,8 @@ class ViewsConfig(Section):
     """Pixels of the photo from one place that is learnt to the next."""
     neighbours: Annotated[int, Field(ge=1, le=CHROMA_BINS)] = 10
     """Bins that a colour is spread over, as in `colorization`."""
-    deviation: Positive = 5.0
-    """Of the Gaussian that spreads it."""
+    deviation: Annotated[float, Field(ge=0.1)] = 5.0
+    """Of the Gaussian that spreads it; bins are 10 apart."""
     lightness_bins: Annotated[int, Field(ge=2, le=1000)] = 100
     """Bins of lightness; sources disagree between 50 and 100."""
 

@@ -12,7 +12,9 @@ from pretext_steps import held_out, method, photos, random_photos, shuffled, tra
 from torch import Tensor
 
 from fastssl.batch import IMAGE_MEAN
+from fastssl.errors import ConfigError
 from fastssl.losses import bins_loss, rebalancing_weights
+from fastssl.methods import load_config
 from fastssl.methods.colorization import Networks
 from fastssl.methods.colours import bins_near, chroma_bins, gray, lab, rgb, soft_bins
 
@@ -96,6 +98,21 @@ def test_no_bin_that_is_near_is_left_out_of_the_search(neighbours: int) -> None:
         distance = np.hypot(*(bins - place).T)
         a, b = ((place + 110) // 5).astype(int)
         assert np.sort(distance[near[a * 42 + b]])[neighbours - 1] == np.sort(distance)[neighbours - 1]
+
+
+@pytest.mark.parametrize("setting", ["views.deviation=1e-30", "views.least_chroma=1000"])
+def test_settings_of_which_nothing_could_be_learnt_are_refused(setting: str) -> None:
+    """A Gaussian without a width has no weights, and no photo is as colourful as that."""
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_config("tiny", method="colorization", overrides=[setting])
+
+
+@pytest.mark.parametrize("deviation", [0.1, 1e6])
+def test_the_narrowest_and_a_wide_gaussian_are_distributions(deviation: float) -> None:
+    chroma = lab(image_of([[255, 0, 0], [10, 200, 30], [128, 128, 128]]))[:, 1:]
+    bins = torch.tensor(chroma_bins(), dtype=torch.float32)
+    found = soft_bins(chroma, bins, torch.tensor(bins_near(10)), 10, deviation)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 1, 3))
 
 
 def test_rare_colours_weigh_more_with_mean_1_under_the_prior() -> None:
