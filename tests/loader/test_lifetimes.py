@@ -76,4 +76,4 @@ def test_training_takes_no_more_memory_later(coded_synthetic: Path, coded_real: 
 
 
 def test_iterators_are_dropped_after_their_first_batch(coded_synthetic: Path) -> None:
-    assert_iterators_can_be_dropped(coded_synthetic, CPU, 8)
+    assert_iterators_can_be_dropped(coded_synthetic, CPU, 24, room=2**25)
