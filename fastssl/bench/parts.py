@@ -209,7 +209,7 @@ def _pixels(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
 
 @contextmanager
 def _floor(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
-    """Whole images decoded, and memory of a batch's size filled once, as fast as it takes it: less does no loader."""
+    """Whole images decoded, and memory of a batch's size filled once, as fast as it takes it: no loader does less."""
     codec, size = domain.samples.image_codec, domain.samples.image_size
     members = domain.images_in_memory
     # Floats of the image and, where there are targets, of five planes; a byte for valid pixels.

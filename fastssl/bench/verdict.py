@@ -72,7 +72,7 @@ class Verdict:
     images_per_s: float
     """Of the loader; of both loaders together where there are two."""
     floor_images_per_s: float
-    """Of image decoding, and filling tensors of a batch's size once; on a GPU of decoding alone by the faster
+    """Rate of decoding images and filling tensors of a batch's size once; on a GPU, of decoding alone by the faster
     decoder."""
     of_floor: float
     """The loader's rate over that of the floor."""

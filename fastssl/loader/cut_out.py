@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastssl.errors import ShardError
 from fastssl.faults import machine_error
 from fastssl.loader.feed import Feed
 from fastssl.loader.underway import Decoded
@@ -15,7 +16,7 @@ class CutOut:
         ahead: batches that are begun before one is asked for.
 
     Raises:
-        ShardError: too many samples are damaged.
+        ShardError: too many samples are damaged; or a batch fails, and by itself each of its samples is sound.
         MachineError: memory is short.
     """
 
@@ -49,10 +50,17 @@ class CutOut:
 
     def _make_again(self) -> None:
         """The oldest batch, with other samples in place of the damaged ones."""
-        error = self._feed.pending[0].error()
+        failed = self._feed.pending[0]
+        error = failed.error()
+        assert error is not None  # else it would not be made again
         again = self._feed.again()
-        if again is None:  # what threads cannot decode no decoder can
-            assert error is not None
-            raise error
+        if again is None:
+            raise ShardError(
+                f"a batch failed to decode, and none of its samples does: {error.what}",
+                where=f"one of {', '.join(failed.keys)}",
+                seen=error.seen,
+                expected=error.expected,
+                hint="memory or storage may give other bytes from one time to the next; look with fastssl verify",
+            )
         again()
         self._feed.pending.appendleft(again.pending.popleft())

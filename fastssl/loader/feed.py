@@ -1,4 +1,4 @@
-"""What is read of a step, and who begins on it: the threads here, or a domain's graph."""
+"""Reading of a step's samples, and the start of work on them: by threads here, or by a domain's graph."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Mixture:
 
     @property
     def image_codec(self) -> ImageCodec:
-        """How the images are stored, and the name of their member."""
+        """Codec of the images, which names their member."""
         return self.datasets[0].image_codec
 
     @property

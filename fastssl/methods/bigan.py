@@ -173,7 +173,7 @@ class Networks(PretextNetworks):
                     nn.init.normal_(module.weight, std=_DEVIATION, generator=generator)
 
     def views(self, batch: Batch, draws: Draws) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """What both sides begin from, and which of their pairs are photos', (N,).
+        """Inputs of both sides, and which of their pairs are photos', (N,).
 
         Photos as the encoder sees them (N, 3, S, S), random numbers (N, Z) in -1..1, and the noise (N, 2, 3, 64, 64)
         on what the discriminator sees: photos, and images that are made.

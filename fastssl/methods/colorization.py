@@ -47,7 +47,7 @@ class ViewsConfig(Section):
     neighbours: Annotated[int, Field(ge=1, le=BINS)] = 10
     """Bins that a colour is spread over; 5 in the paper, 10 in its release."""
     deviation: Annotated[float, Field(ge=0.1)] = 5.0
-    """Of the Gaussian that spreads it; bins are 10 apart."""
+    """Standard deviation of the Gaussian that spreads it; bins are 10 apart."""
     least_chroma: Annotated[float, Field(ge=0, le=100)] = 5.0
     """A photo is left out if neither a nor b of any place is farther from 0."""
 

@@ -29,9 +29,9 @@ as many, of which 310 are theirs."""
 _TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _TO_RELATIVE = _TO_XYZ / np.array([[0.950456], [1.0], [1.088754]])
 _DARK = 0.04045
-"""Of sRGB's levels, below which its curve is a line."""
+"""Level of sRGB below which its curve is a line."""
 _STEEP, _FLAT = 216 / 24389, 24389 / 27
-"""CIE's, of light, below which the cube root is a line."""
+"""CIE's light below which the cube root is a line, and the slope of that line."""
 
 
 def lab(image: Tensor) -> Tensor:

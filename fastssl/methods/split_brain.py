@@ -47,7 +47,7 @@ class ViewsConfig(Section):
     neighbours: Annotated[int, Field(ge=1, le=CHROMA_BINS)] = 10
     """Bins that a colour is spread over, as in `colorization`."""
     deviation: Annotated[float, Field(ge=0.1)] = 5.0
-    """Of the Gaussian that spreads it; bins are 10 apart."""
+    """Standard deviation of the Gaussian that spreads it; bins are 10 apart."""
     lightness_bins: Annotated[int, Field(ge=2, le=1000)] = 100
     """Bins of lightness; sources disagree between 50 and 100."""
 

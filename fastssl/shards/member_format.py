@@ -1,4 +1,4 @@
-"""How one file of a sample is to be read, in the machine-readable words of `manifest.json`."""
+"""Format of one file of a sample, in the machine-readable words of `manifest.json`."""
 
 from __future__ import annotations
 

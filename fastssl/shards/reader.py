@@ -105,7 +105,7 @@ class ShardSet:
 
     @property
     def image_codec(self) -> ImageCodec:
-        """How the images are stored, and the name of their member."""
+        """Codec of the images, which names their member."""
         return self.manifest.settings.images
 
     @property

@@ -65,8 +65,7 @@ def test_alexnet_in_caffenets_form_has_its_own_features() -> None:
     with torch.no_grad():
         expected = backbone(image)["fc7"][:, :, 6, 6]
         found = network(image)
-        last = network.fully_connected["fc8"]
-        torch.testing.assert_close(found, F.linear(expected, last.weight, last.bias), atol=1e-5, rtol=1e-4)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, network.fully_connected["fc8"](expected), atol=1e-5, rtol=1e-4)
     assert expected.std() > 0.01
     assert network.words == "pool5 of stride 2 of conv5, fc6, fc7 as they come, fc8 drawn"
     assert not torch.equal(network.train()(image), network(image)), "nothing is dropped"
@@ -77,8 +76,7 @@ def test_other_backbones_get_a_linear_layer_on_their_mean() -> None:
     network = classifier("vgg16", 64).eval()
     image = torch.rand(2, 3, 64, 64) - 0.5
     with torch.no_grad():
-        last = network.fully_connected["fc8"]
-        expected = F.linear(backbone(image)["conv5"].mean((2, 3)), last.weight, last.bias)  # type: ignore[arg-type]
+        expected = network.fully_connected["fc8"](backbone(image)["conv5"].mean((2, 3)))
         torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=1e-4)
     weight, bias = (
         parameter.detach()
@@ -98,7 +96,7 @@ def test_layers_below_stay_as_they_are(layer: str, kept: int) -> None:
     network.freeze_below(layer)
     learns = [parameter.requires_grad for parameter in network.parameters()]
     assert learns == [False] * kept + [True] * (16 - kept)
-    assert sum(len(group["params"]) for group in network.groups(1.0, 1.0)) == 16 - kept  # type: ignore[arg-type]
+    assert sum(len(group["params"]) for group in network.groups(1.0, 1.0)) == 16 - kept
 
 
 def test_loss_is_that_of_numpy() -> None:
@@ -266,7 +264,7 @@ def by_chance(labels: Mapping[str, Sequence[int]]) -> float:
 def test_colours_are_learnt_and_a_kill_costs_nothing(
     run: Path, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluation = VocClassification(devkit=devkit, classes=NAMES, **QUICK)  # type: ignore[arg-type]
+    evaluation = VocClassification(devkit=devkit, classes=NAMES, **QUICK)
     monkeypatch.setattr(RunSubject, "baselines", lambda _: ())
     whole = evaluate(evaluation, run)
     section = strict((run / "summary.json").read_text())["voc-cls"]
@@ -304,7 +302,7 @@ def write_scores(path: Path, devkit: Path, **changes: float | None) -> Path:
     """Scores of the test photos by their order and of all classes alike, but for some changed ones of bird."""
     identities = (devkit / "VOC2007/ImageSets/Main/test.txt").read_text().split()
     scores = {identity: dict.fromkeys(COLOURS, -float(place)) for place, identity in enumerate(identities)}
-    content: dict[str, dict[str, float | None]] = {**scores}  # type: ignore[dict-item]
+    content: dict[str, dict[str, float | None]] = {**scores}
     for identity, score in changes.items():
         content[identity.removeprefix("photo")]["bird"] = score
     path.write_text(json.dumps(content))
@@ -401,7 +399,7 @@ def test_bad_input_is_named_before_anything_is_learnt(
 def test_settings_out_of_range(devkit: Path) -> None:
     for name, value in {"iterations": 0, "lr": float("nan"), "dropout": 1.0, "weight_decay": -1.0, "size": 32}.items():
         with pytest.raises(UsageError, match=f"out of range(.|\n)*--{name.replace('_', '-')}"):
-            VocClassification(devkit=devkit, **{name: value})  # type: ignore[arg-type]
+            VocClassification(devkit=devkit, **{name: value})
     with pytest.raises(UsageError, match=r"no such class(.|\n)*--classes(.|\n)*aeroplane"):
         VocClassification(devkit=devkit, classes="kat")
 
@@ -414,7 +412,7 @@ def test_an_alexnet_of_torchvision_goes_through(devkit: Path, tmp_path: Path, ca
         devkit=devkit, classes=NAMES, iterations=1, batch_size=2, crops=1, train_from="fc8", progress=kept
     )
     found = evaluate(evaluation, Path("torchvision:alexnet"))
-    assert all(0 < row.values["subject"] <= 1 for row in found.rows)  # type: ignore[operator]
+    assert all(0 < row.values["subject"] <= 1 for row in found.rows)
     assert found.conditions["network"] == {"subject": "pool5 of stride 2 of conv5, fc6, fc7, fc8 drawn"}
     assert list(kept.iterdir()) == []
     assert "nothing keeps" not in caplog.text

@@ -283,6 +283,21 @@ def test_memory_that_is_short_where_there_is_no_graph_is_the_machine_s_fault_too
         batches(open_mixture(coded_synthetic))
 
 
+def test_a_batch_that_fails_though_each_of_its_samples_is_sound_names_them(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no graph; as where memory gives other bytes the next time."""
+
+    def fails(codec: JpegImages, *arguments: Any) -> None:
+        raise ShardError("a JPEG is damaged", seen="a bit")
+
+    monkeypatch.setattr(JpegImages, "decode_window", fails)
+    with pytest.raises(ShardError, match="none of its samples does: a JPEG is damaged") as raised:
+        batches(open_mixture(coded_synthetic))
+    assert "coded_0" in str(raised.value.where)
+    assert raised.value.seen == "a bit"
+
+
 def test_a_pipeline_that_cannot_be_built_is_the_device_s_fault(
     coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
