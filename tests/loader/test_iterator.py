@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from late_reading import begin
 from numpy.typing import NDArray
 from patterns import SIDE, CodedSource, coded_instances, coded_normals
 from PIL import Image
@@ -26,6 +27,7 @@ from fastssl.loader import (
     load_batches,
     open_mixture,
 )
+from fastssl.loader.images import ThreadedImages
 from fastssl.loader.plan import Plan
 from fastssl.shards import ShardSet, decode_sample, pack, read_samples
 
@@ -259,3 +261,17 @@ def test_positions_are_those_of_the_sequence_whatever_the_ranks(coded_real: Path
     assert found == [[[100, 101, 102], [106, 107, 108]], [[103, 104, 105], [109, 110, 111]]]
     every = load_batches(shards, evaluation_plan(settings, len(shards), 4), OPTIONS, wanted)
     assert torch.cat([batch.position for batch in every]).tolist() == list(range(len(shards)))
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_that_are_only_cut_out_are_begun_ahead(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    """As many as the options say, beside the one that is asked for; with a graph DALI does so by itself."""
+    begun, submit = [], ThreadedImages.submit
+    monkeypatch.setattr(ThreadedImages, "submit", lambda *given: begun.append(1) or submit(*given))
+    options = LoaderOptions(device=torch.device("cpu"), threads=2, prefetch=prefetch)
+    batches = begin(coded_synthetic, options, targets=False, window=(115 / SIDE, 115 / SIDE))
+    for number in range(1, 4):
+        next(batches)
+        assert len(begun) == number + prefetch

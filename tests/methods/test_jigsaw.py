@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretext_steps import draws, held_out, is_right, method, photos, random_photos, shuffled, trained
+from pretext_steps import draws, held_out, is_right, method, random_photos, shuffled, trained
 
 from fastssl.methods.jigsaw import Networks, far_orders, first_stride
 
@@ -50,22 +50,25 @@ def test_orders_are_kept_with_the_run() -> None:
 
 
 def test_tiles_are_standardised_windows_of_their_cells_in_the_order_that_the_target_names() -> None:
-    """By an image whose pixels tell where they are; tiles of 51 pixels of a cell of 67 are not resized."""
+    """By random photos, of which no two tiles are alike; tiles of 67 pixels of a cell of 70 are not resized."""
     step = method("jigsaw", "data.size=211", "views.tile=0.96", "views.channel_shift=2")
-    networks, cell, side = step.networks, 70, 67
+    networks, side = step.networks, 67
     assert networks.side == side
-    rows, columns = torch.meshgrid(torch.arange(211.0), torch.arange(211.0), indexing="ij")
-    code = torch.stack([rows, columns, 1000 * rows + columns])
-    batch = photos(code.expand(5, 3, 211, 211))
+    batch = random_photos(5, 211)
     tiles, order = step.views(batch)
-    raw = networks.tiles(batch.image, networks.places(211, draws(5)))
+    corners = networks.places(211, draws(5))
+    raw, pixels = networks.tiles(batch.image, corners), batch.image.double().numpy()
+    for photo, tile, channel in np.ndindex(5, 9, 3):
+        top, left = corners[photo, tile, channel].tolist()
+        part = pixels[photo, channel, top : top + side, left : left + side]
+        expected = (part - part.mean()) / part.std()
+        np.testing.assert_allclose(raw[photo, tile, channel].numpy(), expected, atol=1e-4)
     for photo, number in enumerate(order.tolist()):
         for place, tile in enumerate(far_orders(10)[number]):
-            torch.testing.assert_close(tiles[photo, place], raw[photo, tile])
+            assert torch.equal(tiles[photo, place], raw[photo, tile])
     assert len(set(order.tolist())) > 1
     assert tiles.mean(dim=(-2, -1)).abs().max() < 1e-3
     torch.testing.assert_close(tiles.var(dim=(-2, -1), correction=0), torch.ones(5, 9, 3), rtol=1e-3, atol=0)
-    assert cell - side == 3
 
 
 def places(num: int, *overrides: str) -> tuple[torch.Tensor, int, int]:
