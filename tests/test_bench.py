@@ -304,7 +304,9 @@ def test_the_fractions_are_those_of_the_parts_by_themselves() -> None:
     }
     assert verdict.fractions == pytest.approx({activity: value / 2.0 for activity, value in ms.items()})
     assert verdict.limited_by == "image_decoding"
-    assert (verdict.images_per_s, verdict.floor_images_per_s, verdict.of_floor) == pytest.approx((500, 1000 / 0.45, 0.225))
+    assert (verdict.images_per_s, verdict.floor_images_per_s, verdict.of_floor) == pytest.approx(
+        (500, 1000 / 0.45, 0.225)
+    )
     assert verdict.cores_busy == pytest.approx(1)
     assert "0.50 of the 2.00 ms" in verdict.sentences[0]
     assert "about 667 images/s" in verdict.sentences[0]
