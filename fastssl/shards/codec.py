@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import lz4.block
@@ -81,6 +81,12 @@ class TargetLayout:
         return self.edge.stop
 
 
+@lru_cache(maxsize=64)
+def target_layout(height: int, width: int) -> TargetLayout:
+    """The layout for one size, whose planes are worked out once."""
+    return TargetLayout(height, width)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredTargets:
     """The planes of one sample in the whole numbers that a shard holds."""
@@ -117,7 +123,7 @@ def pack_targets(planes: StoredTargets, codec: TargetCodec = "lz4", level: int =
 
 def target_block(planes: StoredTargets, codec: TargetCodec = "lz4") -> NDArray[np.uint8]:
     """The bytes of a target block before they are compressed, (num_bytes,)."""
-    layout = TargetLayout(*planes.millimetres.shape)
+    layout = target_layout(*planes.millimetres.shape)
     block = np.empty(layout.num_bytes, np.uint8)
     low, high = layout.depth.view(block)
     codes, stored = planes.normal.reshape(layout.height, -1), layout.normal.view(block).reshape(layout.height, -1)
@@ -161,7 +167,7 @@ def unpack_targets(
     Raises:
         ShardError: the block is damaged, or is not of an image of this size.
     """
-    layout = TargetLayout(height, width)
+    layout = target_layout(height, width)
     block = np.empty(layout.num_bytes, np.uint8)
     inflate(member, layout, block, codec)
     if codec == "lz4":

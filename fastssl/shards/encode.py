@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
 from fastssl.geometry import resized_camera
-from fastssl.shards.codec import StoredTargets, TargetLayout, compressed, inflated, target_block
+from fastssl.shards.codec import StoredTargets, compressed, inflated, target_block, target_layout
 from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Settings
 from fastssl.shards.resample import nearest_edge, nearest_targets, stretched
 from fastssl.shards.statistics import (
@@ -132,7 +132,7 @@ def _proven_targets(record: Record, settings: Settings, reference: str) -> tuple
 
 def _prove_targets(member: bytes, block: NDArray[np.uint8], settings: Settings, reference: str) -> None:
     try:
-        content = inflated(member, TargetLayout(settings.size, settings.size), settings.target_codec)
+        content = inflated(member, target_layout(settings.size, settings.size), settings.target_codec)
     except ShardError as error:
         raise DataError("targets were packed but cannot be decoded", where=reference, seen=error.seen) from error
     if not np.array_equal(content, block):

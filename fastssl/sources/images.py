@@ -35,6 +35,7 @@ from fastssl.sources.formats import (
     hides_lack_of_memory,
     wanting,
 )
+from fastssl.sources.jpeg import is_plain_jpeg
 from fastssl.sources.png import plain_png
 from fastssl.sources.regular import read_file
 
@@ -95,10 +96,8 @@ def decode_image(content: bytes, where: str | Path) -> NDArray[np.uint8]:
     try:
         if not content:
             raise ValueError("an empty file")
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, and of large images long before its limit.
-            warnings.simplefilter("ignore")
-            return _decoded(content)
+        pixels = _decoded_plainly(content)
+        return _decoded_by_pillow(content) if pixels is None else pixels
     except UnidentifiedImageError as error:
         raise DataError(
             "an image cannot be read",
@@ -192,11 +191,20 @@ def _plane(content: bytes, formats: list[str]) -> tuple[str, NDArray[Any]]:
     return "RGB;16", pairs(content)
 
 
-def _decoded(content: bytes) -> NDArray[np.uint8]:
+def _decoded_plainly(content: bytes) -> NDArray[np.uint8] | None:
+    """The pixels of a file of which a glance tells that Pillow has nothing to add; None of any other."""
+    if is_plain_jpeg(content):
+        try:
+            return _strictly_decoded(content)
+        except ValueError:
+            return None  # for Pillow to find the words, or to decode what this does not
     png = plain_png(content)
-    if png is not None and png.mode == "RGB" and not png.has_texts:
-        return png.pixels()
-    with Image.open(BytesIO(content), formats=FORMATS) as image:
+    return png.pixels() if png is not None and png.mode == "RGB" and not png.has_texts else None
+
+
+def _decoded_by_pillow(content: bytes) -> NDArray[np.uint8]:
+    # Pillow warns of odd metadata, and of large images long before its limit.
+    with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content), formats=FORMATS) as image:
         if 0 in image.size:
             raise ValueError(f"{image.width} x {image.height} pixels")
         pixels = _jpeg(image, content) if image.format in ("JPEG", "MPO") else rgb(image, content)
@@ -208,13 +216,18 @@ def _jpeg(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     if image.mode == "CMYK" and "adobe" not in image.info:
         raise ValueError("a JPEG of four inks without Adobe's mark, so that nobody knows whether 0 is no ink or all")
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", strict=True)
+        pixels = _strictly_decoded(content)
     except ValueError as error:
         if not _HARMLESS.fullmatch(str(error)):
             raise
         return np.array(image.convert("RGB"))
     # Four colours are turned into three the way that Pillow does it, for it does so everywhere else.
     return np.array(image.convert("RGB")) if image.mode == "CMYK" else pixels
+
+
+def _strictly_decoded(jpeg: bytes) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

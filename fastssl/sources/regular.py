@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from fastssl.errors import DataError
 
@@ -28,7 +28,8 @@ def read_file(path: Path, what: str) -> bytes:
         DataError: it is missing, cannot be read (the system's error is its cause), or is a folder, a pipe, a socket or
             a device.
     """
-    with open_file(path, what) as file:
+    # Without a buffer, which would take as long to make as the whole of a label plane to read.
+    with _opened(path, what, buffering=0) as file:
         try:
             return file.read()
         except OSError as error:
@@ -41,10 +42,14 @@ def open_file(path: Path, what: str) -> BinaryIO:
     Raises:
         DataError: as `read_file`.
     """
+    return _opened(path, what)
+
+
+def _opened(path: Path, what: str, buffering: Literal[0, -1] = -1) -> BinaryIO:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFREG:
-            return path.open("rb")
+            return path.open("rb", buffering)
     except FileNotFoundError as error:
         raise DataError(f"{what} is missing", where=path, seen=error.strerror) from error
     except OSError as error:
