@@ -47,7 +47,7 @@ def _forgiving_cache() -> Any:
     0.09 s instead of 0.02; where one has to be compiled, that is loaded then.
     """
     from numba.core.caching import FunctionCache
-    from numba.core.runtime import rtsys
+    from numba.core.runtime.nrt import rtsys
 
     class ForgivingCache(FunctionCache):
         def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -113,7 +113,7 @@ def load_compiler() -> None:
     try:
         modules.update(dict.fromkeys(hidden))  # importing these is an error, which Numba is prepared for
         context = importlib.import_module("numba.core.registry").cpu_target.target_context
-        importlib.import_module("numba.core.runtime").rtsys.initialize(context)
+        importlib.import_module("numba.core.runtime.nrt").rtsys.initialize(context)
         importlib.import_module("numba.np.arraymath")  # home of functions that ours call; it is what looks for SciPy
     finally:
         for name in hidden:

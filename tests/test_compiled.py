@@ -66,3 +66,17 @@ print(twice.compiled(twice.double)(21), scipy.linalg.det([[3.0]]))
 def test_the_compiler_is_loaded_without_what_others_can_still_load(tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(MODULE)
     assert run(tmp_path, LOAD) == ("True []\n42 3.0", "")
+
+
+KEPT = """
+import sys, twice
+print(twice.compiled(twice.double)(21), "numba.cpython.printimpl" in sys.modules)
+print(twice.compiled(lambda x: str(x) + "!")(3), "numba.cpython.printimpl" in sys.modules)
+"""
+
+
+def test_a_kept_function_loads_what_compiles_only_for_one_that_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(MODULE)
+    assert run(tmp_path) == ("42", "")
+    result, _ = run(tmp_path, KEPT)
+    assert result == "42 False\n3! True"

@@ -21,7 +21,7 @@ Focal = Annotated[float, Field(gt=0)]
 class Part(BaseModel):
     """A part of a manifest or of a packing's record: strict, so that a damaged file is noticed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Camera(Part):
