@@ -14,8 +14,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 28
 # Of Linux' prctl.h.
 _PR_SET_PDEATHSIG = 1
+# Of Linux' fcntl.h.
+_SYNC_FILE_RANGE_WRITE = 2
 
 _ADDRESS = ctypes.c_size_t
+_STORE = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _DECOMPRESS = (ctypes.c_int, _ADDRESS, _ADDRESS, ctypes.c_int, ctypes.c_int)
 
 
@@ -40,6 +43,26 @@ def terminated_with_parent() -> bool:
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     return prctl is not None and prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) == 0
+
+
+def begin_to_store(descriptor: int, start: int, size: int) -> bool:
+    """Let the system begin to write a part of a file to the disk, and do not wait for it.
+
+    Whether it fails, `fsync` still tells.
+
+    Returns:
+        False where the system has no such call (macOS), or the file system none: then nothing changes.
+    """
+    function = _sync_file_range()
+    return function is not None and function(descriptor, start, size, _SYNC_FILE_RANGE_WRITE) == 0
+
+
+@cache
+def _sync_file_range() -> Any:
+    try:
+        return _function(ctypes.CDLL(None), "sync_file_range", *_STORE)
+    except AttributeError:
+        return None
 
 
 @cache

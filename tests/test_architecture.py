@@ -35,7 +35,7 @@ GROUPS = [
         "trackers",
         "telemetry",
     ],
-    ["batch", "compiled", "native", "config", "core_yaml", "files", "addresses", "faults", "extras", "lazy", "errors"],
+    ["batch", "compiled", "config", "core_yaml", "files", "native", "addresses", "faults", "extras", "lazy", "errors"],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [

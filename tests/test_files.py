@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastssl import files
 from fastssl.files import complete_or_absent
 
 
@@ -27,6 +29,24 @@ def test_replaced_in_one_step_and_kept_after_an_exception(tmp_path: Path) -> Non
         file.writelines(failing())
     assert path.read_bytes() == b"first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_large_file_is_stored_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def note(descriptor: int, start: int, size: int) -> bool:
+        assert os.fstat(descriptor).st_size == start + size
+        told.append((start, size))
+        return True
+
+    monkeypatch.setattr(files, "begin_to_store", note)
+    content = os.urandom(20_000_000)
+    with complete_or_absent(tmp_path / "file") as file:
+        for start in range(0, len(content), 30_000):
+            file.write(content[start : start + 30_000])
+    assert (tmp_path / "file").read_bytes() == content
+    assert len(told) == 2
+    assert told[1][0] == told[0][1]
 
 
 def test_a_kill_leaves_no_half_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lz4.block
@@ -23,11 +24,14 @@ PACKED = np.frombuffer(lz4.block.compress(PLAIN.tobytes(), store_size=False), np
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No function is found in any library."""
-    native.lz4_decompress.cache_clear()
+    cached = (native.lz4_decompress, native._sync_file_range)
+    for function in cached:
+        function.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(ctypes, "CDLL", lambda name: object())
         yield
-    native.lz4_decompress.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 @compiled
@@ -88,3 +92,16 @@ def test_freed_memory_is_used_again() -> None:
 
     kept, given_back = faults("assert native.keep_freed_memory()"), faults("pass")
     assert kept < given_back / 10
+
+
+def test_a_file_is_stored_before_its_end_is_known(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        file.write(bytes(10_000))
+        assert native.begin_to_store(file.fileno(), 0, 10_000) == sys.platform.startswith("linux")
+        closed = file.fileno()
+    assert not native.begin_to_store(closed, 0, 10_000)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_system_without_such_a_call_stores_in_its_own_time() -> None:
+    assert not native.begin_to_store(1, 0, 1)
