@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
+_BUFFER = 1 << 12
+"""Bytes; larger pieces go past the buffer, without a copy and with their errors at once."""
 _STORED_AT_ONCE = 1 << 23
 """Bytes that the system is told of together."""
 
@@ -35,7 +37,7 @@ def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with BufferedWriter(_StoredEarly(temporary)) as file:
+        with BufferedWriter(_StoredEarly(temporary), _BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
