@@ -20,6 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
+from fastssl import files
 from fastssl.cli import main
 from fastssl.config import write_config
 from fastssl.errors import DataError, MachineError
@@ -358,9 +359,9 @@ def test_pictures_are_the_files_of_the_run_with_words_for_those_who_cannot_see_t
     page = Page(write_report(run))
     names = {"tasks": ["tasks"], "neighbours": ["neighbours"], "progress": ["train_00000100", "train_00000300"]}
     names["progress"].append("train_00000500")  # first, middle, last
-    for section, files in names.items():
+    for section, names_there in names.items():
         pictures = page.section(section).all("img")
-        expected = [(run / "samples" / f"{name}.png").read_bytes() for name in files]
+        expected = [(run / "samples" / f"{name}.png").read_bytes() for name in names_there]
         assert [base64.b64decode(picture.attributes["src"].partition(",")[2]) for picture in pictures] == expected
         assert all(len(picture.attributes["alt"]) > 20 for picture in pictures)
         assert all((picture.attributes["width"], picture.attributes["height"]) == ("30", "20") for picture in pictures)
@@ -607,14 +608,12 @@ def test_whole_lines_beside_torn_ones_are_drawn(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_the_machine_s_fault(
     run: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    before, true = write_report(run).read_bytes(), Path.open
+    before = write_report(run).read_bytes()
 
-    def fails(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if "w" in mode:
-            raise OSError(number, os.strerror(number), str(path))
-        return true(path, mode, *arguments, **options)
+    def fails(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(files, "_StoredEarly", fails)
     with pytest.raises(MachineError, match=r"report\.html"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
