@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fastssl.faults import was_importing
@@ -21,17 +22,32 @@ def compiled(function: _Function) -> _Function:
     """The function compiled at its first call on a machine, and kept in a file from then on.
 
     Where no folder takes that file, or what is in it is damaged, it is compiled in each process.
+    It may call others of its own folder, a change of which has it compiled anew, and of no other.
     It runs outside the interpreter lock. Division by zero gives what it does in NumPy. As a decorator it loads Numba
     together with the module, which takes half a second; where only some should wait for that, it is called in place.
     """
     return cast("_Function", _compiled(function))
 
 
+def kernel(function: _Function) -> _Function:
+    """As `compiled`, for an inner function that makes no arrays but only borrows those that it is given.
+
+    Numba counts references: of each array that a function takes, of each slice, by an instruction for which the
+    processor waits as long as for a vector or two. In a kernel it counts none.
+    """
+    return cast("_Function", _compiled(function, _nrt=False))
+
+
+def inlined(function: _Function) -> _Function:
+    """As `kernel`, and it becomes part of its callers."""
+    return cast("_Function", _compiled(function, _nrt=False, forceinline=True))
+
+
 @cache
-def _compiled(function: Callable[..., object]) -> object:
+def _compiled(function: Callable[..., object], **options: Any) -> object:
     from numba import njit
 
-    dispatcher: Any = njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = njit(nogil=True, error_model="numpy", **options)(function)
     try:
         dispatcher._cache = _forgiving_cache()(function)
     except (RuntimeError, OSError) as error:  # Numba found no folder that can be written to
@@ -50,6 +66,10 @@ def _forgiving_cache() -> Any:
     from numba.core.runtime.nrt import rtsys
 
     class ForgivingCache(FunctionCache):
+        def __init__(self, function: Callable[..., object]) -> None:
+            super().__init__(function)
+            self._cache_file._source_stamp = _stamp(Path(function.__code__.co_filename).parent)
+
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
                 rtsys.initialize(target_context)
@@ -73,6 +93,13 @@ def _forgiving_cache() -> Any:
                 _tell_once(error)
 
     return ForgivingCache
+
+
+@cache
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Of all modules of a folder: a function is kept with what it calls, and Numba's own looks at its file alone."""
+    found = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
 
 @cache

@@ -80,3 +80,29 @@ def test_a_kept_function_loads_what_compiles_only_for_one_that_is_not_kept(tmp_p
     assert run(tmp_path) == ("42", "")
     result, _ = run(tmp_path, KEPT)
     assert result == "42 False\n3! True"
+
+
+KERNEL = """
+from fastssl.compiled import kernel
+
+@kernel
+def factor():
+    return 2
+"""
+CALLER = """
+from fastssl.compiled import compiled
+from inner import factor
+
+@compiled
+def product(x):
+    return factor() * x
+"""
+
+
+def test_a_change_of_what_a_function_calls_has_it_compiled_anew(tmp_path: Path) -> None:
+    """Its own file is as it was, and what is kept of it holds the other's code."""
+    (tmp_path / "outer.py").write_text(CALLER)
+    call = "import outer; print(outer.product(21))"
+    for factor in ("2", "3"):
+        (tmp_path / "inner.py").write_text(KERNEL.replace("2", factor))
+        assert run(tmp_path, call)[0] == str(21 * int(factor))
