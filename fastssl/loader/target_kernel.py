@@ -1,9 +1,13 @@
 """From packed target blocks to the planes of a batch in one pass, compiled, on the CPU.
 
-A sample's block is inflated into a buffer that stays in the cache, and each row of the output is made from it: values
-from differences, down to the last row that is seen and over the seen columns alone; the nearest pixel of every output
-pixel; units. The compiler turns a loop into vector instructions only if it is short and touches few arrays, so every
-step is a function over one row of pixels.
+A sample's block is inflated into a buffer that stays in the cache. Each of its rows is made of the one above, down to
+the last that is seen, and taken apart into a row of bytes for each number; the bytes that are seen are gathered for a
+few rows of the output, and those rows are computed at once.
+
+What makes it fast: the compiler turns a loop into vector instructions only if it is short and touches few arrays, so
+every step is a function over many pixels. What is left over behind the last whole vector takes as long as several of
+them, so loops over single rows run on into margins. And a slice of an array costs as much as a vector or two, so these
+loops get whole arrays and places in them.
 
 What a block holds is written at `fastssl.shards.codec`, what comes out at `fastssl.batch.Batch`, and which
 pixels are seen at `fastssl.loader.plan.Views`.
@@ -11,12 +15,13 @@ pixels are seen at `fastssl.loader.plan.Views`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.compiled import compiled
+from fastssl.compiled import compiled, inlined
+from fastssl.loader.past_cache import copy_past, finish_stores
 from fastssl.native import lz4_decompress, memcpy
 
 _Bytes = NDArray[np.uint8]
@@ -24,7 +29,6 @@ _Words = NDArray[np.uint32]
 _Floats = NDArray[np.float32]
 _Mask = NDArray[np.bool_]
 _Places = NDArray[np.int64]
-_Number = TypeVar("_Number", np.uint8, np.uint32, np.float32)
 
 
 class Block(NamedTuple):
@@ -96,6 +100,10 @@ class Targets(NamedTuple):
 
 CANCELLED = np.float32(1e-3 * 255)
 """Opposite normals leave nothing to be made unit; the nearest one stays."""
+_AT_ONCE = 8
+"""Rows of the output that are computed at once; their bytes and what is made of them stay in the nearest cache."""
+_MARGIN = 64
+"""Bytes of the longest vector."""
 _NUM_BITS = np.array([number.bit_count() for number in range(256)], np.uint8)
 # Eight pixels of a byte of contours, as eight bytes of 0 or 1.
 _PIXELS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0].copy()
@@ -164,6 +172,7 @@ def _fill_targets(
             else:
                 _fill_edge(edge, cells, targets.edge[i, 0])
             targets.stored_edge_fraction[i] = _count(edge) / (block.height * block.width)
+    finish_stores()
 
 
 @compiled
@@ -177,37 +186,104 @@ def _fill_surface(
     """Depth, normals and valid pixels of one sample.
 
     Args:
-        depth: (2, H, W) stored bytes, overwritten.
-        normal: (H, 3 W) stored codes, overwritten.
+        depth: (2, H, W) stored bytes.
+        normal: (H, 3 W) stored codes.
         differ: rows are differences.
         place: one sample of `Seen`: rows, columns, flip.
         surface: depth (S, S), normal (3, S, S) and valid (S, S) to be filled.
     """
     rows, columns, flip = place
-    metres, units, valid = surface
-    size, left, right = len(rows), columns.min(), columns.max() + 1
-    columns = columns - left
-    stored_metres = np.empty(right - left, np.float32)
-    stored_codes = np.empty(right - left, np.uint32)
-    codes, scale = np.empty(size, np.uint32), np.empty(size, np.float32)
-    y = 0 if differ else rows[0]
-    for i in range(size):
-        while y < rows[i]:
-            y += 1
-            if differ:
-                _add(depth[0, y - 1][left:right], depth[0, y][left:right])
-                _add(depth[1, y - 1][left:right], depth[1, y][left:right])
-                _add(normal[y - 1][3 * left : 3 * right], normal[y][3 * left : 3 * right])
-        _to_metres(depth[0, y][left:right], depth[1, y][left:right], stored_metres)
-        _to_codes(normal[y][3 * left : 3 * right], stored_codes)
-        _pick(stored_metres, columns, metres[i])
-        _pick(stored_codes, columns, codes)
-        _to_scale(codes, scale)
+    metres, units, valid = surface[0].reshape(-1), surface[1].reshape((3, -1)), surface[2].reshape(-1)
+    size, width = len(rows), depth.shape[2]
+    # Low and high byte of the depth and the three codes of the normal: of one stored row, and of rows that are seen.
+    stored, codes = _row_of_bytes(5, width), _row_of_bytes(1, 3 * width)[0]
+    low, high = depth[0], depth[1]
+    stored_low, stored_high, first_code, second_code, third_code = stored
+    seen, scale, made = _seen_bytes(5, size), _seen_floats(size), _seen_floats(size)
+    y = 0
+    for first in range(0, size, _AT_ONCE):
+        last = min(first + _AT_ONCE, size)
+        for i in range(first, last):
+            y = y if differ else rows[i]
+            while y <= rows[i]:
+                _next_row(low, y, differ, stored_low)
+                _next_row(high, y, differ, stored_high)
+                _next_row(normal, y, differ, codes)
+                y += 1
+            _take_apart(codes, first_code, second_code, third_code)
+            _see(stored, columns, seen, (i - first) * size)
+        start, stop = first * size, last * size
+        _to_metres(seen, made)
+        copy_past(made, metres, start, stop)
+        _to_scale(seen, scale)
         for axis in range(3):
-            _to_units(codes, axis, scale, units[axis, i])
-        if flip:
-            _negate(units[0, i])
-        _to_valid(metres[i], codes, valid[i])
+            _to_units(seen, axis, scale, flip and axis == 0, made)
+            copy_past(made, units[axis], start, stop)
+        _to_valid(seen, valid[start:stop])
+
+
+@compiled
+def _row_of_bytes(num: int, width: int) -> _Bytes:
+    """(num, W) bytes of 0 between two margins."""
+    return np.zeros((num, width + 2 * _MARGIN), np.uint8)
+
+
+@compiled
+def _seen_bytes(num: int, size: int) -> _Bytes:
+    """(num, rows * S) bytes and a margin behind them."""
+    return np.zeros((num, _AT_ONCE * size + _MARGIN), np.uint8)
+
+
+@compiled
+def _seen_floats(size: int) -> _Floats:
+    """(rows * S,) numbers, not filled yet."""
+    return np.empty(_AT_ONCE * size, np.float32)
+
+
+@inlined
+def _next_row(stored: _Bytes, y: int, differ: bool, values: _Bytes) -> None:
+    """The values of a stored row, from those of the row above if rows are differences."""
+    row, margin = np.uintp(y), np.uintp(_MARGIN)
+    if differ:
+        for x in range(np.uintp(stored.shape[1])):
+            values[margin + x] += stored[row, x]
+    else:
+        for x in range(np.uintp(stored.shape[1])):
+            values[margin + x] = stored[row, x]
+
+
+@inlined
+def _take_apart(codes: _Bytes, first: _Bytes, second: _Bytes, third: _Bytes) -> None:
+    """The three codes of each pixel, which lie side by side, as three rows."""
+    for j in range(np.uintp(len(first) - 2 * _MARGIN)):
+        x, place = np.uintp(_MARGIN) + j, np.uintp(_MARGIN) + np.uintp(3) * j
+        first[x], second[x], third[x] = codes[place], codes[place + np.uintp(1)], codes[place + np.uintp(2)]
+
+
+@inlined
+def _see(stored: _Bytes, columns: _Places, seen: _Bytes, start: int) -> None:
+    """Of a stored row, the bytes at these columns; runs as they are and mirrored ones take a fifth of the time.
+
+    Args:
+        stored: (planes, W) between margins.
+        columns: (S,) either way in order, with the nearest pixel of each, so that their ends tell a run.
+        seen: (planes, rows * S) and a margin; what lies behind the S bytes from `start` on is overwritten.
+    """
+    size, out = len(columns), np.uintp(start)
+    first = np.uintp(_MARGIN + columns[0])
+    whole = np.uintp(-(-size // _MARGIN) * _MARGIN)
+    if columns[-1] - columns[0] == size - 1:
+        for k in range(np.uintp(len(stored))):
+            for j in range(whole):
+                seen[k, out + j] = stored[k, first + j]
+    elif columns[0] - columns[-1] == size - 1:
+        for k in range(np.uintp(len(stored))):
+            for j in range(whole):
+                seen[k, out + j] = stored[k, first - j]
+    else:
+        for k in range(np.uintp(len(stored))):
+            for j in range(np.uintp(size)):
+                seen[k, out + j] = stored[k, np.uintp(_MARGIN) + np.uintp(columns[j])]
 
 
 @compiled
@@ -255,7 +331,7 @@ def _blend(
                     units[2, i, j] = z / length
 
 
-@compiled
+@inlined
 def _weighted(
     codes: tuple[np.uint32, np.uint32, np.uint32, np.uint32], down: np.float32, along: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
@@ -265,79 +341,60 @@ def _weighted(
     fractions = (up * back, up * along, down * back, down * along)
     for k in range(4):
         if codes[k] != 0:
-            x += fractions[k] * _coordinate(codes[k])
-            y += fractions[k] * _coordinate(codes[k] >> 8)
-            z += fractions[k] * _coordinate(codes[k] >> 16)
+            x += fractions[k] * _coordinate(codes[k] & 255)
+            y += fractions[k] * _coordinate(codes[k] >> 8 & 255)
+            z += fractions[k] * _coordinate(codes[k] >> 16 & 255)
     return x, y, z
 
 
-@compiled
+@inlined
 def _add(above: _Bytes, row: _Bytes) -> None:
     for x in range(len(row)):
         row[x] += above[x]
 
 
-@compiled
-def _to_metres(low: _Bytes, high: _Bytes, metres: _Floats) -> None:
-    for x in range(len(metres)):
-        metres[x] = (np.float32(low[x]) + np.float32(256) * np.float32(high[x])) * np.float32(1e-3)
-
-
-@compiled
+@inlined
 def _to_codes(normal: _Bytes, codes: _Words) -> None:
-    """The three codes of a pixel side by side in one number, so that they are picked at once."""
+    """The three codes of a pixel side by side in one number."""
     for x in range(len(codes)):
         codes[x] = normal[3 * x] | normal[3 * x + 1] << 8 | normal[3 * x + 2] << 16
 
 
-@compiled
-def _pick(row: NDArray[_Number], columns: _Places, out: NDArray[_Number]) -> None:
-    """The pixels of a row at these columns; runs as they are and mirrored ones are several times as fast."""
-    size = len(out)
-    if len(row) == size and columns[0] == 0:
-        for j in range(size):
-            out[j] = row[j]
-    elif len(row) == size:
-        for j in range(size):
-            out[j] = row[np.uintp(size - 1 - j)]  # unsigned: no test for indices from the end
-    else:
-        for j in range(size):
-            out[j] = row[np.uintp(columns[j])]
+@inlined
+def _coordinate(code: np.uint8 | np.uint32) -> np.float32:
+    """255 times a coordinate of the normal: an odd whole number, so sums of squares are exact in whatever order."""
+    return np.float32(2) * np.float32(code) - np.float32(255)
 
 
-@compiled
-def _coordinate(codes: np.uint32) -> np.float32:
-    """255 times a coordinate of the normal, from the lowest byte.
-
-    An odd whole number, so sums of squares are exact in whatever order.
-    """
-    return np.float32(2) * np.float32(np.int32(codes & 255)) - np.float32(255)
+@inlined
+def _to_metres(seen: _Bytes, metres: _Floats) -> None:
+    low, high = seen[0], seen[1]
+    for j in range(len(metres)):
+        metres[j] = (np.float32(low[j]) + np.float32(256) * np.float32(high[j])) * np.float32(1e-3)
 
 
-@compiled
-def _to_scale(codes: _Words, scale: _Floats) -> None:
+@inlined
+def _to_scale(seen: _Bytes, scale: _Floats) -> None:
+    """What makes the coordinates of each pixel a unit vector; 0 where the normal is not known."""
+    first, second, third = seen[2], seen[3], seen[4]
     for j in range(len(scale)):
-        x, y, z = _coordinate(codes[j]), _coordinate(codes[j] >> 8), _coordinate(codes[j] >> 16)
+        x, y, z = _coordinate(first[j]), _coordinate(second[j]), _coordinate(third[j])
         length = np.sqrt(x * x + y * y + z * z)
-        scale[j] = np.float32(1) / length if codes[j] != 0 else np.float32(0)
+        scale[j] = np.float32(1) / length if first[j] | second[j] | third[j] else np.float32(0)
 
 
-@compiled
-def _to_units(codes: _Words, axis: int, scale: _Floats, units: _Floats) -> None:
+@inlined
+def _to_units(seen: _Bytes, axis: int, scale: _Floats, negative: bool, units: _Floats) -> None:
+    codes, sign = seen[2 + axis], np.float32(-1 if negative else 1)
     for j in range(len(units)):
-        units[j] = _coordinate(codes[j] >> 8 * axis) * scale[j]
+        units[j] = _coordinate(codes[j]) * scale[j] * sign
 
 
-@compiled
-def _negate(row: _Floats) -> None:
-    for j in range(len(row)):
-        row[j] = -row[j]
-
-
-@compiled
-def _to_valid(metres: _Floats, codes: _Words, valid: _Mask) -> None:
+@inlined
+def _to_valid(seen: _Bytes, valid: _Mask) -> None:
+    low, high, first, second, third = seen[0], seen[1], seen[2], seen[3], seen[4]
     for j in range(len(valid)):
-        valid[j] = (metres[j] > 0) & (codes[j] != 0)
+        valid[j] = ((low[j] | high[j]) != 0) & ((first[j] | second[j] | third[j]) != 0)
 
 
 @compiled
@@ -350,18 +407,23 @@ def _fill_edge(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool], edge
         edge: (S, S) to be filled.
     """
     rows, columns, ends, flip = cells
-    size = len(rows)
-    pixels = np.empty(bits.shape[1], np.uint64)
-    row = pixels.view(np.uint8)[columns[0] : ends[1]]
+    size, marks = len(rows), edge.reshape(-1)
+    stored, seen, made = _row_of_bytes(1, 8 * bits.shape[1]), _seen_bytes(1, size), _seen_floats(size)
+    pixels = stored[0, _MARGIN:-_MARGIN].view(np.uint64)
     members = _cell_members(columns, ends[1], flip)
-    seen = np.empty(size, np.uint8)
-    for i in range(size):
-        stop = rows[i + 1] if i + 1 < size else ends[0]
-        _any_row(bits, rows[i], max(stop, rows[i] + 1), pixels)
-        _pick(row, members[0], seen)
-        for k in range(1, len(members)):
-            _or_picked(row, members[k], seen)
-        _to_float(seen, edge[i])
+    nearest = members[0]
+    for first in range(0, size, _AT_ONCE):
+        last = min(first + _AT_ONCE, size)
+        for i in range(first, last):
+            stop = rows[i + 1] if i + 1 < size else ends[0]
+            _unpack(bits, rows[i], pixels)
+            for y in range(rows[i] + 1, stop):
+                _unpack_more(bits, y, pixels)
+            _see(stored, nearest, seen, (i - first) * size)
+            for k in range(1, len(members)):
+                _or_seen(stored, members[k], seen, (i - first) * size)
+        _to_float(seen, made)
+        copy_past(made, marks, first * size, last * size)
 
 
 @compiled
@@ -388,7 +450,7 @@ def _fill_edge_area(bits: _Bytes, cells: tuple[_Places, _Places, _Places, bool],
 
 @compiled
 def _cell_members(columns: _Places, end: int, flip: bool) -> _Places:
-    """(largest cell, S) columns of each cell's pixels, counted from the window's left; small cells repeat their last.
+    """(largest cell, S) columns of each cell's pixels; small cells repeat their last.
 
     A cell without a pixel of its own (the window is enlarged) has the nearest one.
     """
@@ -399,32 +461,39 @@ def _cell_members(columns: _Places, end: int, flip: bool) -> _Places:
     members = np.empty(((stops - columns).max(), size), np.int64)
     for j in range(size):
         for k in range(len(members)):
-            members[k, size - 1 - j if flip else j] = min(columns[j] + k, stops[j] - 1) - columns[0]
+            members[k, size - 1 - j if flip else j] = min(columns[j] + k, stops[j] - 1)
     return members
 
 
-@compiled
-def _any_row(bits: _Bytes, start: int, stop: int, pixels: NDArray[np.uint64]) -> None:
-    for x in range(len(pixels)):
-        byte = bits[start, x]
-        for y in range(start + 1, stop):
-            byte |= bits[y, x]
-        pixels[x] = _PIXELS[byte]
+@inlined
+def _unpack(bits: _Bytes, y: int, pixels: NDArray[np.uint64]) -> None:
+    row = np.uintp(y)
+    for x in range(np.uintp(len(pixels))):
+        pixels[x] = _PIXELS[np.uintp(bits[row, x])]
 
 
-@compiled
-def _or_picked(row: _Bytes, columns: _Places, out: _Bytes) -> None:
-    for j in range(len(out)):
-        out[j] |= row[np.uintp(columns[j])]
+@inlined
+def _unpack_more(bits: _Bytes, y: int, pixels: NDArray[np.uint64]) -> None:
+    """Pixels that are contours in this row too."""
+    row = np.uintp(y)
+    for x in range(np.uintp(len(pixels))):
+        pixels[x] |= _PIXELS[np.uintp(bits[row, x])]
 
 
-@compiled
-def _to_float(seen: _Bytes, edge: _Floats) -> None:
-    for j in range(len(edge)):
-        edge[j] = np.float32(seen[j])
+@inlined
+def _or_seen(stored: _Bytes, columns: _Places, seen: _Bytes, start: int) -> None:
+    for j in range(len(columns)):
+        seen[0, start + j] |= stored[0, _MARGIN + columns[j]]
 
 
-@compiled
+@inlined
+def _to_float(seen: _Bytes, marks: _Floats) -> None:
+    pixels = seen[0]
+    for j in range(len(marks)):
+        marks[j] = np.float32(pixels[j])
+
+
+@inlined
 def _count(bits: _Bytes) -> int:
     """Bits that are set."""
     total = 0
