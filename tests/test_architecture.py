@@ -24,6 +24,7 @@ GROUPS = [
     ["shards", "backbones"],
     [
         "geometry",
+        "jpeg",
         "pictures",
         "charts",
         "streams",
