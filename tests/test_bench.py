@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product, repeat
 from pathlib import Path
@@ -36,7 +36,7 @@ from fastssl.methods import load_config
 from fastssl.shards import ShardSet, encode, read_samples
 from fastssl.shards import pack as pack_dataset
 from fastssl.shards.archive import ShardFile
-from fastssl.shards.image_codec import Lz4Images
+from fastssl.shards.image_codec import JpegImages, Lz4Images
 
 SLOW = 0.008
 """Seconds per image by which a part is slowed: far more than it takes on a busy machine."""
@@ -201,13 +201,13 @@ def test_images_that_are_no_jpegs_have_a_decoder_of_their_own(
     """It is made slow, and so it limits; whether windows are cut or resampled."""
     monkeypatch.setattr(rates, "STRETCHES", 3)
     monkeypatch.setattr(load, "_sweep_settings", lambda options: [options])
-    decode = Lz4Images.decode_window
+    decode = Lz4Images.decode_windows
 
-    def slow_window(*given: Any) -> None:
-        time.sleep(SLOW)
-        decode(*given)
+    def slow_windows(codec: Lz4Images, members: Sequence[Any], *given: Any) -> None:
+        time.sleep(SLOW * len(members))
+        decode(codec, members, *given)
 
-    monkeypatch.setattr(Lz4Images, "decode_window", slow_window)
+    monkeypatch.setattr(Lz4Images, "decode_windows", slow_windows)
     for window in ((0.5, 1.0), (config.data.size / SIDE, config.data.size / SIDE)):
         seen = config.model_copy(update={"data": config.data.model_copy(update={"window": window})})
         report = measure_loading(open_mixture(coded_pixels), None, seen, seconds=0.1)
@@ -523,7 +523,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, places: list[Any], name: str) -> Non
         ([], "", "reading"),
         ([simplejpeg], "encode_jpeg", "image"),
         ([encode, pack], "compressed", "targets"),
-        ([simplejpeg], "decode_jpeg", "proof"),
+        ([JpegImages], "decode_windows", "proof"),
         ([encode], "nearest_edge", "rest"),
         ([ShardFile], "add", "writing"),
     ],

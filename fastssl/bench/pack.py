@@ -23,6 +23,7 @@ from fastssl.shards import Source, pack
 from fastssl.shards.archive import ShardFile
 from fastssl.shards.codec import TargetLayout, compressed, inflate, target_block, unpack_targets
 from fastssl.shards.encode import Encoder, Members
+from fastssl.shards.image_codec import decoded_as_loaded
 from fastssl.shards.manifest import TARGET_MEMBERS, Settings
 from fastssl.shards.resample import stretched
 from fastssl.shards.settings import PackChoices, packing_settings
@@ -153,7 +154,7 @@ def _encoding(record: Record, members: dict[str, bytes], settings: Settings) -> 
     """Seconds for a sample's image, its target block, and the decoding of both."""
     size, codec = settings.size, settings.target_codec
     image, stored = _timed(_stored_image, record.image, settings)
-    proof, _ = _timed(settings.images.decode, stored, (size, size))
+    proof, _ = _timed(decoded_as_loaded, settings.images, stored, (size, size))
     if TARGET_MEMBERS[codec] not in members:
         return {"image": image, "targets": 0.0, "proof": proof}
     member = members[TARGET_MEMBERS[codec]]

@@ -25,6 +25,7 @@ from fastssl.loader import Batches, Domain, LoaderOptions, Mixture, Plan, Step, 
 from fastssl.loader.damage import Damage
 from fastssl.loader.domain import check_input_size
 from fastssl.loader.graph import build_decoder, built, device_number
+from fastssl.loader.images import TOGETHER
 from fastssl.loader.iterator import checked_members, decodes_in_graph, target_filters
 from fastssl.loader.target_kernel import Between, Block, Filters, Members, Seen, Targets, fill_targets
 from fastssl.loader.targets import ThreadedTargets
@@ -217,9 +218,13 @@ def _floor(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     written = np.empty((len(members), bytes_per_pixel * domain.size**2), np.uint8)
 
     def decode(numbers: Sequence[int]) -> None:
-        for number in numbers:
-            codec.decode(members[number], size)
-            written[number].fill(1)
+        images, corners = np.empty((TOGETHER, *size, 3), np.uint8), np.zeros((TOGETHER, 2), np.int64)
+        for start in range(0, len(numbers), TOGETHER):
+            some = numbers[start : start + TOGETHER]
+            stored = [members[number] for number in some]
+            codec.decode_windows(stored, size, corners[: len(some)], images[: len(some)])
+            for number in some:
+                written[number].fill(1)
 
     with _side_by_side(decode, range(len(members)), num_cores()) as work:
         yield work

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.errors import ShardError
+from fastssl.loader.images import TOGETHER
 from fastssl.loader.memory import Memory
 from fastssl.loader.plan import Views
 from fastssl.ranges import traced
@@ -43,9 +44,10 @@ class ThreadedWindows:
         def fill(first: int) -> ShardError | None:
             error = None
             with traced("loader: windows"):
-                for i in range(first, len(members), self._threads):
+                for start in range(first * TOGETHER, len(members), self._threads * TOGETHER):
+                    some = slice(start, start + TOGETHER)
                     try:
-                        self._codec.decode_window(members[i], self._stored, corners[i], pixels[i])
+                        self._codec.decode_windows(members[some], self._stored, corners[some], pixels[some])
                     except ShardError as damage:
                         error = damage
             return error

@@ -12,6 +12,7 @@ from fastssl.batch import Record
 from fastssl.errors import DataError, ShardError
 from fastssl.geometry import resized_camera
 from fastssl.shards.codec import StoredTargets, compressed, inflated, target_block, target_layout
+from fastssl.shards.image_codec import decoded_as_loaded
 from fastssl.shards.manifest import CLASS_INDEX, TARGET_MEMBERS, Settings
 from fastssl.shards.resample import nearest_edge, nearest_targets, stretched
 from fastssl.shards.statistics import (
@@ -97,7 +98,7 @@ def _proven_image(image: NDArray[np.uint8], settings: Settings, reference: str) 
     codec, square = settings.images, np.ascontiguousarray(stretched(image, settings.size))
     member = codec.encode(square)
     try:
-        pixels = codec.decode(member, (settings.size, settings.size))
+        pixels = decoded_as_loaded(codec, member, (settings.size, settings.size))
     except ShardError as error:
         raise DataError("an image was packed but cannot be decoded", where=reference, seen=error.seen) from error
     if codec.lossless and not np.array_equal(pixels, square):

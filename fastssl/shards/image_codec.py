@@ -83,13 +83,16 @@ class ImageCodec(Protocol):
             ShardError: as `check_header`, or the member is damaged.
         """
 
-    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
-        """The pixels of a window of a member that passed `check_header`.
+    def decode_windows(
+        self, members: Sequence[NDArray[np.uint8]], size: Size, corners: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> None:
+        """The pixels of a window of each member.
 
         Args:
-            member: of an image of this size.
-            corner: first row and column of the window.
-            out: (h, w, 3) to be filled, in one piece; not written if there is an error.
+            members: N of this size.
+            size: height and width.
+            corners: (N, 2) first row and column of each window.
+            out: (N, h, w, 3) to be filled, in one piece; may hold anything if there is an error.
 
         Raises:
             ShardError: as `decode`.
@@ -105,7 +108,10 @@ class ImageCodec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JpegImages:
-    """Baseline JPEG by libjpeg-turbo, which DALI decodes to the same pixels on the CPU, and slower."""
+    """Baseline JPEG, encoded by libjpeg-turbo; `fastssl.jpeg` and DALI decode it to the same pixels on the CPU.
+
+    One by itself is decoded by libjpeg-turbo, which needs no compiled functions to be loaded.
+    """
 
     settings: ImageSettings
 
@@ -134,15 +140,29 @@ class JpegImages:
         self.check_header(member, size)  # before pixels are made, which might be too many
         return _decoded_jpeg(member)
 
-    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
-        image, (top, left) = _decoded_jpeg(member), corner
-        _check_size("a JPEG", image.shape[:2], size)
-        out[:] = image[top : top + out.shape[0], left : left + out.shape[1]]
+    def decode_windows(
+        self, members: Sequence[NDArray[np.uint8]], size: Size, corners: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> None:
+        from fastssl.jpeg import decode_windows  # loads Numba, for which only those who decode many should wait
+
+        height, width = out.shape[1:3]
+        for number in decode_windows(members, size, corners, out):
+            image, (top, left) = _decoded_jpeg(members[number]), corners[number]
+            _check_size("a JPEG", image.shape[:2], size)
+            out[number] = image[top : top + height, left : left + width]
 
     def check_settings(self, member: Content) -> None:
         if _jpeg_tables(bytes(member)) != _expected_tables(self.settings.jpeg_quality):
             expected = f"baseline, 4:2:0, tables of quality {self.settings.jpeg_quality}"
             raise ShardError("a JPEG was not made with the manifest's settings", expected=expected)
+
+
+def decoded_as_loaded(codec: ImageCodec, member: bytes, size: Size) -> NDArray[np.uint8]:
+    """The pixels of a whole image, (H, W, 3), by the way that loaders take; raises as `ImageCodec.decode_windows`."""
+    image = np.empty((1, *size, 3), np.uint8)
+    codec.decode_windows([np.frombuffer(member, np.uint8)], size, np.zeros((1, 2), np.int64), image)
+    pixels: NDArray[np.uint8] = image[0]
+    return pixels
 
 
 def _decoded_jpeg(member: Content) -> NDArray[np.uint8]:
@@ -219,11 +239,17 @@ class Lz4Images:
     def decode(self, member: Content, size: Size) -> NDArray[np.uint8]:
         self.check_header(member, size)  # before memory is asked for, which might be too much
         image = np.empty((*size, 3), np.uint8)
-        self.decode_window(member, size, (0, 0), image)
+        self._decode_window(member, size, (0, 0), image)
         return image
 
-    def decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
-        self.check_header(member, size)
+    def decode_windows(
+        self, members: Sequence[NDArray[np.uint8]], size: Size, corners: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> None:
+        for member, corner, window in zip(members, corners.tolist(), out, strict=True):
+            self.check_header(member, size)
+            self._decode_window(member, size, corner, window)
+
+    def _decode_window(self, member: Content, size: Size, corner: Sequence[int], out: NDArray[np.uint8]) -> None:
         block = np.frombuffer(member, np.uint8, offset=_HEADER.size)
         rows = np.empty((size[0], 3 * size[1]), np.uint8)
         top, left = map(np.uint64, corner)

@@ -268,7 +268,7 @@ def test_memory_that_is_short_is_the_machine_s_fault(
         batches(open_mixture(coded_synthetic), data=RESIZED)
 
 
-@pytest.mark.parametrize(("owner", "place"), [(JpegImages, "decode_window"), (Memory, "lend")])
+@pytest.mark.parametrize(("owner", "place"), [(JpegImages, "decode_windows"), (Memory, "lend")])
 def test_memory_that_is_short_where_there_is_no_graph_is_the_machine_s_fault_too(
     coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, owner: type, place: str
 ) -> None:
@@ -291,7 +291,7 @@ def test_a_batch_that_fails_though_each_of_its_samples_is_sound_names_them(
     def fails(codec: JpegImages, *arguments: Any) -> None:
         raise ShardError("a JPEG is damaged", seen="a bit")
 
-    monkeypatch.setattr(JpegImages, "decode_window", fails)
+    monkeypatch.setattr(JpegImages, "decode_windows", fails)
     with pytest.raises(ShardError, match="none of its samples does: a JPEG is damaged") as raised:
         batches(open_mixture(coded_synthetic))
     assert "coded_0" in str(raised.value.where)

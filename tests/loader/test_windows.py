@@ -36,9 +36,12 @@ class Pngs:
     def check_header(self, member: object, size: object) -> None:
         pass
 
-    def decode_window(self, member: NDArray[np.uint8], size: object, corner: Any, out: NDArray[np.uint8]) -> None:
-        (top, left), image = corner, np.asarray(Image.open(io.BytesIO(member.tobytes())))
-        out[:] = image[top : top + len(out), left : left + len(out)]
+    def decode_windows(
+        self, members: Sequence[NDArray[np.uint8]], size: object, corners: Any, out: NDArray[np.uint8]
+    ) -> None:
+        for member, (top, left), window in zip(members, corners, out, strict=True):
+            image = np.asarray(Image.open(io.BytesIO(member.tobytes())))
+            window[:] = image[top : top + len(window), left : left + len(window)]
 
 
 class AsPngs(Mixture):
@@ -139,9 +142,10 @@ def test_a_cpu_decodes_jpegs_to_the_pixels_that_dali_gives() -> None:
     jpegs, size = [shards.member(number, JPEG) for number in range(12)], shards.image_size
     pipeline = build_decoder(lambda: jpegs, batch_size=len(jpegs), threads=1)
     (decoded,) = pipeline.run()
-    window = np.empty((67, 67, 3), np.uint8)
+    corners = np.array([(number, 30) for number in range(len(jpegs))])
+    windows = np.empty((len(jpegs), 67, 67, 3), np.uint8)
+    shards.image_codec.decode_windows(jpegs, size, corners, windows)
     for number, jpeg in enumerate(jpegs):
         expected = np.array(decoded[number])
         np.testing.assert_array_equal(shards.image_codec.decode(jpeg, size), expected)
-        shards.image_codec.decode_window(jpeg, size, (number, 30), window)
-        np.testing.assert_array_equal(window, expected[number : number + 67, 30 : 30 + 67])
+        np.testing.assert_array_equal(windows[number], expected[number : number + 67, 30 : 30 + 67])

@@ -71,7 +71,7 @@ def test_every_window_of_any_pixels_comes_back_as_it_was(
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     window = image[top : data.draw(st.integers(top + 1, height)), left : data.draw(st.integers(left + 1, width))]
     out = np.full_like(np.ascontiguousarray(window), 99)
-    LZ4.decode_window(np.frombuffer(member, np.uint8), (height, width), (top, left), out)
+    LZ4.decode_windows([np.frombuffer(member, np.uint8)], (height, width), np.array([(top, left)]), out[None])
     np.testing.assert_array_equal(out, window)
 
 
@@ -120,7 +120,7 @@ def test_damage_is_an_error_and_writes_nothing(kind: str) -> None:
     change, what = DAMAGE[kind]
     member, out = change(LZ4.encode(WHOLE)), np.full((9, 9, 3), 77, np.uint8)
     with pytest.raises(ShardError, match=what) as raised:
-        LZ4.decode_window(member, (SIDE, SIDE), (3, 4), out)
+        LZ4.decode_windows([np.frombuffer(member, np.uint8)], (SIDE, SIDE), np.array([(3, 4)]), out[None])
     assert (out == 77).all()
     assert raised.value.seen is not None
     with pytest.raises(ShardError, match=what):
