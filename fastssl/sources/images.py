@@ -226,8 +226,10 @@ def _jpeg(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
 
 
 def _strictly_decoded(jpeg: bytes) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
-    return pixels
+    from fastssl.jpeg import decode_image  # loads Numba, for which only those who decode should wait
+
+    pixels: NDArray[np.uint8] | None = decode_image(jpeg)
+    return simplejpeg.decode_jpeg(jpeg, "RGB", strict=True) if pixels is None else pixels
 
 
 def _orientation(image: Image.Image) -> int:
