@@ -30,7 +30,7 @@ def compiled(function: _Function) -> _Function:
 
 
 def kernel(function: _Function) -> _Function:
-    """As `compiled`, for an inner function that makes no arrays but only borrows those that it is given.
+    """A function as of `compiled`, for inner ones: it makes no arrays and only borrows those that it is given.
 
     Numba counts references: of each array that a function takes, of each slice, by an instruction for which the
     processor waits as long as for a vector or two. In a kernel it counts none.
@@ -39,7 +39,7 @@ def kernel(function: _Function) -> _Function:
 
 
 def inlined(function: _Function) -> _Function:
-    """As `kernel`, and it becomes part of its callers."""
+    """A kernel that becomes part of its callers."""
     return cast("_Function", _compiled(function, _nrt=False, forceinline=True))
 
 
@@ -97,7 +97,7 @@ def _forgiving_cache() -> Any:
 
 @cache
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Of all modules of a folder: a function is kept with what it calls, and Numba's own looks at its file alone."""
+    """State of all modules of a folder: a function is kept with what it calls, and Numba's own looks at one file."""
     found = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
     return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 

@@ -58,16 +58,16 @@ class _Planes(NamedTuple):
     """Memory for what becomes of an image."""
 
     coefficients: NDArray[np.int16]
-    """Of a row of units, as `Frame.places` tells."""
+    """Coefficients of a row of units, as `Frame.places` tells."""
     between: NDArray[np.int32]
-    """As `transform` needs it."""
+    """Memory of `transform`."""
     brightness: NDArray[np.uint64]
     """(H, W / 8), rounded up to whole units and groups of blocks; eight pixels each."""
     colours: NDArray[np.uint64]
     """(2, H / 2, W / 16), as before: blue and red."""
     sums: NDArray[np.int16]
     enlarged: _Bytes
-    """As `_fill_window` needs them."""
+    """Memory of `_fill_window`, as are `sums`."""
 
 
 @compiled

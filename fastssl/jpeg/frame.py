@@ -1,4 +1,4 @@
-"""What stands before the scan of a JPEG: its size, and its tables in the form in which the scan is read fastest.
+"""Header of a JPEG: its size, and its tables in the form in which the scan is read fastest.
 
 Sections, tables and figures are those of ITU-T T.81.
 """
@@ -75,7 +75,7 @@ def frame_of(stream: bytes | NDArray[np.uint8]) -> Frame | None:
 
 
 def _is_known(header: bytes) -> bool:
-    """Whether it was met before, not too long ago; from now on it was."""
+    """Memory of headers: whether this one was met before, not too long ago; from now on it was."""
     meeting = _meeting(header)
     was_met, meeting.was_met = meeting.was_met, True
     return was_met
