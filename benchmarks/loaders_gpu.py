@@ -50,6 +50,7 @@ from fastssl.config import AugmentConfig, Config, DataConfig
 from fastssl.loader import (
     Domain,
     LoaderOptions,
+    Maker,
     Mixture,
     RankSlice,
     ViewSettings,
@@ -82,6 +83,8 @@ class Point:
 
     threads: int
     hw_decoder_load: float
+    load_on: Maker = "gpu"
+    """Who makes fastssl's batches; a plain graph is the GPU's work."""
 
 
 @dataclass(slots=True)
@@ -109,7 +112,9 @@ def fastssl_batches(shards: Mixture, device: torch.device, views: Views, batch: 
         top, left, flip = (np.full(batch, value) for value in views.fixed)
         seen = replace(centre_views(settings, np.arange(batch)), top=top, left=left, flip=flip)
         plan = replace(plan, steps=cycle([(np.arange(batch), seen)]))
-    options = LoaderOptions(device=device, threads=point.threads, hw_decoder_load=point.hw_decoder_load)
+    options = LoaderOptions(
+        device=device, load_on=point.load_on, threads=point.threads, hw_decoder_load=point.hw_decoder_load
+    )
     for made in load_batches(shards, plan, options, PLANES):
         yield made.image, made.depth, made.normal, made.edge, made.valid
 
@@ -262,8 +267,8 @@ def measure_pairs(config: Config, shards: Mixture, meter: Meter, result: dict[st
     options = LoaderOptions(device=device, half=device.type == "cuda")
     order = RankSlice(order=shards.order(seed=0, stream=0), batch_size=config.data.batch_synthetic)
     settings = ViewSettings(data=config.data, augment=config.augment, stored=shards.image_size)
-    found = calibrated(shards, lambda: endless_plan(settings, order), options)
-    pairs = step_batches(config, shards, replace(options, hw_decoder_load=found.load))
+    found = calibrated(shards, lambda: endless_plan(settings, order), options, PLANES)
+    pairs = step_batches(config, shards, replace(options, load_on=found.load_on, hw_decoder_load=found.load))
     step = step_work(config, next(pairs), device)
     rates = turns({"loading": lambda: len(next(pairs)["synthetic"].keys), "step": step}, meter)
     result["calibrated"] = {**asdict(found), "seconds": {f"{load:g}": took for load, took in found.seconds.items()}}

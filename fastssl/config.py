@@ -272,9 +272,13 @@ class TrainConfig(Section):
     """Decoding threads of the loader; 0 = as many as there are cores."""
     prefetch: Annotated[int, Field(ge=1, le=256)] = 2
     """Batches of each domain that are made ahead of need."""
+    load_on: Literal["auto", "cpu", "gpu"] = "auto"
+    """Who makes the batches of a GPU: the CPU's threads, or the GPU, which decodes, augments and makes targets. `auto`
+    tries both for some seconds when the run begins, and takes the faster one. It takes the CPU without trying where the
+    run is to be deterministic, and the GPU where `hw_decoder_load` is a number."""
     hw_decoder_load: DecoderLoad = "auto"
-    """Fraction of the images that a GPU's JPEG engine decodes; 0 leaves it out. `auto` tries it for some seconds when
-    the run begins, and takes the fastest, or 0 where images were found overwritten or the run is to be deterministic; a
+    """Fraction of the images that a GPU's JPEG engine decodes, where the GPU makes the batches; 0 leaves it out. `auto`
+    tries some, and takes the fastest, or 0 where images were found overwritten or the run is to be deterministic; a
     number is taken as it is."""
 
 

@@ -20,7 +20,16 @@ from PIL import Image
 
 from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Mixture, RankSlice, ViewSettings, iterator, load_batches, open_mixture
+from fastssl.loader import (
+    LoaderOptions,
+    Maker,
+    Mixture,
+    RankSlice,
+    ViewSettings,
+    iterator,
+    load_batches,
+    open_mixture,
+)
 from fastssl.loader.damage import Damage
 from fastssl.loader.plan import endless_plan
 from fastssl.shards import ShardSet
@@ -41,11 +50,12 @@ def batches(
     paranoid: bool = False,
     device: torch.device = CPU,
     data: DataConfig = DATA,
+    load_on: Maker = "cpu",
 ) -> Made:
     """The first batches of a plan, and what was found damaged meanwhile."""
     rank_slice = RankSlice(order=shards.order(seed=4, stream=0), batch_size=BATCH)
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=shards.image_size)
-    options = LoaderOptions(device=device, threads=2, max_bad=max_bad, paranoid=paranoid)
+    options = LoaderOptions(device=device, load_on=load_on, threads=2, max_bad=max_bad, paranoid=paranoid)
     made = load_batches(shards, endless_plan(settings, rank_slice), options)
     got = list(islice(made, steps))
     return got, made.damaged()
@@ -125,6 +135,7 @@ def assert_costs_those_samples(
     paranoid: bool,
     device: torch.device,
     data: DataConfig = DATA,
+    load_on: Maker = "cpu",
 ) -> None:
     """Damage some samples, load both datasets and compare them."""
     member, change, _ = (KINDS | PIXEL_KINDS)[kind]
@@ -132,8 +143,9 @@ def assert_costs_those_samples(
     for index in damaged:
         overwritten(tmp_path / "damaged", index, member, change)
     undamaged = open_mixture(sound_shards)
-    expected, _ = batches(undamaged, device=device, data=data)
-    got, found = batches(open_mixture(tmp_path / "damaged"), paranoid=paranoid, device=device, data=data)
+    expected, _ = batches(undamaged, device=device, data=data, load_on=load_on)
+    damaged_shards = open_mixture(tmp_path / "damaged")
+    got, found = batches(damaged_shards, paranoid=paranoid, device=device, data=data, load_on=load_on)
     assert len(got) == STEPS
     keys = [undamaged.datasets[0].key(i) for i in range(len(undamaged))]
     for index in damaged:
@@ -162,6 +174,7 @@ def assert_a_failed_batch_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
     device: torch.device,
     data: DataConfig = DATA,
+    load_on: Maker = "cpu",
 ) -> None:
     """Damage that only decoding finds, nothing being compared with checksums: the batches after it are the plan's."""
     examined = []
@@ -173,5 +186,7 @@ def assert_a_failed_batch_is_made_again(
 
     monkeypatch.setattr(Damage, "examine", noted)
     monkeypatch.setattr(iterator, "checked_members", lambda members, options: ())
-    assert_costs_those_samples(sound_shards, tmp_path, "no tables", damaged, paranoid=False, device=device, data=data)
+    assert_costs_those_samples(
+        sound_shards, tmp_path, "no tables", damaged, paranoid=False, device=device, data=data, load_on=load_on
+    )
     assert examined

@@ -44,7 +44,7 @@ def decoded(device: torch.device, fraction: float) -> NDArray[np.int16]:
 
 def photos(device: torch.device, fraction: float) -> Iterator[Tensor]:
     """Endless batches of images of the sample shards, this fraction of them by the JPEG engine."""
-    options = LoaderOptions(device=device, half=device.type == "cuda", hw_decoder_load=fraction)
+    options = LoaderOptions(device=device, load_on="gpu", half=device.type == "cuda", hw_decoder_load=fraction)
     return map(attrgetter("image"), begin(SAMPLE, options, targets=False, batch_size=64))
 
 
@@ -60,7 +60,7 @@ def changed_beside_steps(path: Path, device: torch.device, fraction: float) -> i
     """Images that change where a training step is enqueued between a batch and its use."""
     settings = small_config("train.amp=true")
     step, made = method(settings, device), batches(0, device)
-    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=fraction)
+    options = LoaderOptions(device=device, load_on="gpu", threads=2, half=True, hw_decoder_load=fraction)
 
     def stepped(batch: Batch) -> Tensor:
         step(made)
@@ -72,5 +72,5 @@ def changed_beside_steps(path: Path, device: torch.device, fraction: float) -> i
 
 def changed_at_leisure(path: Path, device: torch.device, fraction: float) -> int:
     """Images that the calibration finds changed."""
-    options = LoaderOptions(device=device, threads=2, half=True, hw_decoder_load=fraction)
+    options = LoaderOptions(device=device, load_on="gpu", threads=2, half=True, hw_decoder_load=fraction)
     return changed_images(lambda: map(attrgetter("image"), begin(path, options, targets=False)), device)

@@ -11,7 +11,7 @@ import torch
 from late_reading import begin, digest, slow_kernels, wait
 from small_steps import method, small_config
 
-from fastssl.loader import LoaderOptions
+from fastssl.loader import LoaderOptions, Maker
 
 ROOM = 64 * 2**20
 """Bytes by which pools may still grow; they take memory in pieces of some tens of MiB."""
@@ -28,11 +28,13 @@ def memory_in_use(device: torch.device) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def assert_training_takes_no_more(synthetic: Path, real: Path, device: torch.device, first: int, last: int) -> None:
+def assert_training_takes_no_more(
+    synthetic: Path, real: Path, device: torch.device, first: int, last: int, load_on: Maker = "cpu"
+) -> None:
     """Memory after `first` steps is that after `last`."""
     half = device.type == "cuda"
     settings = small_config("data.size=115", f"train.amp={str(half).lower()}", "optim.pool_size=16")
-    options = LoaderOptions(device=device, threads=2, half=half)
+    options = LoaderOptions(device=device, load_on=load_on, threads=2, half=half)
     step = method(settings, device)
     batches = {"synthetic": begin(synthetic, options, targets=True), "real": begin(real, options, targets=False)}
     for number in count(1):
@@ -44,7 +46,9 @@ def assert_training_takes_no_more(synthetic: Path, real: Path, device: torch.dev
             return
 
 
-def assert_iterators_can_be_dropped(path: Path, device: torch.device, times: int, room: int = ROOM) -> None:
+def assert_iterators_can_be_dropped(
+    path: Path, device: torch.device, times: int, room: int = ROOM, load_on: Maker = "cpu"
+) -> None:
     """Each after its first batch, whose use waits behind slow kernels: its values stay, and its memory goes.
 
     Args:
@@ -52,7 +56,7 @@ def assert_iterators_can_be_dropped(path: Path, device: torch.device, times: int
         room: bytes by which the least memory in the last quarter of them may be above the most in their first half. One
             that is kept on a CPU holds 9 MiB.
     """
-    options = LoaderOptions(device=device, threads=2)
+    options = LoaderOptions(device=device, load_on=load_on, threads=2)
     slow = slow_kernels(device)
     digests, used = [], []
     for _ in range(times):

@@ -265,6 +265,7 @@ def made_up(sweep: tuple[SweepPoint, ...] = (), **changes: float) -> LoadReport:
     setup = Setup(
         threads=2,
         prefetch=2,
+        load_on="gpu",
         hw_decoder_load=0.65,
         size=224,
         stored=256,
@@ -273,7 +274,7 @@ def made_up(sweep: tuple[SweepPoint, ...] = (), **changes: float) -> LoadReport:
         batch={"synthetic": 30},
         bytes_per_image={"synthetic": 50_000.0},
     )
-    here = SweepPoint(threads=2, prefetch=2, hw_decoder_load=0.65, rate=steady(2.0))
+    here = SweepPoint(threads=2, prefetch=2, load_on="gpu", hw_decoder_load=0.65, rate=steady(2.0))
     return LoadReport(
         machine=Machine(processor="a processor", cores=2, load=0.0, gpu=None, versions={}),
         setup=setup,
@@ -363,7 +364,7 @@ def test_other_settings_are_named_where_they_are_surely_better() -> None:
     def point(threads: int, prefetch: int, *ms: float) -> SweepPoint:
         stretches = tuple(1000 / value for value in ms)
         rate = Rate(images_per_s=median(stretches), stretches=stretches, core_ms=1.0)
-        return SweepPoint(threads=threads, prefetch=prefetch, hw_decoder_load=0.65, rate=rate)
+        return SweepPoint(threads=threads, prefetch=prefetch, load_on="gpu", hw_decoder_load=0.65, rate=rate)
 
     better = words(made_up(sweep=(point(1, 2, 3.0), point(2, 4, 1.5, 1.6, 1.7))))
     assert "1.25 times as fast with train.prefetch = 4 instead of 2." in better

@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from itertools import islice, product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,14 @@ class Facts(dict[str, Any]):
 
 
 def environment(bench: Bench, facts: Facts) -> None:
-    """Versions, the device, and the rates of its matrix products, TFLOP/s."""
+    """Versions, the device, the rates of its matrix products, TFLOP/s, and of copies to it, GB/s."""
     facts.find("python", lambda: sys.version.split()[0])
     facts.find("packages", lambda: {name: _version(name) for name in PACKAGES})
     facts.find("conditions", lambda: importlib.import_module("conditions").conditions())
     facts.find("device", partial(_device_facts, bench))
     for name in ("bf16", "tf32", "fp32"):
         facts.find(f"matrix {name}", partial(_matrix_rate, bench, name))
+    facts.find("upload", partial(_upload_rate, bench))
 
 
 def _version(name: str) -> str | None:
@@ -146,6 +147,15 @@ def _matrix_rate(bench: Bench, precision: str) -> float:
     return 2 * side**3 / seconds / 1e12
 
 
+def _upload_rate(bench: Bench) -> float:
+    import torch
+
+    source = torch.empty((256 if bench.on_gpu else 1) << 20, dtype=torch.uint8, pin_memory=bench.on_gpu)
+    target = torch.empty_like(source, device=bench.device)
+    seconds = _median_seconds(bench, lambda: target.copy_(source, non_blocking=True), 4)
+    return len(source) / seconds / 1e9
+
+
 def _median_seconds(bench: Bench, work: Callable[[], Any], times: int) -> float:
     """Of one piece of work: the median of three stretches, after as many to warm up."""
     taken = []
@@ -178,16 +188,17 @@ def smoke(bench: Bench, facts: Facts) -> None:
     """Batches of every form of the graph beside the CPU's: depth, contours and valid must be equal, images near."""
     import torch
 
-    for name, form in FORMS.items():
-        found = facts.find(name, partial(_beside_the_cpu, bench.device, torch.device("cpu"), form))
+    for load_on, (name, form) in product(("gpu", "cpu"), FORMS.items()):
+        name = f"{name}, by the {load_on.upper()}"
+        found = facts.find(name, partial(_beside_the_cpu, bench.device, torch.device("cpu"), form, load_on))
         if not found.get("equal", False) and name not in facts.failed:
             facts.failed.append(name)
 
 
-def _beside_the_cpu(device: Any, cpu: Any, form: Mapping[str, Any]) -> dict[str, Any]:
+def _beside_the_cpu(device: Any, cpu: Any, form: Mapping[str, Any], load_on: str) -> dict[str, Any]:
     import torch
 
-    got, expected = _some_batches(device, form), _some_batches(cpu, {**form, "half": False})
+    got, expected = _some_batches(device, form, load_on), _some_batches(cpu, {**form, "half": False})
     found: dict[str, Any] = {
         name: [_largest(got, expected, name), _mean(got, expected, name)]
         for name in ("image", "normal", "stored_edge_fraction")
@@ -215,7 +226,7 @@ def _mean(got: Sequence[Any], expected: Sequence[Any], name: str) -> float:
     return statistics.mean(float(off.mean()) for off in _off(got, expected, name))
 
 
-def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
+def _some_batches(device: Any, form: Mapping[str, Any], load_on: Any = "cpu") -> list[Any]:
     from fastssl.config import AugmentConfig, DataConfig
     from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 
@@ -225,7 +236,8 @@ def _some_batches(device: Any, form: Mapping[str, Any]) -> list[Any]:
     settings = ViewSettings(data=data, augment=AugmentConfig(**form.get("augment", {})), stored=samples.image_size)
     plan = endless_plan(settings, RankSlice(order=samples.order(seed=5, stream=0), batch_size=16))
     half = form.get("half", False) and device.type == "cuda"
-    return list(islice(load_batches(samples, plan, LoaderOptions(device=device, threads=4, half=half)), 3))
+    options = LoaderOptions(device=device, load_on=load_on, threads=4, half=half)
+    return list(islice(load_batches(samples, plan, options), 3))
 
 
 def engine(bench: Bench, facts: Facts) -> None:
@@ -278,7 +290,7 @@ def _photos(bench: Bench, fraction: float) -> Iterator[Any]:
     plan = endless_plan(
         settings, RankSlice(order=samples.order(seed=1, stream=0), batch_size=64 if bench.on_gpu else 4)
     )
-    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=fraction)
+    options = LoaderOptions(device=bench.device, load_on="gpu", half=bench.on_gpu, hw_decoder_load=fraction)
     return map(attrgetter("image"), load_batches(samples, plan, options, ()))
 
 
@@ -298,16 +310,26 @@ class StepForm:
 AUTHORS = ("train.tf32=false", "train.channels_last=false", "optim.backend=foreach")
 BF16 = StepForm(("train.amp=true",))
 TWO_STREAMS = StepForm(("train.amp=true", "train.streams=true"))
+WAYS: dict[str, tuple[str, ...]] = {
+    "by the CPU": ("train.load_on=cpu",),
+    "by the GPU's engine": ("train.load_on=gpu", "train.hw_decoder_load=1"),
+    "by the GPU without its engine": ("train.load_on=gpu", "train.hw_decoder_load=0"),
+    "as found": (),
+}
+"""Ways to load for a training."""
 STEP_FORMS: dict[str, StepForm] = {
     "bf16": BF16,
     "fp32": StepForm(("train.tf32=false",), steps=2),
     "fp32, the authors' order": StepForm(AUTHORS, steps=2, authors=True),
-    "bf16, two batches": StepForm(("train.amp=true",), batches=2),
-    "bf16, compiled": StepForm(("train.amp=true", "train.compile=true")),
     "tf32": StepForm(steps=4),
     "bf16, not channels-last": StepForm(("train.amp=true", "train.channels_last=false")),
     "fp16": StepForm(("train.amp=true", "train.amp_dtype=float16")),
 }
+LARGER_FORMS: dict[str, StepForm] = {
+    "compiled": StepForm(("train.amp=true", "train.compile=true")),
+    "two batches": StepForm(("train.amp=true",), batches=2),
+}
+"""Forms of the bf16 step of which the first takes a minute or more."""
 
 
 def step(bench: Bench, facts: Facts) -> None:
@@ -436,15 +458,24 @@ def train(bench: Bench, facts: Facts) -> None:
         "train.amp=true",
         "train.log_every=10",
     )
-    steps = 60 if bench.on_gpu else 2
-    config = _config(bench, *paths, f"train.steps={steps}")
-    whole = facts.find("end to end", partial(_trained, config))
-    alone = facts.find("step alone", partial(_step_facts, bench, StepForm(paths), autotunes=True))
-    facts.find("fraction of the step alone", lambda: whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"])
-    facts.find("step alone, two streams", partial(_step_facts, bench, TWO_STREAMS, autotunes=True))
+    steps = f"train.steps={100 if bench.on_gpu else 2}"
+    alone: dict[str, Any] = {}
+    for name, loading in WAYS.items():
+        whole = facts.find(f"end to end, {name}", partial(_trained, _config(bench, *paths, steps, *loading)))
+        # Not before the first training: there cuDNN tries its kernels, which it does once in a process.
+        alone = alone or facts.find("step alone", partial(_step_facts, bench, StepForm(paths), autotunes=True))
+        facts.find(f"fraction of the step alone, {name}", partial(_fraction, whole, alone))
     facts.find("power of the step", partial(_power, bench))
+    facts.find("step alone, two streams", partial(_step_facts, bench, TWO_STREAMS, autotunes=True))
     if bench.on_gpu:
         facts.find("longest", partial(_kernels, bench))
+        for name, form in LARGER_FORMS.items():
+            facts.find(f"step alone, {name}", partial(_step_facts, bench, form, autotunes=True))
+
+
+def _fraction(whole: Mapping[str, Any], alone: Mapping[str, Any]) -> float:
+    fraction: float = whole["throughput"]["pairs_per_s"] / alone["pairs_per_s"]
+    return fraction
 
 
 def _power(bench: Bench) -> dict[str, Any] | None:
@@ -496,28 +527,40 @@ def loading(bench: Bench, facts: Facts) -> None:
     from fastssl.loader import open_mixture
 
     cores = len(os.sched_getaffinity(0))
-    fractions = (0.35, 0.0, 1.0) if bench.on_gpu else (0.0,)
-    points = [loaders_gpu.Point(cores, fraction) for fraction in fractions]
-    if bench.on_gpu:
-        points += [loaders_gpu.Point(threads, 0.35) for threads in (8, 4) if threads < cores]
+    fractions = (0.0, 1.0, 0.35) if bench.on_gpu else (0.0,)
+    threads = [cores, *(fewer for fewer in (8, 4) if bench.on_gpu and fewer < cores)]
     shards = open_mixture(str(folder / "shards"))
-    for fraction in fractions:
-        pairs = partial(_pairs, bench, shards, fraction)
-        facts.find(f"pairs, fraction {fraction:g}", partial(_loading_rate, bench, pairs))
+    by_cpu = [loaders_gpu.Point(count, 0.0, "cpu") for count in threads]
+    by_gpu = [loaders_gpu.Point(cores, fraction, "gpu") for fraction in fractions]
+    for point in (*by_cpu, *by_gpu):
+        facts.find(f"pairs, {_words(point)}", partial(_loading_rate, bench, partial(_pairs, bench, shards, point)))
     views = loader_data.Views(count)
     ours = partial(loaders_gpu.fastssl_batches, shards, bench.device)
     plain = partial(loaders_gpu.dali_batches, loader_data.resized_files(folder, count), bench.device)
-    for point in points:
-        for name, begin in (("fastssl", ours), ("plain DALI", plain)):
-            words = f"{name}, {point.threads} threads, fraction {point.hw_decoder_load:g}"
-            facts.find(words, partial(_loading_rate, bench, partial(begin, views, bench.batch, point)))
+    for name, begin, point in [
+        *(("fastssl", ours, point) for point in (*by_cpu[:1], *by_gpu)),
+        *(("plain DALI", plain, point) for point in by_gpu),
+    ]:
+        work = partial(begin, views, bench.batch, point)
+        facts.find(f"{name}, {_words(point)}", partial(_loading_rate, bench, work))
 
 
-def _pairs(bench: Bench, shards: Any, fraction: float) -> Iterator[Sequence[Any]]:
+def _words(point: Any) -> str:
+    who = "by the CPU" if point.load_on == "cpu" else f"by the GPU, engine {point.hw_decoder_load:g}"
+    return f"{who}, {point.threads} threads"
+
+
+def _pairs(bench: Bench, shards: Any, point: Any) -> Iterator[Sequence[Any]]:
     """What a training of the `paper` preset loads, as tuples that begin with one per pair."""
     from fastssl.loader import LoaderOptions
 
-    options = LoaderOptions(device=bench.device, half=bench.on_gpu, hw_decoder_load=fraction)
+    options = LoaderOptions(
+        device=bench.device,
+        load_on=point.load_on,
+        threads=point.threads,
+        half=bench.on_gpu,
+        hw_decoder_load=point.hw_decoder_load,
+    )
     batches = importlib.import_module("loaders_gpu").step_batches(_config(bench, "train.amp=true"), shards, options)
     return ((both["synthetic"].keys, both) for both in batches)
 
@@ -541,10 +584,10 @@ STAGES: dict[str, Stage] = {
     "env": Stage(40, environment),
     "smoke": Stage(50, smoke),
     "engine": Stage(40, engine),
-    "tests": Stage(150, None),
+    "tests": Stage(240, None),
     "step": Stage(130, step),
-    "train": Stage(90, train),
-    "loading": Stage(60, loading),
+    "train": Stage(330, train),
+    "loading": Stage(120, loading),
 }
 """In the order in which they run."""
 

@@ -21,7 +21,7 @@ from fastssl.bench.parts import PARTS, MeasuredDomain, Part, Work, loader, parts
 from fastssl.bench.rates import STRETCHES, Rate, measure, num_cores, processor_name
 from fastssl.config import Config
 from fastssl.errors import UsageError
-from fastssl.loader import LoaderOptions, Mixture
+from fastssl.loader import LoaderOptions, Maker, Mixture
 from fastssl.shards import DomainName
 from fastssl.telemetry import Advance
 from fastssl.train import calibrated_options, run_device
@@ -51,6 +51,8 @@ class Setup:
 
     threads: int
     prefetch: int
+    load_on: Maker
+    """Who makes the batches."""
     hw_decoder_load: float
     size: int
     """Side of the output in pixels."""
@@ -81,6 +83,7 @@ class SweepPoint:
 
     threads: int
     prefetch: int
+    load_on: Maker
     hw_decoder_load: float
     rate: Rate
 
@@ -198,12 +201,12 @@ def _together(domains: list[MeasuredDomain], options: LoaderOptions) -> Iterator
 
 
 def _sweep_settings(options: LoaderOptions) -> list[LoaderOptions]:
-    """Threads by prefetch, and on a GPU the fraction of its JPEG engine."""
+    """Threads by prefetch, and where there is a GPU, batches that it makes, by the fraction of its JPEG engine."""
     cores = num_cores()
     threads = [*(2**power for power in range(cores.bit_length()) if 2**power < cores), cores]
     settings = [replace(options, threads=count, prefetch=ahead) for count, ahead in product(threads, PREFETCH)]
     if options.device.type == "cuda":
-        settings += [replace(options, hw_decoder_load=load) for load in HW_DECODER_LOADS]
+        settings += [replace(options, load_on="gpu", hw_decoder_load=load) for load in HW_DECODER_LOADS]
     return settings
 
 
@@ -218,6 +221,7 @@ def _point(meter: _Meter, domain: MeasuredDomain, options: LoaderOptions, batch:
     return SweepPoint(
         threads=options.num_threads,
         prefetch=options.prefetch,
+        load_on="cpu" if options.maker.type == "cpu" else "gpu",
         hw_decoder_load=options.hw_decoder_load,
         rate=meter.rate(words, loader(domain, options, batch), options.prefetch),
     )
@@ -240,6 +244,7 @@ def _setup(config: Config, options: LoaderOptions, domains: list[MeasuredDomain]
     return Setup(
         threads=options.num_threads,
         prefetch=options.prefetch,
+        load_on="cpu" if options.maker.type == "cpu" else "gpu",
         hw_decoder_load=options.hw_decoder_load,
         size=config.data.size,
         stored=min(domains[0].samples.image_size),

@@ -141,7 +141,7 @@ class MeasuredDomain:
 
     def part_batch(self, options: LoaderOptions) -> int:
         """Images per step of the parts: on a CPU fewer than in training, so that a step does not take long."""
-        if options.device.type == "cuda":
+        if options.maker.type == "cuda":
             return self.batch_size
         return min(self.batch_size, _PER_THREAD * options.num_threads)
 
@@ -180,7 +180,7 @@ def _dali(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
         lambda: list(islice(streams, batch)),
         batch_size=batch,
         threads=options.num_threads,
-        device_id=device_number(options.device),
+        device_id=device_number(options.maker),
         hw_decoder_load=options.hw_decoder_load,
     )
     built(pipeline)
@@ -332,8 +332,8 @@ PARTS: dict[Part, Measured] = {
 
 
 def parts_of(domain: MeasuredDomain, options: LoaderOptions) -> list[Part]:
-    """Parts of a domain's loading; a GPU makes the targets in its graph, where they cannot be told apart."""
-    on_cpu = options.device.type == "cpu"
+    """Parts of a domain's loading; those of a GPU are made in its graph, where they cannot be told apart."""
+    on_cpu = options.maker.type == "cpu"
     parts: list[Part] = ["reading"]
     if domain.samples.image_codec.in_graph:
         parts += ["jpeg_simplejpeg", "jpeg_dali"]

@@ -14,6 +14,7 @@ from typing import Literal
 from fastssl.bench.load import LoadReport, SweepPoint
 from fastssl.bench.parts import Part
 from fastssl.bench.rates import Rate
+from fastssl.loader import Maker
 from fastssl.shards import DomainName
 
 Activity = Literal[
@@ -207,9 +208,10 @@ def _more_cores(report: LoadReport, busy: float) -> str:
     if threads < cores:
         return f"The loader has {threads} threads for {cores} cores: --set train.threads=0 gives it all of them."
     idle, smaller = f"{cores - busy:.1f} of {cores} cores were not at work here", "smaller packed images (--size)"
-    if report.machine.gpu is not None:
+    if report.machine.gpu is not None and report.setup.load_on == "gpu":
         return (
-            f"It is the GPU's work as much as the cores' ({idle}): train.hw_decoder_load shifts it, {smaller} save it."
+            f"It is the GPU's work as much as the cores' ({idle}): train.load_on and train.hw_decoder_load shift it, "
+            f"{smaller} save it."
         )
     if busy < _BUSY * cores:
         return f"Other programs use this machine, or its cores wait: {idle}."
@@ -219,14 +221,14 @@ def _more_cores(report: LoadReport, busy: float) -> str:
 def _better_settings(report: LoadReport) -> list[str]:
     """Settings of the sweep whose every stretch beats every stretch of the present ones."""
     setup = report.setup
-    present = (setup.threads, setup.prefetch, setup.hw_decoder_load)
+    present = (setup.threads, setup.prefetch, setup.load_on, setup.hw_decoder_load)
     here = next((point for point in report.sweep if _settings(point) == present), None)
     best = max(report.sweep, key=lambda point: point.rate.images_per_s)
     if here is None or min(best.rate.stretches) < _BETTER * max(here.rate.stretches):
         return []
-    names = ("train.threads", "train.prefetch", "train.hw_decoder_load")
+    names = ("train.threads", "train.prefetch", "train.load_on", "train.hw_decoder_load")
     changes = [
-        f"{name} = {there:g} instead of {now:g}"
+        f"{name} = {there} instead of {now}"
         for name, there, now in zip(names, _settings(best), present, strict=True)
         if there != now
     ]
@@ -234,8 +236,8 @@ def _better_settings(report: LoadReport) -> list[str]:
     return [f"The {report.sweep_domain} loader is {ratio:.2f} times as fast with {' and '.join(changes)}."]
 
 
-def _settings(point: SweepPoint) -> tuple[int, int, float]:
-    return point.threads, point.prefetch, point.hw_decoder_load
+def _settings(point: SweepPoint) -> tuple[int, int, Maker, float]:
+    return point.threads, point.prefetch, point.load_on, point.hw_decoder_load
 
 
 def _gpu(report: LoadReport) -> list[str]:
@@ -282,5 +284,6 @@ def _line(what: str, rate: Rate) -> str:
 
 
 def _point(point: SweepPoint, *, engine: bool) -> str:
-    fraction = f", JPEG engine {point.hw_decoder_load:.0%}" if engine else ""
-    return f"threads {point.threads}, prefetch {point.prefetch}{fraction}"
+    maker = f", by the {point.load_on.upper()}" if engine else ""
+    fraction = f", JPEG engine {point.hw_decoder_load:.0%}" if engine and point.load_on == "gpu" else ""
+    return f"threads {point.threads}, prefetch {point.prefetch}{maker}{fraction}"

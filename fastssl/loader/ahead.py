@@ -58,7 +58,7 @@ def targets_ahead(
     read: Decoded | None = None
     try:
         for batch in batches:
-            _check_stream(consumer, device)
+            check_stream(consumer, device)
             # 3. of the batch before this one, whose blocks `read` holds until here; then 2. of this one.
             consumer.wait_stream(side)
             side.wait_stream(consumer)
@@ -79,7 +79,12 @@ def targets_ahead(
         consumer.wait_stream(side)
 
 
-def _check_stream(consumer: torch.cuda.Stream, device: torch.device) -> None:
+def check_stream(consumer: torch.cuda.Stream, device: torch.device) -> None:
+    """Refuse another stream than the consumer's.
+
+    Raises:
+        UsageError: another one is current.
+    """
     current = torch.cuda.current_stream(device)
     if current != consumer:
         raise UsageError(

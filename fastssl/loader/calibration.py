@@ -1,7 +1,8 @@
-"""The fraction of the images that a GPU's JPEG engine decodes: the fastest one, and none where the engine is not safe.
+"""Who makes the batches of a GPU: the CPU's threads, or the GPU, and how many of the images its JPEG engine decodes.
 
-The engine saves the cores most of the decoding, but all of the images are too many for it where many cores help, so the
-best fraction depends on the machine. It is found by reading a few batches with each fraction, as training reads.
+Many cores load faster than a GPU decodes, and take nothing from the step; few do not. The engine saves the GPU most of
+the decoding, but all of the images may be too many for it. So the best way depends on the machine. It is found by
+loading a few batches in each way, as training loads them.
 
 nvJPEG's batched decoding on that engine has been seen to ignore the order of its stream: it wrote into memory that had
 been given back, but that earlier kernels were still to read (pytorch/vision #9606, on H100). So before the engine is
@@ -14,23 +15,25 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from operator import attrgetter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fastssl.loader.iterator import LoaderOptions, known_damage, load_batches
+from fastssl.batch import Target
+from fastssl.loader.iterator import LoaderOptions, Maker, known_damage, load_batches
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan
 
 log = logging.getLogger(__name__)
 
 LOADS = (0.0, 0.35, 0.65, 0.9, 1.0)
-"""Fractions that are tried."""
+"""Fractions of the images for the engine that are tried."""
 _TIE = 1.03
 """A time this much above the least is as good; then the engine is better left to what else may want it."""
 _CHECKED = 8
@@ -44,64 +47,103 @@ Images = Callable[[], Iterator[Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A fraction for `LoaderOptions.hw_decoder_load`, and why it was taken."""
+    """A way to load, and why it was taken."""
 
+    load_on: Maker
+    """Who makes the batches (`LoaderOptions.load_on`)."""
     load: float
+    """Fraction of the images for the engine (`LoaderOptions.hw_decoder_load`)."""
     is_safe: bool
     """Late reading found the images of the fastest fraction as they were decoded."""
     reason: str
     seconds: Mapping[float, float]
-    """Per batch, by fraction; empty where there is no GPU."""
+    """Per batch where the GPU makes it, by fraction; empty where that was not tried."""
+    cpu_seconds: float | None = None
+    """Per batch where the CPU makes it; None where that was not tried."""
 
 
-def calibrated(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
-    """Find the best fraction of the JPEG engine for a loader; takes some seconds where a GPU is to decode JPEGs.
+def calibrated(
+    samples: Mixture,
+    plan: Callable[[], Plan],
+    options: LoaderOptions,
+    targets: Collection[Target] = (),
+    *,
+    load_on: Maker | Literal["auto"] = "auto",
+) -> Calibration:
+    """Find the fastest way to load for a GPU; takes some seconds where there is a choice.
 
     Args:
-        samples: whose images are read, targets aside.
+        samples: whose images are read.
         plan: makes the same endless random plan each time.
-        options: of the loader; its fraction is not looked at.
+        options: of the loader; who makes the batches, and the fraction, are not looked at.
+        targets: are made too, as for the training.
+        load_on: who makes the batches, where that is settled.
 
     Raises:
         ShardError: more samples are damaged than the options allow.
     """
     device = options.device
     if device.type == "cpu":
-        return Calibration(load=0.0, is_safe=True, reason="there is no GPU", seconds={})
-    if not samples.image_codec.in_graph:
-        return Calibration(load=0.0, is_safe=True, reason="the images are no JPEGs", seconds={})
+        return _settled("cpu", "there is no GPU")
+    if load_on == "cpu":
+        return _settled("cpu", "so it is set")
+    if not samples.image_codec.in_graph and load_on == "gpu":
+        return _settled("gpu", "the images are no JPEGs, which the CPU decodes")
 
     # Of all pipelines: a damaged sample is told and counted once.
-    damage = known_damage(samples, options, ())
+    damage = known_damage(samples, options, targets)
 
-    def images(load: float) -> Iterator[Tensor]:
-        with_load = replace(options, hw_decoder_load=load)
-        return map(attrgetter("image"), load_batches(samples, plan(), with_load, (), damage))
+    def images(maker: Maker, load: float = 0.0) -> Iterator[Tensor]:
+        tried = replace(options, load_on=maker, hw_decoder_load=load)
+        return map(attrgetter("image"), load_batches(samples, plan(), tried, targets, damage))
 
-    log.info("trying the GPU's JPEG engine")
+    def seconds(maker: Maker, load: float = 0.0) -> float:
+        return seconds_per_batch(images(maker, load), device, warm_up=1 + options.prefetch)
+
+    log.info("trying who loads faster, the CPU's threads or the GPU")
     found = chosen(
-        changed=lambda load: changed_images(partial(images, load), device),
-        seconds=lambda load: seconds_per_batch(images(load), device, warm_up=1 + options.prefetch),
+        changed=lambda load: changed_images(partial(images, "gpu", load), device),
+        seconds=partial(seconds, "gpu"),
+        cpu_seconds=None if load_on == "gpu" else seconds("cpu"),
+        loads=LOADS if samples.image_codec.in_graph else (0.0,),
     )
     tell = log.info if found.is_safe else log.warning
-    tell("the GPU's JPEG engine decodes %.0f %% of the images: %s", 100 * found.load, found.reason)
+    who = "the CPU's threads make the batches" if found.load_on == "cpu" else "the GPU makes the batches"
+    tell("%s, its JPEG engine decodes %.0f %% of the images: %s", who, 100 * found.load, found.reason)
     return found
 
 
-def chosen(changed: Callable[[float], int], seconds: Callable[[float], float]) -> Calibration:
-    """The fastest fraction, if no image changes under it; else none.
+def _settled(load_on: Maker, reason: str) -> Calibration:
+    return Calibration(load_on=load_on, load=0.0, is_safe=True, reason=reason, seconds={})
+
+
+def chosen(
+    changed: Callable[[float], int],
+    seconds: Callable[[float], float],
+    cpu_seconds: float | None = None,
+    loads: Sequence[float] = LOADS,
+) -> Calibration:
+    """The CPU where it is as fast as the fastest fraction; else that one, if no image changes under it; else none.
 
     Args:
-        changed: how many images late reading finds changed, by fraction; called only for one that the engine is in.
-        seconds: per batch, by fraction.
+        changed: how many images late reading finds changed, by fraction; called only for one that is to be taken.
+        seconds: per batch where the GPU makes it, by fraction.
+        cpu_seconds: per batch where the CPU makes it; None = it is not to.
+        loads: fractions to try.
     """
-    times = {load: seconds(load) for load in LOADS}
+    times = {load: seconds(load) for load in loads}
     load = fastest(times)
+    listed = ", ".join(f"{1000 * took:.1f} with {load:.0%}" for load, took in times.items())
+    reason = f"ms per batch: {listed}"
+    found = Calibration(load_on="gpu", load=load, is_safe=True, reason=reason, seconds=times, cpu_seconds=cpu_seconds)
+    if cpu_seconds is not None:
+        found = replace(found, reason=f"{reason}, {1000 * cpu_seconds:.1f} by the CPU")
+        if cpu_seconds <= times[load]:
+            return replace(found, load_on="cpu", load=0.0)
     if load and (count := changed(load)):
         reason = f"{count} images decoded by the engine were overwritten while kernels were still to read them"
-        return Calibration(load=0.0, is_safe=False, reason=reason, seconds=times)
-    listed = ", ".join(f"{1000 * took:.1f} with {load:.0%}" for load, took in times.items())
-    return Calibration(load=load, is_safe=True, reason=f"ms per batch: {listed}", seconds=times)
+        return replace(found, load=0.0, is_safe=False, reason=reason)
+    return found
 
 
 def fastest(seconds: Mapping[float, float]) -> float:

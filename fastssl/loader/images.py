@@ -58,13 +58,21 @@ class ThreadedImages:
         size: side of the windows.
         pool: its threads do the work.
         threads: so many of them.
+        pinned: the images are to be uploaded to a GPU.
     """
 
     def __init__(
-        self, codec: ImageCodec, stored: tuple[int, int], size: int, pool: ThreadPoolExecutor, threads: int
+        self,
+        codec: ImageCodec,
+        stored: tuple[int, int],
+        size: int,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        *,
+        pinned: bool = False,
     ) -> None:
         self._codec, self._stored, self._size, self._pool, self._threads = codec, stored, size, pool, threads
-        self._memory = Memory()
+        self._memory = Memory(pinned=pinned)
 
     def submit(self, members: Sequence[_Pixels], views: Views) -> PendingImages:
         """Start on a batch of stored images, each seen through its view."""

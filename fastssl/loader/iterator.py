@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from nvidia.dali.pipeline import Pipeline
@@ -27,9 +28,12 @@ from fastssl.loader.plan import Plan
 from fastssl.loader.target_kernel import Filters
 from fastssl.loader.targets import TargetFields, ThreadedTargets, targets_on_device
 from fastssl.loader.underway import Decoded, Made
+from fastssl.loader.upload import uploaded
 from fastssl.loader.windows import ThreadedWindows
 from fastssl.shards import CLASS_INDEX, TargetLayout
 
+Maker = Literal["cpu", "gpu"]
+"""Who makes the batches of a GPU."""
 _FIELDS: dict[Target, tuple[str, ...]] = {
     "depth": ("depth", "valid"),
     "normal": ("normal", "valid"),
@@ -45,7 +49,10 @@ class LoaderOptions:
     """Options of a loader, whatever its batches hold."""
 
     device: torch.device
-    """The CPU or the GPU that makes the batches and holds their tensors."""
+    """The CPU or the GPU that holds the batches' tensors."""
+    load_on: Maker = "cpu"
+    """Who makes the batches of a GPU: its own decoder and kernels, or the CPU's threads, and they are uploaded. The
+    CPU's are made by its threads in any case."""
     threads: int = 0
     """Decoding threads; 0 = as many as there are cores."""
     half: bool = False
@@ -62,6 +69,16 @@ class LoaderOptions:
     @property
     def num_threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def uploads(self) -> bool:
+        """Batches that the CPU made are uploaded to a GPU."""
+        return self.device.type == "cuda" and self.load_on == "cpu"
+
+    @property
+    def maker(self) -> torch.device:
+        """The CPU or the GPU that makes the batches."""
+        return torch.device("cpu") if self.uploads else self.device
 
 
 def load_batches(
@@ -92,7 +109,10 @@ def load_batches(
     wanted = _all_targets(samples) if targets is None else frozenset(targets)
     if damage is None:
         damage = known_damage(samples, options, wanted)
-    return Batches(_batches(samples, plan, options, damage, wanted), damage)
+    batches = _batches(samples, plan, options, damage, wanted)
+    if options.uploads:
+        batches = _uploaded(batches, options)
+    return Batches(batches, damage)
 
 
 def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[Target]) -> Damage:
@@ -115,10 +135,15 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
 def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[str, ...]:
     """Members that are compared with their checksums.
 
-    All of them on a GPU: it inflates a damaged block without a word, and its JPEG engine reports success when decoding
-    is enqueued, so that a damaged image would be whatever its memory held before.
+    All of them where a GPU makes the batches: it inflates a damaged block without a word, and its JPEG engine reports
+    success when decoding is enqueued, so that a damaged image would be whatever its memory held before.
     """
-    return members if options.paranoid or options.device.type == "cuda" else ()
+    return members if options.paranoid or options.maker.type == "cuda" else ()
+
+
+def _uploaded(batches: Generator[Batch, None, None], options: LoaderOptions) -> Generator[Batch, None, None]:
+    with closing(batches), closing(uploaded(batches, options.device, half=options.half)) as on_gpu:
+        yield from on_gpu
 
 
 def _all_targets(samples: Mixture) -> frozenset[Target]:
@@ -159,7 +184,7 @@ def _batches(
     samples: Mixture, plan: Plan, options: LoaderOptions, damage: Damage, wanted: Collection[Target]
 ) -> Generator[Batch, None, None]:
     """The stages of a batch, one behind the other; they begin when the first batch is asked for."""
-    has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.device.type == "cpu"
+    has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.maker.type == "cpu"
     layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
     filters, pixels = target_filters(plan), _pixels(samples, plan, options)
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
@@ -171,26 +196,27 @@ def _batches(
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastssl-loader")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        threads = pool, options.num_threads
-        images, windows = _images(samples, pixels, options.device, threads), _windows(samples, pixels, threads)
+        threads, pinned = (pool, options.num_threads), options.uploads
+        images, windows = _images(samples, pixels, options, threads), _windows(samples, pixels, threads)
+        targets = ThreadedTargets(layout, size, *threads, codec, filters, pinned=pinned) if on_cpu else None
         feed = Feed(
             steps=plan.steps,
             damage=damage,
             pixels=pixels,
             images=images,
             windows=windows,
-            targets=ThreadedTargets(layout, size, *threads, codec, filters) if has_planes and on_cpu else None,
+            targets=targets if has_planes else None,
             sends_blocks=blocks is not None,
         )
         batches: Iterator[Decoded] = CutOut(feed, options.prefetch)
         if images is None:
             graph = _graph(plan, options, pixels, blocks)
-            batches = stack.enter_context(closing(DomainPipeline(feed, graph, options.device)))
+            batches = stack.enter_context(closing(DomainPipeline(feed, graph, options.maker)))
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
         made: Iterator[Made] = map(_with_targets_of_threads, batches)
         if blocks is not None:
             made = stack.enter_context(closing(targets_ahead(batches, on_device, options.device)))
-        finish = partial(_batch, wanted=wanted, device=options.device, stored_size=samples.image_size)
+        finish = partial(_batch, wanted=wanted, options=options, stored_size=samples.image_size)
         yield from map(finish, made)
 
 
@@ -205,21 +231,21 @@ def target_filters(plan: Plan) -> Filters:
 def decodes_in_graph(samples: Mixture, plan: Plan, options: LoaderOptions) -> bool:
     """DALI decodes the images, and not their codec in threads here."""
     pixels = _pixels(samples, plan, options)
-    return pixels.encoded and not _only_cuts(pixels, options.device)
+    return pixels.encoded and not _only_cuts(pixels, options)
 
 
-def _only_cuts(pixels: Pixels, device: torch.device) -> bool:
+def _only_cuts(pixels: Pixels, options: LoaderOptions) -> bool:
     """On the CPU no graph is needed."""
-    return device.type == "cpu" and pixels.cuts and not (pixels.colour or pixels.blur or pixels.half)
+    return options.maker.type == "cpu" and pixels.cuts and not (pixels.colour or pixels.blur or pixels.half)
 
 
 def _images(
-    samples: Mixture, pixels: Pixels, device: torch.device, threads: tuple[ThreadPoolExecutor, int]
+    samples: Mixture, pixels: Pixels, options: LoaderOptions, threads: tuple[ThreadPoolExecutor, int]
 ) -> ThreadedImages | None:
     """Images by threads, if no graph makes them."""
-    if not _only_cuts(pixels, device):
+    if not _only_cuts(pixels, options):
         return None
-    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads)
+    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads, pinned=options.uploads)
 
 
 def _windows(samples: Mixture, pixels: Pixels, threads: tuple[ThreadPoolExecutor, int]) -> ThreadedWindows | None:
@@ -236,7 +262,7 @@ def _pixels(samples: Mixture, plan: Plan, options: LoaderOptions) -> Pixels:
         gray=plan.settings.data.gray != "off",
         colour=any((augment.brightness, augment.contrast, augment.saturation, augment.hue)),
         blur=augment.blur > 0,
-        half=options.half,
+        half=options.half and not options.uploads,  # which makes them half on the GPU
         encoded=samples.image_codec.in_graph,
     )
 
@@ -247,7 +273,7 @@ def _graph(plan: Plan, options: LoaderOptions, pixels: Pixels, blocks: Blocks | 
         pixels=pixels,
         batch_size=plan.batch_size,
         threads=options.num_threads,
-        device_id=device_number(options.device),
+        device_id=device_number(options.maker),
         hw_decoder_load=options.hw_decoder_load,
         prefetch=options.prefetch,
         blocks=blocks,
@@ -259,15 +285,15 @@ def _with_targets_of_threads(batch: Decoded) -> Made:
     return Made(fed=batch.fed, image=batch.image, targets=targets)
 
 
-def _batch(made: Made, wanted: Collection[Target], device: torch.device, stored_size: tuple[int, int]) -> Batch:
+def _batch(made: Made, wanted: Collection[Target], options: LoaderOptions, stored_size: tuple[int, int]) -> Batch:
     """The batch with the targets that are wanted, and no others."""
     kept = {field for target in wanted for field in _FIELDS[target]}
     targets = {name: field for name, field in made.targets.items() if name in kept}
     of_samples = {"class_index": made.fed.classes, "position": made.fed.views.position}
     for name in of_samples.keys() & wanted:
         # A copy from other memory than pinned would wait for the stream.
-        numbers = torch.tensor(of_samples[name], pin_memory=device.type == "cuda")
-        targets[name] = numbers.to(device, non_blocking=True)
+        numbers = torch.tensor(of_samples[name], pin_memory=options.device.type == "cuda")
+        targets[name] = numbers.to(options.maker, non_blocking=True)
     return Batch(keys=made.fed.keys, image=_channels_last(made.image), targets=targets, stored_size=stored_size)
 
 

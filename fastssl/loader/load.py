@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from fastssl.batch import Batch, Target
 from fastssl.config import AugmentConfig, DataConfig, Section, validated
 from fastssl.errors import CheckpointError, ConfigError, DeviceError, UsageError
-from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
+from fastssl.loader.iterator import Batches, LoaderOptions, Maker, load_batches
 from fastssl.loader.mixture import Mixture, open_mixture
 from fastssl.loader.plan import RankSlice, ViewSettings
 
@@ -72,6 +72,7 @@ class _Arguments(Section):
     threads: Annotated[int, Field(ge=0, le=1024)]
     prefetch: Annotated[int, Field(ge=1)]
     half: bool
+    load_on: Maker
 
     @model_validator(mode="after")
     def _check(self) -> _Arguments:
@@ -100,6 +101,7 @@ def load(
     threads: int = 0,
     prefetch: int = 2,
     half: bool = False,
+    load_on: Maker = "cpu",
     augment: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Loader:
@@ -115,7 +117,7 @@ def load(
         size: side of the images in pixels; windows of the stored images are resized to it.
         seed: another seed, another order and other windows.
         targets: what comes with the images; None = all that the datasets have.
-        device: where the batches are made and lie; None = the current GPU where there is one, else the CPU.
+        device: where the batches lie; None = the current GPU where there is one, else the CPU.
         rank: of this process, from 0; each rank reads its own part, and all make the same number of steps.
         world_size: number of ranks.
         state: `Loader.state_dict` of a loader of these datasets, to go on where it was, also with another batch size
@@ -123,6 +125,8 @@ def load(
         threads: for decoding; 0 = as many as there are cores.
         prefetch: batches that are made ahead of need.
         half: images as float16, as mixed precision on a GPU takes them; on a CPU too.
+        load_on: who makes the batches of a GPU: ``"cpu"``, its threads, which upload them, or ``"gpu"``, which decodes,
+            augments and makes targets itself; on few cores that is faster.
         augment: settings of `fastssl.config.AugmentConfig`, such as ``{"blur": 0.5}``.
         **settings: more of `fastssl.config.DataConfig`, such as ``window=(0.5, 1.0)``, ``gray="off"``, ``flip=0.0`` or
             ``shuffle_buffer=10_000``. By default images keep their colours.
@@ -142,7 +146,7 @@ def load(
         )
     targets = _checked_targets(targets)
     numbers = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size, "threads": threads}
-    given = validated(_Arguments, {**numbers, "prefetch": prefetch, "half": half})
+    given = validated(_Arguments, {**numbers, "prefetch": prefetch, "half": half, "load_on": load_on})
     where = _device(device)
     for name in settings.keys() & _OF_A_TRAINING:
         raise ConfigError("this is a setting of a training, and no argument of load", seen=name)
@@ -157,6 +161,7 @@ def load(
     rank_slice = RankSlice(order=order, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
     options = LoaderOptions(
         device=where,
+        load_on=given.load_on,
         threads=given.threads,
         half=given.half,
         max_bad=seen.max_bad,

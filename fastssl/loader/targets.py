@@ -62,6 +62,7 @@ class ThreadedTargets:
         threads: so many of them.
         codec: of the blocks.
         filters: how what lies between stored pixels is made.
+        pinned: the targets are to be uploaded to a GPU.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class ThreadedTargets:
         threads: int,
         codec: TargetCodec = "lz4",
         filters: Filters = NEAREST_AND_ANY,
+        *,
+        pinned: bool = False,
     ) -> None:
         self._layout, self._size, self._filters = layout, size, filters
         self._pool, self._threads = pool, threads
@@ -83,7 +86,7 @@ class ThreadedTargets:
             num_bytes=layout.num_bytes,
             compressed=codec == "lz4",
         )
-        self._memory = Memory()
+        self._memory = Memory(pinned=pinned)
 
     def submit(self, blocks: Sequence[NDArray[np.uint8]], views: Views) -> PendingTargets:
         """Start on a batch of target blocks, each seen through its view."""

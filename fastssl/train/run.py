@@ -53,7 +53,7 @@ MAY_CHANGE = {
     "data": ("synthetic", "real", "validation_synthetic", "validation_real", "max_bad", "paranoid"),
     "train": (
         *("epochs", "steps", "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "keep_every"),
-        *("threads", "prefetch", "hw_decoder_load", "streams", "validate_every", "best_by", "trackers"),
+        *("threads", "prefetch", "load_on", "hw_decoder_load", "streams", "validate_every", "best_by", "trackers"),
     ),
 }
 """Settings, by section, that a run may be continued with others of; training datasets are compared by fingerprint then.
@@ -348,7 +348,7 @@ def _train(
                 "ended": ended,
             }
             if device.type == "cuda":
-                sections["hw_decoder_load"] = options.hw_decoder_load
+                sections |= {"load_on": options.load_on, "hw_decoder_load": options.hw_decoder_load}
             merge_summary(run, sections)
 
         if profile and ranks.leads:
@@ -496,23 +496,26 @@ def _total_steps(main: Domain, start: Start, world_size: int) -> int:
 
 
 def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:
-    """`loader_options`; on a GPU the fraction of its JPEG engine is found out, where the settings leave it open.
+    """`loader_options`; for a GPU it is found out what the settings leave open: who loads, and its engine's fraction.
 
-    Not for a deterministic run: engine and kernels round differently, and the fraction found is not the same each time.
+    Not for a deterministic run: all of them round differently, and what is found is not the same each time.
     """
-    config = domain.config
-    options = loader_options(config, device)
-    if config.train.hw_decoder_load != "auto" or config.train.deterministic:
+    train, options = domain.config.train, loader_options(domain.config, device)
+    if train.hw_decoder_load != "auto" or train.deterministic:
         return options
-    found = calibrated(domain.samples, domain.plan, options)
-    return replace(options, hw_decoder_load=found.load)
+    found = calibrated(domain.samples, domain.plan, options, domain.targets, load_on=train.load_on)
+    return replace(options, load_on=found.load_on, hw_decoder_load=found.load)
 
 
 def loader_options(config: Config, device: torch.device) -> LoaderOptions:
-    """How a run with these settings loads its batches; without the JPEG engine, where its fraction is left open."""
-    fraction = config.train.hw_decoder_load
+    """How a run with these settings loads its batches; on the CPU and without the JPEG engine, where they are left
+    open."""
+    fraction, load_on = config.train.hw_decoder_load, config.train.load_on
+    if load_on == "auto":
+        load_on = "cpu" if fraction == "auto" else "gpu"
     return LoaderOptions(
         device=device,
+        load_on=load_on,
         threads=config.train.threads,
         half=config.train.amp and device.type == "cuda",
         max_bad=config.data.max_bad,

@@ -14,9 +14,10 @@ import torch
 from damaged import overwritten
 from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 
+from fastssl.batch import PLANES
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, open_mixture
-from fastssl.loader.calibration import LOADS, calibrated
+from fastssl.loader.calibration import LOADS, calibrated, fastest
 
 ROOT = Path(__file__).parents[2]
 SHARDS = ROOT / "shards" / "sample"
@@ -27,10 +28,12 @@ def test_a_fraction_is_chosen_and_an_unsafe_engine_is_not(gpu: torch.device) -> 
     data = DataConfig(size=131, window=(0.8, 1.0))
     settings = ViewSettings(data=data, augment=AugmentConfig(), stored=samples.image_size)
     rank_slice = RankSlice(order=samples.order(seed=0, stream=0), batch_size=64)
-    found = calibrated(samples, lambda: endless_plan(settings, rank_slice), LoaderOptions(device=gpu))
+    found = calibrated(samples, lambda: endless_plan(settings, rank_slice), LoaderOptions(device=gpu), PLANES)
     assert found.load in LOADS
     assert set(found.seconds) == set(LOADS)
     assert found.is_safe or found.load == 0
+    assert found.cpu_seconds is not None
+    assert (found.load_on == "cpu") == (found.cpu_seconds <= found.seconds[fastest(found.seconds)])
 
 
 def test_no_image_changes_without_the_engine(coded_synthetic: Path, gpu: torch.device) -> None:
@@ -73,5 +76,5 @@ def test_loading_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["machine"]["gpu"]
-    assert {point["hw_decoder_load"] for point in report["sweep"]} >= {0.0, 1.0}
+    assert {(point["load_on"], point["hw_decoder_load"]) for point in report["sweep"]} >= {("gpu", 0.0), ("gpu", 1.0)}
     assert report["gpu"] is None or report["gpu"]["power_w"] > 0

@@ -11,22 +11,23 @@ from graph_forms import FORMS, SIZE, assert_form_beside_the_cpu
 from patterns import SIDE, CodedSource
 
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
+from fastssl.loader import LoaderOptions, Maker, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
 from fastssl.shards import pack
 
 
+@pytest.mark.parametrize("load_on", ["cpu", "gpu"])
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_equal_those_of_the_cpu(
-    coded_synthetic: Path, coded_real: Path, gpu: torch.device, form: str, half: bool
+    coded_synthetic: Path, coded_real: Path, gpu: torch.device, form: str, half: bool, load_on: Maker
 ) -> None:
     path = coded_real if FORMS[form].whole_photos else coded_synthetic
-    assert_form_beside_the_cpu(FORMS[form], path, gpu, half=half)
+    assert_form_beside_the_cpu(FORMS[form], path, gpu, half=half, load_on=load_on)
 
 
 @pytest.mark.parametrize("form", ["cut", "cut, gray", "resized, colours and blur", "evaluation"])
 def test_images_that_are_no_jpegs_equal_those_of_the_cpu(coded_pixels: Path, gpu: torch.device, form: str) -> None:
-    assert_form_beside_the_cpu(FORMS[form], coded_pixels, gpu, half=False)
+    assert_form_beside_the_cpu(FORMS[form], coded_pixels, gpu, half=False, load_on="gpu")
 
 
 def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
@@ -38,7 +39,7 @@ def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path
         shards = open_mixture(path)
         rank_slice = RankSlice(order=shards.order(seed=5, stream=0), batch_size=4)
         settings = ViewSettings(data=DataConfig(size=SIZE), augment=AugmentConfig(), stored=shards.image_size)
-        options = LoaderOptions(device=gpu, threads=2)
+        options = LoaderOptions(device=gpu, load_on="gpu", threads=2)
         made.append(list(islice(load_batches(shards, endless_plan(settings, rank_slice), options), 6)))
     for lz4, raw in zip(*made, strict=True):
         assert lz4.keys == raw.keys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from damaged import overwritten
 from decoding import assert_near_libjpeg, changed_at_leisure, changed_beside_steps
 from torch import Tensor
 
-from fastssl.batch import PLANES
+from fastssl.batch import PLANES, Target
 from fastssl.config import AugmentConfig, Config, DataConfig
 from fastssl.errors import ConfigError
 from fastssl.loader import (
@@ -170,28 +170,71 @@ def test_the_fraction_may_be_given_instead(coded_synthetic: Path, given: str, lo
     config = load_config("tiny", overrides=[f"train.hw_decoder_load={given}"])
     options = calibrated_options(domain(coded_synthetic, config), CPU)
     assert options.hw_decoder_load == load
-    assert replace(options, hw_decoder_load=0.0) == LoaderOptions(device=CPU, max_bad=config.data.max_bad)
+    assert replace(options, hw_decoder_load=0.0, load_on="cpu") == LoaderOptions(
+        device=CPU, max_bad=config.data.max_bad
+    )
 
 
 @pytest.mark.parametrize(
-    ("settings", "load"),
-    [(["auto"], 0.65), (["0.9"], 0.9), (["0"], 0.0), (["auto", "train.deterministic=true"], 0.0)],
+    ("settings", "load_on", "load"),
+    [
+        ([], "gpu", 0.65),
+        (["train.load_on=gpu"], "gpu", 0.65),
+        (["train.load_on=cpu"], "gpu", 0.65),  # as this test's `calibrated` says
+        (["train.hw_decoder_load=0.9"], "gpu", 0.9),
+        (["train.hw_decoder_load=0"], "gpu", 0.0),
+        (["train.hw_decoder_load=0.9", "train.load_on=cpu"], "cpu", 0.9),
+        (["train.deterministic=true"], "cpu", 0.0),
+        (["train.deterministic=true", "train.load_on=gpu"], "gpu", 0.0),
+    ],
 )
-def test_only_a_fraction_that_is_left_open_is_found_out(
-    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], load: float
+def test_only_what_is_left_open_is_found_out(
+    coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], load_on: str, load: float
 ) -> None:
-    planned = []
+    asked = []
 
-    def found(samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions) -> Calibration:
-        planned.extend(islice(plan().steps, 3))
-        return Calibration(load=0.65, is_safe=True, reason="", seconds={})
+    def found(
+        samples: Mixture, plan: Callable[[], Plan], options: LoaderOptions, targets: Collection[Target], load_on: str
+    ) -> Calibration:
+        steps = [len(samples) for samples, _ in islice(plan().steps, 3)]
+        asked.append((steps, frozenset(targets), load_on))
+        return Calibration(load_on="gpu", load=0.65, is_safe=True, reason="", seconds={})
 
     monkeypatch.setattr(run, "calibrated", found)
-    fraction, *more = settings
-    overrides = [f"train.hw_decoder_load={fraction}", "data.size=67", "data.batch_synthetic=4", *more]
-    options = calibrated_options(domain(coded_synthetic, load_config("tiny", overrides=overrides)), CPU)
-    assert options.hw_decoder_load == load
-    assert [len(samples) for samples, _ in planned] == ([4] * 3 if load == 0.65 else [])
+    overrides = ["data.size=67", "data.batch_synthetic=4", *settings]
+    config = load_config("tiny", overrides=overrides)
+    options = calibrated_options(domain(coded_synthetic, config), CPU)
+    assert (options.load_on, options.hw_decoder_load) == (load_on, load)
+    assert asked == ([([4] * 3, frozenset(PLANES), config.train.load_on)] if load == 0.65 else [])
+
+
+@pytest.mark.parametrize(("settled", "reason"), [("auto", "there is no GPU"), ("cpu", "there is no GPU")])
+def test_without_a_gpu_the_cpu_makes_the_batches(coded_synthetic: Path, settled: str, reason: str) -> None:
+    samples = open_mixture(coded_synthetic)
+    found = calibrated(samples, lambda: pytest.fail("a plan is made"), LoaderOptions(device=CPU), load_on=settled)
+    assert (found.load_on, found.reason) == ("cpu", reason)
+
+
+def test_a_gpu_s_batches_are_the_cpu_s_where_that_is_set(coded_synthetic: Path) -> None:
+    options = LoaderOptions(device=torch.device("cuda"))
+    samples = open_mixture(coded_synthetic)
+    found = calibrated(samples, lambda: pytest.fail("a plan is made"), options, load_on="cpu")
+    assert (found.load_on, found.load) == ("cpu", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("cpu_seconds", "load_on", "load"), [(None, "gpu", 0.35), (0.009, "gpu", 0.35), (0.008, "cpu", 0.0)]
+)
+def test_the_cpu_is_taken_where_it_is_as_fast(cpu_seconds: float | None, load_on: str, load: float) -> None:
+    times = dict(zip(LOADS, (0.010, 0.008, 0.009, 0.010, 0.011), strict=True))
+    found = chosen(lambda load: 0, times.__getitem__, cpu_seconds)
+    assert (found.load_on, found.load, found.is_safe) == (load_on, load, True)
+    assert ("by the CPU" in found.reason) == (cpu_seconds is not None)
+
+
+def test_an_engine_that_is_slower_than_the_cpu_is_not_checked() -> None:
+    found = chosen(lambda load: pytest.fail("images are read late"), lambda load: 0.010 - 0.004 * load, 0.001)
+    assert (found.load_on, found.load, found.is_safe) == ("cpu", 0.0, True)
 
 
 @pytest.mark.parametrize("given", ["1.5", "often", "[0.5]"])

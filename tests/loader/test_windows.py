@@ -132,7 +132,9 @@ def test_datasets_of_different_codecs_are_not_mixed(coded_pixels: Path, coded_sy
 
 def test_no_jpeg_engine_is_tried_for_images_that_are_no_jpegs(coded_pixels: Path) -> None:
     options = LoaderOptions(device=torch.device("cuda"), threads=2)
-    found = calibration.calibrated(open_mixture(coded_pixels), lambda: pytest.fail("a plan is made"), options)
+    found = calibration.calibrated(
+        open_mixture(coded_pixels), lambda: pytest.fail("a plan is made"), options, load_on="gpu"
+    )
     assert (found.load, found.is_safe, found.seconds) == (0.0, True, {})
 
 

@@ -1,0 +1,98 @@
+"""Batches that the CPU made, copied to a GPU on a CUDA stream of their own while the network works on the one before.
+
+Copies run on the GPU's copy engines and take nothing from its multiprocessors, which decoding there does.
+
+What makes it safe, for a batch k:
+
+1. Its bytes lie in pinned memory, which is used for another batch only when nothing holds k's tensors any more. They
+   are held here until the event behind k's copies has passed, which the host looks at and does not wait for.
+2. Its copies are enqueued before the step k - 1 is, and the consumer's stream waits for their event before k is handed
+   out. Nothing is waited for before: the copies go to memory that is theirs alone.
+3. The copies' memory belongs to torch, and `record_stream` lets it go only behind what the consumer has enqueued by
+   then. So a batch may be dropped at any time after the last use of it is enqueued.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastssl.batch import Batch
+from fastssl.loader.ahead import check_stream
+from fastssl.ranges import traced
+
+
+def uploaded(batches: Iterator[Batch], device: torch.device, *, half: bool) -> Generator[Batch, None, None]:
+    """Take each batch one call before it is handed out, and copy it to the GPU meanwhile.
+
+    Args:
+        batches: on the CPU; asked for in another thread.
+        device: a GPU.
+        half: images become float16 there.
+
+    Returns:
+        The batches on the GPU, ordered on the stream that was current when the first one was asked for, and to be used
+        on that stream. One batch more than the consumer holds is in its memory.
+
+    Raises:
+        UsageError: another stream is current than before.
+
+    Sync: none.
+    """
+    consumer, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    copying = deque[tuple[Batch, torch.cuda.Event]]()
+    copied = deque[tuple[Batch, torch.cuda.Event]]()
+    with _another_thread(device) as thread:
+        coming = thread.submit(_next_pinned, batches)
+        try:
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(_next_pinned, batches)
+                check_stream(consumer, device)
+                with torch.cuda.stream(side), traced("loader: upload"):
+                    copied.append((_on_gpu(batch, device, consumer, half=half), side.record_event()))
+                copying.append((batch, copied[-1][1]))
+                del batch
+                while copying and copying[0][1].query():
+                    copying.popleft()
+                if len(copied) > 1:
+                    yield _handed_out(copied, consumer)
+            while copied:
+                yield _handed_out(copied, consumer)
+        finally:
+            # Where the batches end early, their memory goes with this frame.
+            side.synchronize()
+
+
+def _another_thread(device: torch.device) -> ThreadPoolExecutor:
+    """A thread that reads batches while this one enqueues a step; pinned memory is that of the thread's GPU."""
+    return ThreadPoolExecutor(1, "fastssl-loader-next", initializer=torch.cuda.set_device, initargs=(device,))
+
+
+def _next_pinned(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch, if there is one; an image that a graph made is copied to where a GPU can fetch it."""
+    batch = next(batches, None)
+    return None if batch is None else replace(batch, image=batch.image.pin_memory())
+
+
+def _handed_out(copied: deque[tuple[Batch, torch.cuda.Event]], consumer: torch.cuda.Stream) -> Batch:
+    """The oldest batch. Nothing of it stays behind: the consumer alone decides when it goes."""
+    batch, event = copied.popleft()
+    consumer.wait_event(event)
+    return batch
+
+
+def _on_gpu(batch: Batch, device: torch.device, consumer: torch.cuda.Stream, *, half: bool) -> Batch:
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    image = moved(batch.image)
+    image = image.half() if half else image
+    targets = {name: moved(target) for name, target in batch.targets.items()}
+    for tensor in (image, *targets.values()):
+        tensor.record_stream(consumer)
+    return replace(batch, image=image, targets=targets)
