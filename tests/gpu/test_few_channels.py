@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from beside_torch import Module, assert_equals_torchs
+from nobody_waits import nobody_waits
 
 from fastssl import few_channels
 from fastssl.few_channels import FewInputsConv2d, FewOutputsConvTranspose2d
@@ -31,6 +32,8 @@ def test_layers_equal_torch_s(gpu: torch.device, name: str, amp_dtype: torch.dty
         assert result.dtype == amp_dtype
         assert result.is_contiguous(memory_format=torch.channels_last)
         assert_equals_torchs(module, module, x, tolerance=0.01)
+        with nobody_waits(gpu):
+            module(x).float().sum().backward()
 
 
 @pytest.mark.parametrize("name", LAYERS)
