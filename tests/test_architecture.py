@@ -30,6 +30,7 @@ GROUPS = [
         "streams",
         "ranges",
         "kernels",
+        "few_channels",
         "optimizers",
         "ranks",
         "affinity",

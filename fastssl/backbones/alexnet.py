@@ -18,6 +18,7 @@ from fastssl.backbones.backbone import (
     scaled_channels,
 )
 from fastssl.config import BackboneSettings
+from fastssl.few_channels import FewInputsConv2d
 
 
 class _Shape(NamedTuple):
@@ -26,6 +27,11 @@ class _Shape(NamedTuple):
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+
+    def convolution(self, inputs: int, outputs: int) -> nn.Conv2d:
+        if self.stride > 1:  # the one that reads the image
+            return FewInputsConv2d(inputs, outputs, self.kernel, stride=self.stride, padding=self.padding)
+        return nn.Conv2d(inputs, outputs, self.kernel, padding=self.padding, dilation=self.dilation)
 
 
 _LAYERS = {
@@ -75,10 +81,9 @@ class AlexNet(SequentialBackbone):
         inputs = 3
         for name, shape in _LAYERS.items():
             outputs = self.feature_info[name].channels
-            convolution = nn.Conv2d(
-                inputs, outputs, shape.kernel, stride=shape.stride, padding=shape.padding, dilation=shape.dilation
+            self.layers[name] = nn.Sequential(
+                OrderedDict(conv=shape.convolution(inputs, outputs), norm=nn.BatchNorm2d(outputs))
             )
-            self.layers[name] = nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(outputs)))
             inputs = outputs
 
     def layer_map(self, layer: str, below: Tensor) -> Tensor:

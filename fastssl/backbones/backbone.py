@@ -107,9 +107,11 @@ class Backbone(nn.Module):
 
     def as_weights(self, image: Tensor) -> Tensor:
         """The image in the precision and memory layout of the first weights; batches may be half floats."""
-        weight = next(parameter for parameter in self.parameters() if parameter.dim() == image.dim())
-        channels_last = weight.is_contiguous(memory_format=torch.channels_last)
-        return image.to(weight.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        weight = self._first_weights(image.dim())
+        return image.to(weight.dtype, memory_format=_layout(weight))
+
+    def _first_weights(self, dim: int) -> Tensor:
+        return next(parameter for parameter in self.parameters() if parameter.dim() == dim)
 
     def check_layer(self, layer: str) -> None:
         """Refuse a layer that the backbone does not have.
@@ -208,6 +210,16 @@ class SequentialBackbone(Backbone):
 
     has_relu: ClassVar[bool] = True
 
+    def as_weights(self, image: Tensor) -> Tensor:
+        """The image in the precision and memory layout of the first weights; half floats stay so in mixed precision.
+
+        That casts them for the first layer, a convolution, which gets the same numbers as by way of float32.
+        """
+        device = image.device.type  # tensors without content are on one that has no mixed precision
+        if image.itemsize == 2 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return image.to(memory_format=_layout(self._first_weights(image.dim())))
+        return super().as_weights(image)
+
     @abstractmethod
     def layer_map(self, layer: str, below: Tensor) -> Tensor:
         """The map of a layer before its ReLU, from the map below it after its ReLU; below the first is the image."""
@@ -251,6 +263,11 @@ class DrawsWeights(Protocol):
         Args:
             generator: a CPU generator, the only source of randomness.
         """
+
+
+def _layout(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def check_sides(height: int, width: int, *, least: int, step: int = 1, rest: int = 0) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastssl.backbones import Backbone
 from fastssl.errors import ConfigError, DataError, UsageError
+from fastssl.few_channels import FewInputsConv2d
 from fastssl.layers.folding import Norm, convolutions_of_norms, fold_batch_norms
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,11 @@ def _layers(backbone: Backbone, image: Tensor) -> list[_Layer]:
 
 def _is_plain(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
-        return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return (
+            type(module) in (nn.Conv2d, FewInputsConv2d)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        )
     return isinstance(module, Norm) and module.affine and module.track_running_stats
 
 

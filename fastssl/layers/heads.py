@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastssl.backbones import Backbone, HeadForm
 from fastssl.batch import Task
 from fastssl.errors import ConfigError
+from fastssl.few_channels import FewOutputsConvTranspose2d
 
 _OUTPUTS: dict[Task, int] = {"depth": 1, "normal": 3, "edge": 1}
 
@@ -255,7 +256,7 @@ def _transposed_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
         *_upsampling(inputs, hidden, kernel=3),
         *_upsampling(hidden, hidden, kernel=3),
         *_upsampling(hidden, hidden, kernel=5),
-        nn.ConvTranspose2d(hidden, outputs, 3, stride=2),
+        FewOutputsConvTranspose2d(hidden, outputs, 3, stride=2),
     )
 
 

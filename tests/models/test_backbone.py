@@ -163,3 +163,21 @@ def test_half_float_images_are_taken_in_the_weights_precision(weights: torch.dty
     features = backbone(image)
     assert {x.dtype for x in features.values()} == {weights}
     assert torch.equal(features["conv1"], backbone(image.to(weights))["conv1"])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_float_images_need_no_full_precision_where_it_is_mixed(channels_last: bool) -> None:
+    """The same features, bit for bit, and the first convolution gets the image as it came."""
+    backbone, got = _narrow().eval(), list[Tensor]()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    backbone.to(memory_format=layout)
+    image = torch.randn(2, 3, 35, 35, generator=torch.Generator().manual_seed(0)).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled = torch.compile(backbone, backend="eager", fullgraph=True)(image)
+        backbone.get_submodule("layers.conv1.conv").register_forward_pre_hook(lambda _, inputs: got.append(inputs[0]))
+        features, expected = backbone(image), backbone(image.float())
+    assert [x.dtype for x in got] == [torch.float16, torch.float32]
+    assert all(x.is_contiguous(memory_format=layout) for x in got)
+    for name, x in expected.items():
+        assert torch.equal(features[name], x)
+        assert torch.equal(compiled[name], x)
