@@ -72,6 +72,13 @@ def memcpy() -> Any:
 
 
 @cache
+def pread() -> Any:
+    """POSIX' ``pread(descriptor, out, size, offset)`` for compiled functions; the number of bytes, below 0 = none."""
+    size = ctypes.c_ssize_t
+    return _function(ctypes.CDLL(None), "pread", size, ctypes.c_int, _ADDRESS, ctypes.c_size_t, ctypes.c_int64)
+
+
+@cache
 def lz4_decompress() -> Any:
     """``LZ4_decompress_safe(source, out, source_size, out_size)`` for compiled functions, which takes addresses.
 

@@ -95,7 +95,11 @@ def test_dali_and_streams_stay_where_they_belong(path: Path) -> None:
     uses_streams = any(
         word in path.read_text(encoding="utf-8") for word in ("cuda.Stream", "cuda.stream(", "cuda.Event")
     )
-    assert not uses_streams or path.relative_to(PACKAGE).as_posix() in ("streams.py", "loader/ahead.py", "loader/upload.py")
+    assert not uses_streams or path.relative_to(PACKAGE).as_posix() in (
+        "streams.py",
+        "loader/ahead.py",
+        "loader/upload.py",
+    )
 
 
 @pytest.mark.parametrize("name", LIGHT)

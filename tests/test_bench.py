@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn
 from patterns import SIDE, CodedSource
 from pydantic import TypeAdapter
@@ -114,13 +116,13 @@ def test_the_verdict_adds_up(report: LoadReport) -> None:
 
 
 def slow_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Mixture.read
+    whole = Mixture.read_many
 
-    def read(samples: Mixture, *given: Any) -> Any:
-        time.sleep(SLOW)
-        return whole(samples, *given)
+    def read_many(samples: Mixture, indices: NDArray[np.int64], *given: Any) -> Any:
+        time.sleep(SLOW * len(indices))
+        return whole(samples, indices, *given)
 
-    monkeypatch.setattr(Mixture, "read", read)
+    monkeypatch.setattr(Mixture, "read_many", read_many)
 
 
 def slow_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +229,7 @@ def test_only_reading_and_loader_read(coded_synthetic: Path, config: Config, mon
     def refuse(*arguments: object) -> None:
         raise AssertionError("a shard is read")
 
-    for name in ("read", "member", "key", "class_index"):
+    for name in ("read", "read_many", "member", "key", "class_index"):
         monkeypatch.setattr(ShardSet, name, refuse)
     for part in parts.parts_of(domain, options):
         with parts.PARTS[part](domain, options) as work:

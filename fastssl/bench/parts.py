@@ -75,6 +75,11 @@ class InMemory(Mixture):
     def read(self, index: int, names: Sequence[str], allocate: Allocate) -> StoredSample:
         return self._stored[index]
 
+    def read_many(
+        self, indices: NDArray[np.int64], names: Sequence[str], memory: _Bytes
+    ) -> tuple[list[StoredSample | None], int]:
+        return [self._stored[index] for index in indices.tolist()], 0
+
     def most_bytes(self, names: Sequence[str]) -> int:
         return 0
 

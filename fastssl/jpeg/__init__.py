@@ -5,6 +5,6 @@ its header or a single bit of its scan, makes `decode_windows` leave it to libjp
 that ever tells what is wrong with a JPEG.
 """
 
-from fastssl.jpeg.decode import decode_image, decode_windows
+from fastssl.jpeg.decode import begin_and_end_alike, decode_image, decode_windows
 
-__all__ = ["decode_image", "decode_windows"]
+__all__ = ["begin_and_end_alike", "decode_image", "decode_windows"]

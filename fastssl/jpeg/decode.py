@@ -37,10 +37,23 @@ def decode_windows(
     frame = frame_of(streams[0]) if streams else None
     if frame is None or (frame.height, frame.width) != size:
         return list(range(len(streams)))
+    return np.flatnonzero(~_decode(*_spans(streams), frame, corners, out)).tolist()
+
+
+def begin_and_end_alike(streams: Sequence[_Bytes], size: tuple[int, int]) -> list[bool]:
+    """Which JPEGs have the header of the first, which is a sound one of this size, and the end of a JPEG."""
+    frame = frame_of(streams[0]) if streams else None
+    if frame is None or (frame.height, frame.width) != size:
+        return [False] * len(streams)
+    found: list[bool] = _are_whole(*_spans(streams), frame).tolist()
+    return found
+
+
+def _spans(streams: Sequence[_Bytes]) -> tuple[NDArray[np.uintp], NDArray[np.uintp]]:
+    """Addresses of the streams and of their last two bytes, (N,) each."""
     addresses = np.array([stream.ctypes.data for stream in streams], np.uintp)
     # Of what is shorter than its last two bytes, it lies before the address, and so before the scan.
-    ends = addresses + (np.array([len(stream) for stream in streams]) - 2).astype(np.uintp)
-    return np.flatnonzero(~_decode(addresses, ends, frame, corners, out)).tolist()
+    return addresses, addresses + (np.array([len(stream) for stream in streams]) - 2).astype(np.uintp)
 
 
 def decode_image(stream: bytes) -> _Bytes | None:
@@ -104,13 +117,30 @@ def _decode(
     return is_sound
 
 
+@compiled
+def _are_whole(addresses: NDArray[np.uintp], ends: NDArray[np.uintp], frame: Frame) -> NDArray[np.bool_]:
+    found = np.empty(len(addresses), np.bool_)
+    for i in range(len(addresses)):
+        found[i] = _is_whole(addresses[i], ends[i], frame)
+    return found
+
+
+@kernel
+def _is_whole(address: np.uintp, end: np.uintp, frame: Frame) -> bool:
+    """A stream begins with the frame's header, and its last two bytes are a JPEG's end."""
+    is_long = end >= address + np.uintp(len(frame.header))
+    return bool(is_long and byte_at(end) == 0xFF and byte_at(end + np.uintp(1)) == 0xD9) and _begins_with(
+        address, frame
+    )
+
+
 @kernel
 def _fill_planes(
     address: np.uintp, end: np.uintp, frame: Frame, predictions: NDArray[np.int64], planes: _Planes
 ) -> bool:
     """Decode a stream but for its colours; whether it is sound."""
     start = address + np.uintp(len(frame.header))
-    if end < start or byte_at(end) != 0xFF or byte_at(end + np.uintp(1)) != 0xD9 or not _begins_with(address, frame):
+    if not _is_whole(address, end, frame):
         return False
     groups, colour_groups = planes.brightness.shape[1] // LANES, planes.colours.shape[2] // LANES
     place = start, np.uint64(0), np.uint64(0), np.uint64(0)

@@ -29,7 +29,7 @@ _Floats = NDArray[np.float32]
 
 _ROWS = 8
 """Rows that are normalised at once."""
-TOGETHER = 4
+TOGETHER = 16
 """Images that a thread decodes at a time: so many windows stay in its cache, and it seldom needs the interpreter."""
 
 

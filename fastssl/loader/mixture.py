@@ -11,6 +11,9 @@ from itertools import accumulate, count
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastssl.addresses import is_remote, local_path
 from fastssl.errors import ConfigError, DataError
 from fastssl.loader.order import MixedOrder, mixed_order
@@ -128,6 +131,21 @@ class Mixture:
         """Some members of a sample; raises as `ShardSet.read`."""
         dataset, local = self._find(index)
         return dataset.read(local, names, allocate)
+
+    def read_many(
+        self, indices: NDArray[np.int64], names: Sequence[str], memory: NDArray[np.uint8]
+    ) -> tuple[list[StoredSample | None], int]:
+        """Some members of many samples, and how much of the memory they take; as `ShardSet.read_many`."""
+        found: list[StoredSample | None] = [None] * len(indices)
+        datasets, used = np.searchsorted(self._ends, indices, side="right"), 0
+        for number in np.unique(datasets).tolist():
+            mine, dataset = np.flatnonzero(datasets == number), self.datasets[number]
+            first = self._ends[number] - len(dataset)
+            samples, num_bytes = dataset.read_many(indices[mine] - first, names, memory[used:])
+            used += num_bytes
+            for place, sample in zip(mine.tolist(), samples, strict=True):
+                found[place] = sample
+        return found, min(used, len(memory))
 
     def most_bytes(self, names: Sequence[str]) -> int:
         """Size of the memory that `read` needs for a sample."""

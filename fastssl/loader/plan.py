@@ -8,7 +8,7 @@ number of ranks, or another batch size, goes on with the very same samples and v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -110,11 +110,7 @@ class Views:
         Cell i reaches to the start of cell i + 1, the last one to the end of the window: every stored pixel
         belongs to one cell, so a thin contour survives being made smaller.
         """
-        fractions = np.arange(size)
-        return (
-            self.top[:, None] + fractions * self.height[:, None] // size,
-            self.left[:, None] + fractions * self.width[:, None] // size,
-        )
+        return self.top[:, None] + _shares(self.height, size), self.left[:, None] + _shares(self.width, size)
 
 
 Neighbours = tuple[NDArray[Any], ...]
@@ -131,7 +127,19 @@ def _neighbours(start: NDArray[np.int64], length: NDArray[np.int64], size: int) 
 
 def _nearest(length: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     # floor((i + 1/2) * length / size), in whole numbers so that no rounding can differ between machines.
-    return (2 * np.arange(size) + 1) * length[:, None] // (2 * size)
+    return _for_each_length(lambda some: (2 * np.arange(size) + 1) * some // (2 * size), length)
+
+
+def _shares(length: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    return _for_each_length(lambda some: np.arange(size) * some // size, length)
+
+
+def _for_each_length(
+    of: Callable[[NDArray[np.int64]], NDArray[np.int64]], length: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """A row for each length, (N, size); of those that are alike, as all are that are only cut, it is divided once."""
+    different, place = np.unique(length, return_inverse=True)
+    return of(different[:, None])[place]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

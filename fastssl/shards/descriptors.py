@@ -52,10 +52,10 @@ class OpenShard:
     """An open archive; closed with the last reference to it."""
 
     def __init__(self, descriptor: int, place: str | Path) -> None:
-        self._descriptor, self._place = descriptor, place
+        self.descriptor, self._place = descriptor, place
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the archive.
@@ -65,7 +65,7 @@ class OpenShard:
             MachineError: the file system does not give them.
         """
         try:
-            content = os.pread(self._descriptor, size, offset)
+            content = os.pread(self.descriptor, size, offset)
         except OSError as error:
             raise unreadable(error, self._place) from error
         self._check(len(content), offset, size)
@@ -74,7 +74,7 @@ class OpenShard:
     def read_into(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out`, which saves new memory for every read; raises as `read`."""
         try:
-            got = os.preadv(self._descriptor, [out.data], offset)
+            got = os.preadv(self.descriptor, [out.data], offset)
         except OSError as error:
             raise unreadable(error, self._place) from error
         self._check(got, offset, len(out))

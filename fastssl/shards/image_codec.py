@@ -76,6 +76,9 @@ class ImageCodec(Protocol):
             ShardError: it is cut short, of another kind, or an image of another size.
         """
 
+    def are_plain(self, members: Sequence[NDArray[np.uint8]], size: Size) -> Sequence[bool]:
+        """Take a glance at many members: those are plain that `check_header` surely finds nothing wrong with."""
+
     def decode(self, member: Content, size: Size) -> NDArray[np.uint8]:
         """The pixels, (H, W, 3) RGB.
 
@@ -135,6 +138,11 @@ class JpegImages:
         except ValueError as error:
             raise ShardError("a JPEG is damaged", seen=str(error)) from error
         _check_size("a JPEG", (height, width), size)
+
+    def are_plain(self, members: Sequence[NDArray[np.uint8]], size: Size) -> Sequence[bool]:
+        from fastssl.jpeg import begin_and_end_alike  # loads Numba
+
+        return begin_and_end_alike(members, size)
 
     def decode(self, member: Content, size: Size) -> NDArray[np.uint8]:
         self.check_header(member, size)  # before pixels are made, which might be too many
@@ -235,6 +243,10 @@ class Lz4Images:
             raise ShardError("an image is damaged", seen=f"{len(member)} bytes")
         height, width = _HEADER.unpack(bytes(member[: _HEADER.size]))
         _check_size("an image", (height, width), size)
+
+    def are_plain(self, members: Sequence[NDArray[np.uint8]], size: Size) -> Sequence[bool]:
+        header = _HEADER.pack(*size)
+        return [len(member) > _HEADER.size and bytes(member[: _HEADER.size]) == header for member in members]
 
     def decode(self, member: Content, size: Size) -> NDArray[np.uint8]:
         self.check_header(member, size)  # before memory is asked for, which might be too much

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from os import PathLike, fspath
@@ -29,6 +30,9 @@ from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 
 _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
+
+_OPEN_TOGETHER = 64
+"""Shards that one call may hold open beyond the bound of `open_shards`."""
 
 Allocate = Callable[[int], NDArray[np.uint8]]
 """A function that gives memory for so many bytes."""
@@ -178,6 +182,72 @@ class ShardSet:
         members = {name: content[first:last] for name, first, last in places}
         class_index = self._class(index, members[CLASS_INDEX].tobytes()) if CLASS_INDEX in members else -1
         return StoredSample(read_key(content[:NAME_BYTES].tobytes()), class_index, members)
+
+    def read_many(
+        self, indices: NDArray[np.int64], names: Sequence[str], memory: NDArray[np.uint8]
+    ) -> tuple[list[StoredSample | None], int]:
+        """`read` of many samples in one call of the system each, for which the interpreter's lock is let go once.
+
+        Args:
+            indices: (N,) of the samples.
+            names: as of `read`.
+            memory: in which they will lie, one behind the other.
+
+        Returns:
+            The samples, and how many bytes of the memory they have. None in place of one that cannot be read, or for
+            which no memory is left: `read` tells what is wrong with it.
+        """
+        columns = {name: self._columns[name] for name in names if name in self._columns}
+        required = [name != CLASS_INDEX for name in columns]
+        if sum(required) < len({*names} - {CLASS_INDEX}):
+            return [None] * len(indices), 0
+        # Of each sample (N,), of each of its members (N, members), 0 = not there; all of them bytes.
+        heads = BLOCK * (self._blocks[indices, 0].astype(np.int64) - 1)
+        firsts = BLOCK * self._blocks[indices][:, [*columns.values()]].astype(np.int64)
+        lasts = firsts + self._sizes[indices][:, [*columns.values()]]
+        sizes = np.maximum(lasts.max(axis=1, initial=0), heads + BLOCK) - heads
+        places = np.cumsum(sizes) - sizes
+        is_wanted = (places + sizes <= len(memory)) & (firsts[:, required] > 0).all(axis=1)
+        is_read = self._read_spans(indices, is_wanted, heads, sizes, memory, places)
+        samples: list[StoredSample | None] = []
+        spans = zip(places.tolist(), (firsts - heads[:, None]).tolist(), (lasts - heads[:, None]).tolist(), strict=True)
+        for is_there, (place, begin, end) in zip(is_read.tolist(), spans, strict=True):
+            members = {
+                name: memory[place + first : place + last]
+                for name, first, last in zip(columns, begin, end, strict=True)
+                if first > 0
+            }
+            text = members[CLASS_INDEX].tobytes() if is_there and CLASS_INDEX in members else b"-1"
+            is_there &= text == b"-1" or text.isdigit()
+            key = read_key(memory[place : place + NAME_BYTES].tobytes())
+            samples.append(StoredSample(key, int(text), members) if is_there else None)
+        return samples, int(sizes.sum())
+
+    def _read_spans(
+        self,
+        indices: NDArray[np.int64],
+        is_wanted: NDArray[np.bool_],
+        heads: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        memory: NDArray[np.uint8],
+        places: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:
+        """Read the wanted samples from `heads` on to their places; which of them were read, (N,)."""
+        from fastssl.shards.spans import read_spans  # loads Numba, for which only those who read many should wait
+
+        is_read = np.zeros(len(indices), np.bool_)
+        wanted = np.flatnonzero(is_wanted)
+        for first in range(0, len(wanted), _OPEN_TOGETHER):
+            group = wanted[first : first + _OPEN_TOGETHER]
+            shards = np.searchsorted(self._ends, indices[group], side="right").tolist()
+            opened = {}
+            for shard in set(shards):
+                with suppress(ShardError):  # `read` opens it again, and tells what is wrong with it
+                    opened[shard] = self._open(shard)
+            group = group[[shard in opened for shard in shards]]
+            descriptors = np.array([opened[shard].descriptor for shard in shards if shard in opened], np.int32)
+            is_read[group] = read_spans(descriptors, heads[group], sizes[group], memory, places[group])
+        return is_read
 
     def most_bytes(self, names: Sequence[str]) -> int:
         """Upper bound of the bytes that `read` needs memory for, by the manifest."""

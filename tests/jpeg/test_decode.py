@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fastssl.jpeg import decode_image, decode_windows
+from fastssl.jpeg import begin_and_end_alike, decode_image, decode_windows
 from fastssl.jpeg.frame import frame_of
 from fastssl.shards import JPEG, ShardSet
 
@@ -137,6 +137,20 @@ def test_all_others_are_left_to_libjpeg(kind: str) -> None:
     assert decoded(OTHERS[kind]) is None
     stream, out = np.frombuffer(OTHERS[kind], np.uint8), np.empty((1, 9, 9, 3), np.uint8)
     assert decode_windows([stream], (40, 56), np.zeros((1, 2), np.int64), out) == [0]
+
+
+def test_a_glance_knows_the_header_and_the_end() -> None:
+    """What it takes for plain libjpeg takes too; it is asked about all others."""
+    sound, other = encoded(picture(0, 32, 48)), encoded(picture(1, 32, 48), quality=50)
+    streams = [np.frombuffer(one, np.uint8) for one in (sound, other, sound[:-1], sound[:20], b"", sound + b"x", sound)]
+    assert begin_and_end_alike(streams, (32, 48)) in ([False] * 7, [True, False, False, False, False, False, True])
+    assert begin_and_end_alike(streams, (32, 48)) == [True, False, False, False, False, False, True]
+    assert begin_and_end_alike(streams, (48, 32)) == [False] * 7
+    assert begin_and_end_alike([], (32, 48)) == []
+    for k in range(2, sound.index(b"\xff\xda")):
+        changed = bytearray(sound)
+        changed[k] ^= 1
+        assert begin_and_end_alike([streams[0], np.frombuffer(changed, np.uint8)], (32, 48)) == [True, False]
 
 
 def test_those_of_another_size_or_header_are_left_too() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from graph_forms import FORMS, assert_form_beside_the_cpu
 
-from fastssl.loader import LoaderOptions
+from fastssl.loader import LoaderOptions, Maker
 from fastssl.loader.graph import built, device_number
 from fastssl.loader.iterator import checked_members
 
@@ -37,10 +37,19 @@ def test_a_device_without_a_number_is_the_current_one(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("device", "paranoid", "all_checked"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True)]
+    ("device", "load_on", "paranoid", "all_checked"),
+    [
+        ("cpu", "gpu", False, False),
+        ("cpu", "cpu", True, True),
+        ("cuda", "gpu", False, True),
+        ("cuda", "cpu", False, False),
+        ("cuda", "cpu", True, True),
+    ],
 )
-def test_a_gpu_s_members_are_all_compared_with_their_checksums(device: str, paranoid: bool, all_checked: bool) -> None:
-    options = LoaderOptions(device=torch.device(device), paranoid=paranoid)
+def test_members_that_a_gpu_decodes_are_all_compared_with_their_checksums(
+    device: str, load_on: Maker, paranoid: bool, all_checked: bool
+) -> None:
+    options = LoaderOptions(device=torch.device(device), load_on=load_on, paranoid=paranoid)
     assert checked_members(("jpg", "cls"), options) == (("jpg", "cls") if all_checked else ())
 
 

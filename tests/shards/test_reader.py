@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastssl.errors import DataError, MachineError, ShardError
 from fastssl.faults import machine_fault
-from fastssl.shards import CLASS_INDEX, JPEG, TARGETS, ShardSet, decode_sample, descriptors, pack, read_samples
+from fastssl.shards import CLASS_INDEX, JPEG, TARGETS, ShardSet, decode_sample, descriptors, pack, read_samples, reader
 from fastssl.sources.folder import FolderSource
 
 
@@ -75,6 +75,79 @@ def test_a_sample_read_at_once_is_its_members(rooms: Path, names: tuple[str, ...
             assert content.tobytes() == shards.member(index, name).tobytes()
         assert len(asked) == index + 1
         assert asked[-1] <= max(shards.most_bytes((JPEG, *names)), 512)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(JPEG, TARGETS, CLASS_INDEX), (JPEG, TARGETS), (CLASS_INDEX, TARGETS, JPEG), (JPEG, CLASS_INDEX), (TARGETS,), ()],
+)
+def test_many_samples_read_at_once_are_those_read_by_themselves(rooms: Path, names: tuple[str, ...]) -> None:
+    shards, indices = ShardSet(rooms), np.array([6, 0, 3, 3, 5, 1, 2, 4])
+    memory = np.full(len(indices) * shards.most_bytes((JPEG, *names)), 77, np.uint8)
+    found, used = shards.read_many(indices, names, memory)
+    assert (memory[used:] == 77).all()
+    for index, stored in zip(indices.tolist(), found, strict=True):
+        alone = shards.read(index, names, new_memory)
+        assert stored is not None
+        assert (stored.key, stored.class_index, list(stored.members)) == (
+            alone.key,
+            alone.class_index,
+            list(alone.members),
+        )
+        for name, content in stored.members.items():
+            assert content.tobytes() == alone.members[name].tobytes()
+            assert np.shares_memory(content, memory)
+
+
+def test_of_many_samples_those_that_cannot_be_read_are_left_out(copy: Path) -> None:
+    """One behind the end of a shard that was cut short, one for which there is no memory, all where a member is not."""
+    shards = ShardSet(copy)
+    _, whole = shards.read_many(np.arange(7), (JPEG, TARGETS), np.empty(1 << 20, np.uint8))
+    found, _ = shards.read_many(np.arange(7), (JPEG, TARGETS), np.empty(whole - 1, np.uint8))
+    assert [stored is None for stored in found] == [False] * 6 + [True]
+    first, *_ = sorted(copy.glob("*.tar"))
+    os.truncate(first, first.stat().st_size // 2)
+    found, _ = shards.read_many(np.arange(7), (JPEG, TARGETS), np.empty(1 << 20, np.uint8))
+    of_first = shards.shard_sizes[0]
+    assert [stored is None for stored in found[of_first - 1 :]] == [True] + [False] * (7 - of_first)
+    assert shards.read_many(np.arange(7), (JPEG, "no"), np.empty(1 << 20, np.uint8)) == ([None] * 7, 0)
+    shutil.rmtree(copy)
+    assert ShardSet.read_many(shards, np.arange(0), (JPEG,), np.empty(0, np.uint8)) == ([], 0)
+    shards.close()
+    found, _ = shards.read_many(np.arange(7), (JPEG,), np.empty(1 << 20, np.uint8))
+    assert found == [None] * 7
+
+
+def test_a_sample_of_many_whose_class_is_no_number_is_left_out(copy: Path) -> None:
+    archive = min(copy.glob("*.tar"))
+    with tarfile.open(archive) as tar:
+        member = next(one for one in tar.getmembers() if one.name.endswith(".cls"))
+    content = bytearray(archive.read_bytes())
+    content[member.offset_data] = ord("x")
+    archive.write_bytes(content)
+    found, _ = ShardSet(copy).read_many(np.arange(7), (JPEG, CLASS_INDEX), np.empty(1 << 20, np.uint8))
+    assert [stored is None for stored in found] == [True] + [False] * 6
+
+
+def test_many_samples_hold_no_more_shards_open_than_a_group(tmp_path: Path) -> None:
+    """Of a hundred shards, with the bound of open ones at four, a group and four more are open at once at most."""
+    pack(RoomSource(Path("rooms"), 100), tmp_path / "out", size=32, samples_per_shard=1)
+    shards = ShardSet(tmp_path / "out")
+    before, most = len([*Path("/proc/self/fd").iterdir()]), 0
+    real = reader.ShardSet._open
+
+    def counted(self: ShardSet, shard: int) -> Any:
+        nonlocal most
+        opened = real(self, shard)
+        most = max(most, len([*Path("/proc/self/fd").iterdir()]) - before)
+        return opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descriptors.open_shards, "_most", lambda: 4)
+        patch.setattr(reader.ShardSet, "_open", counted)
+        found, _ = shards.read_many(np.arange(100), (JPEG,), np.empty(1 << 20, np.uint8))
+    assert None not in found
+    assert most <= 64 + 4 + 1
 
 
 def test_a_sample_read_at_once_without_a_member_is_named(photos: Path, tmp_path: Path) -> None:
