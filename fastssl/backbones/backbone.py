@@ -215,8 +215,9 @@ class SequentialBackbone(Backbone):
 
         That casts them for the first layer, a convolution, which gets the same numbers as by way of float32.
         """
-        device = image.device.type  # tensors without content are on one that has no mixed precision
-        if image.itemsize == 2 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        device = image.device.type
+        # Tensors without content are on a device that has no mixed precision. (torch.compile cannot ask which has.)
+        if image.itemsize == 2 and device != "meta" and torch.is_autocast_enabled(device):
             return image.to(memory_format=_layout(self._first_weights(image.dim())))
         return super().as_weights(image)
 

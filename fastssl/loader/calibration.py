@@ -16,6 +16,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fastssl.batch import Target
+from fastssl.loader.graph import decoder_kept
 from fastssl.loader.iterator import LoaderOptions, Maker, known_damage, load_batches
 from fastssl.loader.mixture import Mixture
 from fastssl.loader.plan import Plan
@@ -101,12 +103,18 @@ def calibrated(
         return seconds_per_batch(images(maker, load), device, warm_up=1 + options.prefetch)
 
     log.info("trying who loads faster, the CPU's threads or the GPU")
-    found = chosen(
-        changed=lambda load: changed_images(partial(images, "gpu", load), device),
-        seconds=partial(seconds, "gpu"),
-        cpu_seconds=None if load_on == "gpu" else seconds("cpu"),
-        loads=LOADS if samples.image_codec.in_graph else (0.0,),
-    )
+    cpu_seconds = None if load_on == "gpu" else seconds("cpu")
+    loads: Sequence[float] = (0.0,)
+    with ExitStack() as stack:
+        if samples.image_codec.in_graph:
+            loads = LOADS
+            stack.enter_context(decoder_kept(device))
+        found = chosen(
+            changed=lambda load: changed_images(partial(images, "gpu", load), device),
+            seconds=partial(seconds, "gpu"),
+            cpu_seconds=cpu_seconds,
+            loads=loads,
+        )
     tell = log.info if found.is_safe else log.warning
     who = "the CPU's threads make the batches" if found.load_on == "cpu" else "the GPU makes the batches"
     tell("%s, its JPEG engine decodes %.0f %% of the images: %s", who, 100 * found.load, found.reason)
