@@ -32,6 +32,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice, product
 from operator import attrgetter
 from pathlib import Path
@@ -43,6 +44,10 @@ PATHS = (str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks"))
 PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "nvidia-ml-py", "lz4", "pytest")
 LEAST_S = 8.0
 """A stage is not begun with less time than this."""
+BUDGET_S = 900.0
+"""Seconds for all stages, where no other number is given."""
+MOST_TESTS = 8
+"""Tests that run at the same time, each with a context of the GPU."""
 WITHOUT_POOLS: tuple[dict[str, str], ...] = (
     {"DALI_USE_VMM": "0"},
     {"DALI_USE_DEVICE_MEM_POOL": "0", "DALI_USE_PINNED_MEM_POOL": "0"},
@@ -312,6 +317,7 @@ BF16 = StepForm(("train.amp=true",))
 TWO_STREAMS = StepForm(("train.amp=true", "train.streams=true"))
 WAYS: dict[str, tuple[str, ...]] = {
     "by the CPU": ("train.load_on=cpu",),
+    "by six threads of the CPU": ("train.load_on=cpu", "train.threads=6"),
     "by the GPU's engine": ("train.load_on=gpu", "train.hw_decoder_load=1"),
     "by the GPU without its engine": ("train.load_on=gpu", "train.hw_decoder_load=0"),
     "as found": (),
@@ -578,15 +584,18 @@ class Stage:
 
     limit_s: float
     probe: Callable[[Bench, Facts], None] | None
+    tests: str = ""
+    """Marks of the tests that run where there is no probe, as pytest takes them."""
 
 
 STAGES: dict[str, Stage] = {
     "env": Stage(40, environment),
     "smoke": Stage(50, smoke),
     "engine": Stage(40, engine),
-    "tests": Stage(240, None),
+    "tests": Stage(180, None, "not soak and not alone"),
+    "tests_alone": Stage(90, None, "alone"),
     "step": Stage(130, step),
-    "train": Stage(330, train),
+    "train": Stage(270, train),
     "loading": Stage(120, loading),
 }
 """In the order in which they run."""
@@ -624,7 +633,7 @@ def run_stage(name: str, bench: Bench, limit_s: float, environ: Mapping[str, str
         record["facts"] = json.loads(found.read_text(encoding="utf-8"))
     lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
     record["end"] = lines[-1:] if rc == 0 else lines[-40:]
-    if name == "tests":
+    if STAGES[name].probe is None:
         record["failed"] = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
     return record
 
@@ -633,8 +642,10 @@ def _command(name: str, bench: Bench) -> list[str]:
     if STAGES[name].probe is None:
         # Warnings of this machine's packages are no errors here, and neither is a plugin that it lacks. Each test has a
         # line, so that the log of a stage that is cut short names the last one.
-        words = ["-m", "pytest", "-p", "no:cacheprovider", "-W", "default", "-v", "--durations=8"]
-        return [sys.executable, *words, f"--junitxml={bench.out / 'tests.xml'}", "tests/gpu"]
+        words = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "told_at_once", "-W", "default", "-v", "--durations=8"]
+        many = ["-n", str(MOST_TESTS)] if name == "tests" and find_spec("xdist") is not None else []
+        marked = ["-m", STAGES[name].tests, f"--junitxml={bench.out / name}.xml"]
+        return [sys.executable, *words, *many, *marked, "tests/gpu"]
     flags = [] if bench.on_gpu else ["--cpu"]
     return [
         sys.executable,
@@ -710,7 +721,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
     temporary = Path(tempfile.gettempdir()) / f"fastssl-gpu-check-{os.getuid()}"
     parser.add_argument("--data", type=Path, default=temporary, help="folder of the samples that are made, and kept")
-    parser.add_argument("--budget", type=float, default=550, help="seconds for all stages")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all stages")
     parser.add_argument("--only", default="", help=f"of {','.join(STAGES)}")
     parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)

@@ -107,12 +107,14 @@ def test_the_host_does_not_wait_for_a_batch(
         next(batches)
 
 
+@pytest.mark.alone
 def test_training_takes_no_more_memory_after_300_steps_than_after_50(
     coded_synthetic: Path, coded_real: Path, gpu: torch.device, load_on: Maker
 ) -> None:
     assert_training_takes_no_more(coded_synthetic, coded_real, gpu, 50, 300, load_on)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(240)  # beginning to decode on a GPU takes 1.75 s a time, and more beside other tests
 def test_twenty_iterators_are_dropped_with_work_in_flight(
     coded_synthetic: Path, gpu: torch.device, load_on: Maker

@@ -16,6 +16,7 @@ from fastssl.bench.gpu import GpuUse, gpu_use
 from fastssl.telemetry import gpu_readings
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.alone
 GROWTH = """
 import json, torch
 from fastssl.telemetry import gpu_readings
