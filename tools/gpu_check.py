@@ -594,7 +594,7 @@ STAGES: dict[str, Stage] = {
     "engine": Stage(40, engine),
     "tests": Stage(180, None, "not soak and not alone"),
     "tests_alone": Stage(90, None, "alone"),
-    "step": Stage(130, step),
+    "step": Stage(110, step),
     "train": Stage(270, train),
     "loading": Stage(120, loading),
 }
