@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.compiled import compiled, inlined, kernel
-from fastssl.sources.png_tile import TILE, turn_tile
+from fastssl.tile import TILE, turn_tile
 
 _Bytes = NDArray[np.uint8]
 
