@@ -22,7 +22,7 @@ def compiled(function: _Function) -> _Function:
     """The function compiled at its first call on a machine, and kept in a file from then on.
 
     Where no folder takes that file, or what is in it is damaged, it is compiled in each process.
-    It may call others of its own folder, a change of which has it compiled anew, and of no other.
+    It may call others of its own folder and of `fastssl.tile`, a change of which has it compiled anew, and of no other.
     It runs outside the interpreter lock. Division by zero gives what it does in NumPy. As a decorator it loads Numba
     together with the module, which takes half a second; where only some should wait for that, it is called in place.
     """
@@ -97,8 +97,9 @@ def _forgiving_cache() -> Any:
 
 @cache
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """State of all modules of a folder: a function is kept with what it calls, and Numba's own looks at one file."""
-    found = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    """State of all modules that a function of a folder may call: it is kept with them, and Numba's own looks at one."""
+    paths = [*sorted(folder.glob("*.py")), Path(__file__).with_name("tile.py")]
+    found = [(path.name, path.stat()) for path in paths]
     return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
 

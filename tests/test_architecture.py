@@ -37,7 +37,20 @@ GROUPS = [
         "trackers",
         "telemetry",
     ],
-    ["batch", "compiled", "config", "core_yaml", "files", "native", "addresses", "faults", "extras", "lazy", "errors"],
+    [
+        "batch",
+        "compiled",
+        "tile",
+        "config",
+        "core_yaml",
+        "files",
+        "native",
+        "addresses",
+        "faults",
+        "extras",
+        "lazy",
+        "errors",
+    ],
 ]
 RANK = {name: (group, place) for group, names in enumerate(GROUPS) for place, name in enumerate(names)}
 LIGHT = [

@@ -40,12 +40,13 @@ class ShardFile:
             raise DataError("a key cannot be used", seen=repr(key), expected=f"{KEY_BYTES} of [0-9a-z_-] at most")
         if key in self._keys:
             raise DataError("two samples have the same key", seen=key, expected="a key of its own for each sample")
-        locations = []
+        locations, blocks, start = list[Location](), list[bytes](), self.num_bytes
         for extension, content in members:
-            name = f"{key}.{extension}"
-            self._write(member_header(name, len(content)))
-            locations.append(Location(extension, self.num_bytes, len(content), name))
-            self._write(content + bytes(-len(content) % BLOCK))
+            name, padding = f"{key}.{extension}", bytes(-len(content) % BLOCK)
+            blocks += member_header(name, len(content)), content, padding
+            locations.append(Location(extension, start + BLOCK, len(content), name))
+            start += BLOCK + len(content) + len(padding)
+        self._write(b"".join(blocks))
         self._keys.add(key)
         self._index.append(index_line(locations))
         self._checksums.append(checksum_line(content for _, content in members))

@@ -132,21 +132,23 @@ def member_bytes(content: bytes) -> MemberBytes:
 def image_values(image: NDArray[np.uint8]) -> PlaneValues:
     """Values of (H, W, 3) RGB of at most 65535 rows, which no JPEG exceeds."""
     height, width, _ = image.shape
-    total, squares = np.zeros(3 * width, np.uint32), np.zeros(3 * width, np.uint32)
-    low, high = compiled(_add_rows)(np.ascontiguousarray(image).reshape(height, -1), total, squares)
+    sums = np.zeros((2, 3), np.uint64)
+    low, high = compiled(_add_rows)(np.ascontiguousarray(image).reshape(height, -1), sums)
+    total, squares = sums.tolist()
     return PlaneValues(
         unit="gray level",
         pixels=height * width,
         known=height * width,
-        total=_channel_sums(total),
-        squares=_channel_sums(squares),
+        total=total,
+        squares=squares,
         min=int(low),
         max=int(high),
     )
 
 
-def _add_rows(rows: Any, total: Any, squares: Any) -> Any:
-    """Add rows of bytes and of their squares to (W * 3) sums; smallest and largest byte."""
+def _add_rows(rows: Any, sums: Any) -> Any:
+    """Add rows of bytes, (H, W * 3), and their squares to (2, 3) sums; smallest and largest byte."""
+    total, squares = np.zeros(rows.shape[1], np.uint32), np.zeros(rows.shape[1], np.uint32)
     low, high = np.uint8(255), np.uint8(0)
     for i in range(np.uint64(rows.shape[0])):
         row = rows[i]
@@ -156,12 +158,11 @@ def _add_rows(rows: Any, total: Any, squares: Any) -> Any:
             squares[j] += value * value
         for j in range(np.uint64(rows.shape[1])):
             low, high = min(low, row[j]), max(high, row[j])
+    for j in range(np.uint64(rows.shape[1])):
+        channel = j % np.uint64(3)
+        sums[0, channel] += np.uint64(total[j])
+        sums[1, channel] += np.uint64(squares[j])
     return low, high
-
-
-def _channel_sums(columns: NDArray[np.uint32]) -> list[int]:
-    sums: list[int] = columns.reshape(-1, 3).sum(axis=0, dtype=np.uint64).tolist()
-    return sums
 
 
 def depth_values(millimetres: NDArray[np.uint16]) -> PlaneValues:

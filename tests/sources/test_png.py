@@ -84,10 +84,11 @@ def test_each_filter_is_undone_in_every_row(mode: str, kind: int) -> None:
 
 
 @pytest.mark.parametrize("mode", KINDS)
-def test_filters_are_undone_in_more_rows_than_are_undone_together(mode: str) -> None:
-    pixels = picture(mode, 150, 7)
+@pytest.mark.parametrize("width", [1, 7, 14, 15, 16, 22, 23, 64, 101])
+def test_filters_are_undone_in_more_rows_than_are_undone_together(mode: str, width: int) -> None:
+    pixels = picture(mode, 150, width)
     filters = [*[4] * 70, *[2] * 3, *np.random.default_rng(1).integers(0, 5, 77).tolist()]
-    assert_decoded(whole(header(mode, 7, 150), packed(filtered(pixels, filters))), mode, pixels)
+    assert_decoded(whole(header(mode, width, 150), packed(filtered(pixels, filters))), mode, pixels)
 
 
 @given(st.data())
