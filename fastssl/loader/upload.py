@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastssl.batch import Batch
 from fastssl.loader.ahead import check_stream
+from fastssl.loader.graph import device_number
 from fastssl.ranges import traced
 
 
@@ -70,7 +71,8 @@ def uploaded(batches: Iterator[Batch], device: torch.device, *, half: bool) -> G
 
 def _another_thread(device: torch.device) -> ThreadPoolExecutor:
     """A thread that reads batches while this one enqueues a step; pinned memory is that of the thread's GPU."""
-    return ThreadPoolExecutor(1, "fastssl-loader-next", initializer=torch.cuda.set_device, initargs=(device,))
+    number = device_number(device)
+    return ThreadPoolExecutor(1, "fastssl-loader-next", initializer=torch.cuda.set_device, initargs=(number,))
 
 
 def _next_pinned(batches: Iterator[Batch]) -> Batch | None:

@@ -10,8 +10,18 @@ import torch
 from graph_forms import FORMS, SIZE, assert_form_beside_the_cpu
 from patterns import SIDE, CodedSource
 
+from fastssl.batch import Batch
 from fastssl.config import AugmentConfig, DataConfig
-from fastssl.loader import LoaderOptions, Maker, RankSlice, ViewSettings, endless_plan, load_batches, open_mixture
+from fastssl.loader import (
+    LoaderOptions,
+    Maker,
+    RankSlice,
+    ViewSettings,
+    endless_plan,
+    load,
+    load_batches,
+    open_mixture,
+)
 from fastssl.shards import pack
 
 
@@ -28,6 +38,16 @@ def test_batches_equal_those_of_the_cpu(
 @pytest.mark.parametrize("form", ["cut", "cut, gray", "resized, colours and blur", "evaluation"])
 def test_images_that_are_no_jpegs_equal_those_of_the_cpu(coded_pixels: Path, gpu: torch.device, form: str) -> None:
     assert_form_beside_the_cpu(FORMS[form], coded_pixels, gpu, half=False, load_on="gpu")
+
+
+@pytest.mark.parametrize("load_on", ["cpu", "gpu"])
+def test_a_gpu_without_a_number_is_the_current_one(coded_synthetic: Path, gpu: torch.device, load_on: Maker) -> None:
+    seen: list[Batch] = []
+    for device in ("cuda", gpu):
+        with load(coded_synthetic, batch_size=4, size=SIZE, device=device, load_on=load_on) as batches:
+            seen.append(next(batches))
+            assert seen[-1].image.device == gpu
+    assert torch.equal(seen[0].image, seen[1].image)
 
 
 def test_raw_targets_give_the_same_batches(coded_synthetic: Path, tmp_path: Path, gpu: torch.device) -> None:
