@@ -40,6 +40,8 @@ _TIE = 1.03
 """A time this much above the least is as good; then the engine is better left to what else may want it."""
 _CHECKED = 8
 """Batches of which late and calm readings are compared."""
+_UNDERWAY = 6
+"""Batches that are being copied, or used, at most; memory for another one takes far longer than its making."""
 _STRETCHES, _STRETCH = 3, 4
 """Stretches of which a time is the median, and the batches of each."""
 
@@ -100,7 +102,9 @@ def calibrated(
         return map(attrgetter("image"), load_batches(samples, plan(), tried, targets, damage))
 
     def seconds(maker: Maker, load: float = 0.0) -> float:
-        return seconds_per_batch(images(maker, load), device, warm_up=1 + options.prefetch)
+        # All that is made ahead, and for the CPU's batches until as much pinned memory is there as ever is in use.
+        warm_up = 1 + options.prefetch + (_UNDERWAY if maker == "cpu" else 0)
+        return seconds_per_batch(images(maker, load), device, warm_up=warm_up)
 
     log.info("trying who loads faster, the CPU's threads or the GPU")
     cpu_seconds = None if load_on == "gpu" else seconds("cpu")
