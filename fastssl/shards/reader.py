@@ -196,7 +196,12 @@ class ShardSet:
         Returns:
             The samples, and how many bytes of the memory they have. None in place of one that cannot be read, or for
             which no memory is left: `read` tells what is wrong with it.
+
+        Raises:
+            IndexError: there is no such sample.
         """
+        for index in indices[(indices < 0) | (indices >= len(self))].tolist():
+            raise _no_sample(index, self)
         columns = {name: self._columns[name] for name in names if name in self._columns}
         required = [name != CLASS_INDEX for name in columns]
         if sum(required) < len({*names} - {CLASS_INDEX}):
@@ -307,7 +312,7 @@ class ShardSet:
 
     def _shard(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+            raise _no_sample(index, self)
         return bisect_right(self._ends, index)
 
     def close(self) -> None:
@@ -357,6 +362,10 @@ class ShardSet:
         # A member begins with a block and has a header before it, so no other one has 0 than one that is not there.
         self._blocks[rows] = np.maximum(offsets, 0) // BLOCK
         self._sizes[rows] = sizes
+
+
+def _no_sample(index: int, shards: ShardSet) -> IndexError:
+    return IndexError(f"sample {index} of {len(shards)}")
 
 
 _MOST_BLOCKS = np.iinfo(np.uint32).max

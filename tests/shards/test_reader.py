@@ -118,6 +118,14 @@ def test_of_many_samples_those_that_cannot_be_read_are_left_out(copy: Path) -> N
     assert found == [None] * 7
 
 
+@pytest.mark.parametrize("index", [-1, -7, 7])
+def test_a_sample_of_many_that_does_not_exist_is_named(rooms: Path, index: int) -> None:
+    """Also one below 0, which NumPy would count from the end."""
+    shards, memory = ShardSet(rooms), np.empty(1 << 20, np.uint8)
+    with pytest.raises(IndexError, match=f"sample {index} of 7"):
+        shards.read_many(np.array([0, index]), (JPEG,), memory)
+
+
 def test_a_sample_of_many_whose_class_is_no_number_is_left_out(copy: Path) -> None:
     archive = min(copy.glob("*.tar"))
     with tarfile.open(archive) as tar:
