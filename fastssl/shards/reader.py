@@ -19,7 +19,7 @@ from fastssl.addresses import is_remote, local_path, masked
 from fastssl.errors import DataError, ShardError
 from fastssl.shards.cache import Cache, default_cache
 from fastssl.shards.codec import TargetCodec
-from fastssl.shards.descriptors import OpenShard, Owner, open_shards
+from fastssl.shards.descriptors import OpenShard, Owner, most_open, open_shards
 from fastssl.shards.image_codec import ImageCodec
 from fastssl.shards.index import CHECKSUMS, INDEX, beside, read_checksums, read_index
 from fastssl.shards.local import LocalFolder
@@ -31,8 +31,8 @@ from fastssl.shards.tar import BLOCK, NAME_BYTES, read_key
 _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
 
-_OPEN_TOGETHER = 64
-"""Shards that one call may hold open beyond the bound of `open_shards`."""
+_TOGETHER_FRACTION = 1 / 4
+"""Of the shards that may be open, those that one call holds open whatever others open meanwhile."""
 
 Allocate = Callable[[int], NDArray[np.uint8]]
 """A function that gives memory for so many bytes."""
@@ -222,10 +222,12 @@ class ShardSet:
                 for name, first, last in zip(columns, begin, end, strict=True)
                 if first > 0
             }
-            text = members[CLASS_INDEX].tobytes() if is_there and CLASS_INDEX in members else b"-1"
-            is_there &= text == b"-1" or text.isdigit()
+            text = members[CLASS_INDEX].tobytes() if is_there and CLASS_INDEX in members else None
+            if not is_there or (text is not None and not text.isdigit()):
+                samples.append(None)
+                continue
             key = read_key(memory[place : place + NAME_BYTES].tobytes())
-            samples.append(StoredSample(key, int(text), members) if is_there else None)
+            samples.append(StoredSample(key, -1 if text is None else int(text), members))
         return samples, int(sizes.sum())
 
     def _read_spans(
@@ -242,8 +244,9 @@ class ShardSet:
 
         is_read = np.zeros(len(indices), np.bool_)
         wanted = np.flatnonzero(is_wanted)
-        for first in range(0, len(wanted), _OPEN_TOGETHER):
-            group = wanted[first : first + _OPEN_TOGETHER]
+        together = max(1, int(_TOGETHER_FRACTION * most_open()))
+        for first in range(0, len(wanted), together):
+            group = wanted[first : first + together]
             shards = np.searchsorted(self._ends, indices[group], side="right").tolist()
             opened = {}
             for shard in set(shards):
