@@ -41,7 +41,7 @@ def decode_windows(
 
 
 def begin_and_end_alike(streams: Sequence[_Bytes], size: tuple[int, int]) -> list[bool]:
-    """Which JPEGs have the header of the first, which is a sound one of this size, and the end of a JPEG."""
+    """Whether each JPEG has the header of the first, which is a sound one of this size, and the end of a JPEG."""
     frame = frame_of(streams[0]) if streams else None
     if frame is None or (frame.height, frame.width) != size:
         return [False] * len(streams)

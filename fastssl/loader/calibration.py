@@ -120,8 +120,10 @@ def calibrated(
             loads=loads,
         )
     tell = log.info if found.is_safe else log.warning
-    who = "the CPU's threads make the batches" if found.load_on == "cpu" else "the GPU makes the batches"
-    tell("%s, its JPEG engine decodes %.0f %% of the images: %s", who, 100 * found.load, found.reason)
+    who = (
+        "CPU makes the batches" if found.load_on == "cpu" else f"GPU makes the batches, {found.load:.0%} by its engine"
+    )
+    tell("the %s: %s", who, found.reason)
     return found
 
 

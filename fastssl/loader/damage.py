@@ -80,20 +80,16 @@ class Damage:
 
     def _surely_sound(self, indices: Sequence[int], read: Sequence[StoredSample | None]) -> list[StoredSample | None]:
         """The samples that a glance at many at a time finds sound; a look at each of the others tells what it is."""
-        there = [
-            k
+        there = {
+            k: stored
             for k, (index, stored) in enumerate(zip(indices, read, strict=True))
             if stored is not None and index not in self.found
-        ]
-        images = [stored.members[self.image_member] for stored in (read[k] for k in there) if stored is not None]
+        }
+        images = [stored.members[self.image_member] for stored in there.values()]
+        are_plain = self._image_codec.are_plain(images, self._samples.image_size)
         sound: list[StoredSample | None] = [None] * len(indices)
-        for k, is_plain in zip(there, self._image_codec.are_plain(images, self._samples.image_size), strict=True):
-            stored = read[k]
-            if (
-                is_plain
-                and stored is not None
-                and all(self._agrees(indices[k], *member) for member in stored.members.items())
-            ):
+        for (k, stored), is_plain in zip(there.items(), are_plain, strict=True):
+            if is_plain and all(self._agrees(indices[k], *member) for member in stored.members.items()):
                 sound[k] = stored
         return sound
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastssl.addresses import is_remote, local_path, masked
 from fastssl.errors import DataError, ShardError
+from fastssl.native import pread
 from fastssl.shards.cache import Cache, default_cache
 from fastssl.shards.codec import TargetCodec
 from fastssl.shards.descriptors import OpenShard, Owner, most_open, open_shards
@@ -32,7 +33,7 @@ _CHECKSUMS_KEPT = 256
 """Shards whose checksums are kept in memory."""
 
 _TOGETHER_FRACTION = 1 / 4
-"""Of the shards that may be open, those that one call holds open whatever others open meanwhile."""
+"""Part of the shards that may be open which one call holds open, whatever others open meanwhile."""
 
 Allocate = Callable[[int], NDArray[np.uint8]]
 """A function that gives memory for so many bytes."""
@@ -214,20 +215,11 @@ class ShardSet:
         places = np.cumsum(sizes) - sizes
         is_wanted = (places + sizes <= len(memory)) & (firsts[:, required] > 0).all(axis=1)
         is_read = self._read_spans(indices, is_wanted, heads, sizes, memory, places)
-        samples: list[StoredSample | None] = []
-        spans = zip(places.tolist(), (firsts - heads[:, None]).tolist(), (lasts - heads[:, None]).tolist(), strict=True)
-        for is_there, (place, begin, end) in zip(is_read.tolist(), spans, strict=True):
-            members = {
-                name: memory[place + first : place + last]
-                for name, first, last in zip(columns, begin, end, strict=True)
-                if first > 0
-            }
-            text = members[CLASS_INDEX].tobytes() if is_there and CLASS_INDEX in members else None
-            if not is_there or (text is not None and not text.isdigit()):
-                samples.append(None)
-                continue
-            key = read_key(memory[place : place + NAME_BYTES].tobytes())
-            samples.append(StoredSample(key, -1 if text is None else int(text), members))
+        samples: list[StoredSample | None] = [None] * len(indices)
+        for k in np.flatnonzero(is_read).tolist():
+            content = memory[places[k] : places[k] + sizes[k]]
+            spans = zip(columns, (firsts[k] - heads[k]).tolist(), (lasts[k] - heads[k]).tolist(), strict=True)
+            samples[k] = _stored({name: content[first:last] for name, first, last in spans if first > 0}, content)
         return samples, int(sizes.sum())
 
     def _read_spans(
@@ -254,7 +246,7 @@ class ShardSet:
                     opened[shard] = self._open(shard)
             group = group[[shard in opened for shard in shards]]
             descriptors = np.array([opened[shard].descriptor for shard in shards if shard in opened], np.int32)
-            is_read[group] = read_spans(descriptors, heads[group], sizes[group], memory, places[group])
+            is_read[group] = read_spans(pread(), descriptors, heads[group], sizes[group], memory, places[group])
         return is_read
 
     def most_bytes(self, names: Sequence[str]) -> int:
@@ -365,6 +357,14 @@ class ShardSet:
         # A member begins with a block and has a header before it, so no other one has 0 than one that is not there.
         self._blocks[rows] = np.maximum(offsets, 0) // BLOCK
         self._sizes[rows] = sizes
+
+
+def _stored(members: dict[str, NDArray[np.uint8]], content: NDArray[np.uint8]) -> StoredSample | None:
+    """A sample whose first header begins the content; None if its class is no number."""
+    text = members[CLASS_INDEX].tobytes() if CLASS_INDEX in members else None
+    if text is not None and not text.isdigit():
+        return None
+    return StoredSample(read_key(content[:NAME_BYTES].tobytes()), -1 if text is None else int(text), members)
 
 
 def _no_sample(index: int, shards: ShardSet) -> IndexError:

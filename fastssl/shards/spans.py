@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.compiled import compiled
-from fastssl.native import pread
 
 
+@compiled
 def read_spans(
+    read: Any,
     descriptors: NDArray[np.int32],
     offsets: NDArray[np.int64],
     sizes: NDArray[np.int64],
@@ -25,6 +26,7 @@ def read_spans(
     """Read a span of each file.
 
     Args:
+        read: `fastssl.native.pread`, which a compiled function has to be given.
         descriptors: (N,) of the open files.
         offsets: (N,) where each span begins in its file.
         sizes: (N,) bytes of each.
@@ -34,18 +36,6 @@ def read_spans(
     Returns:
         (N,) whether a span was read whole; not so if the file ends before, or the system does not give it.
     """
-    return _read_spans(pread(), descriptors, offsets, sizes, out, places)
-
-
-@compiled
-def _read_spans(
-    read: Any,
-    descriptors: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    places: NDArray[np.int64],
-) -> NDArray[np.bool_]:
     is_whole = np.empty(len(sizes), np.bool_)
     for i in range(len(sizes)):
         is_whole[i] = read(descriptors[i], out.ctypes.data + places[i], sizes[i], offsets[i]) == sizes[i]

@@ -508,8 +508,7 @@ def calibrated_options(domain: Domain, device: torch.device) -> LoaderOptions:
 
 
 def loader_options(config: Config, device: torch.device) -> LoaderOptions:
-    """How a run with these settings loads its batches; on the CPU and without the JPEG engine, where they are left
-    open."""
+    """Options of a run's loaders; the CPU without the JPEG engine, where the settings leave these open."""
     fraction, load_on = config.train.hw_decoder_load, config.train.load_on
     if load_on == "auto":
         load_on = "cpu" if fraction == "auto" else "gpu"
