@@ -27,7 +27,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 @pytest.fixture
 def rearranged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU with channels last."""
+    """The rearranged way, as on a GPU with channels last."""
     monkeypatch.setattr(few_channels, "_is_faster_rearranged", lambda _: True)
 
 

@@ -142,7 +142,7 @@ def test_a_sample_of_many_whose_class_is_no_number_is_left_out(copy: Path, text:
 
 
 def test_many_samples_hold_no_more_shards_open_than_a_group(tmp_path: Path) -> None:
-    """Of a hundred shards, with the bound of open ones at eight, a quarter more than eight are open at once at most."""
+    """A hundred shards with the bound of open ones at eight: a quarter more than eight are open at once at most."""
     pack(RoomSource(Path("rooms"), 100), tmp_path / "out", size=32, samples_per_shard=1)
     shards = ShardSet(tmp_path / "out")
     before, most = len([*Path("/proc/self/fd").iterdir()]), 0
