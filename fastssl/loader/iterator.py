@@ -109,10 +109,7 @@ def load_batches(
     wanted = _all_targets(samples) if targets is None else frozenset(targets)
     if damage is None:
         damage = known_damage(samples, options, wanted)
-    batches = _batches(samples, plan, options, damage, wanted)
-    if options.uploads:
-        batches = _uploaded(batches, options)
-    return Batches(batches, damage)
+    return Batches(_batches(samples, plan, options, damage, wanted), damage)
 
 
 def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[Target]) -> Damage:
@@ -139,11 +136,6 @@ def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[s
     success when decoding is enqueued, so that a damaged image would be whatever its memory held before.
     """
     return members if options.paranoid or options.maker.type == "cuda" else ()
-
-
-def _uploaded(batches: Generator[Batch, None, None], options: LoaderOptions) -> Generator[Batch, None, None]:
-    with closing(batches), closing(uploaded(batches, options.device, half=options.half)) as on_gpu:
-        yield from on_gpu
 
 
 def _all_targets(samples: Mixture) -> frozenset[Target]:
@@ -187,11 +179,12 @@ def _batches(
     has_planes, on_cpu = not frozenset(PLANES).isdisjoint(wanted), options.maker.type == "cpu"
     layout, codec, size = TargetLayout(*samples.image_size), samples.target_codec, plan.settings.data.size
     filters, pixels = target_filters(plan), _pixels(samples, plan, options)
+    fields = {field for target in wanted for field in _FIELDS[target]}
     blocks = Blocks(num_bytes=layout.num_bytes, codec=codec) if has_planes and not on_cpu else None
 
     def on_device(batch: Decoded) -> TargetFields:
         assert batch.blocks is not None  # the graph was given `blocks`
-        return targets_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters)
+        return _of(fields, targets_on_device(batch.blocks, layout, batch.fed.views, size, codec, filters))
 
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastssl-loader")
@@ -213,10 +206,12 @@ def _batches(
             graph = _graph(plan, options, pixels, blocks)
             batches = stack.enter_context(closing(DomainPipeline(feed, graph, options.maker)))
         # `map` keeps nothing of a batch that it gave away, as a loop's variables would.
-        made: Iterator[Made] = map(_with_targets_of_threads, batches)
+        made: Iterator[Made] = map(partial(_with_targets_of_threads, fields), batches)
         if blocks is not None:
             made = stack.enter_context(closing(targets_ahead(batches, on_device, options.device)))
-        finish = partial(_batch, wanted=wanted, options=options, stored_size=samples.image_size)
+        elif options.uploads:
+            made = stack.enter_context(closing(uploaded(made, options.device, half=options.half)))
+        finish = partial(_batch, wanted=wanted, device=options.device, stored_size=samples.image_size)
         yield from map(finish, made)
 
 
@@ -245,7 +240,7 @@ def _images(
     """Images by threads, if no graph makes them."""
     if not _only_cuts(pixels, options):
         return None
-    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads, pinned=options.uploads)
+    return ThreadedImages(samples.image_codec, samples.image_size, pixels.size, *threads, uploaded=options.uploads)
 
 
 def _windows(samples: Mixture, pixels: Pixels, threads: tuple[ThreadPoolExecutor, int]) -> ThreadedWindows | None:
@@ -280,20 +275,23 @@ def _graph(plan: Plan, options: LoaderOptions, pixels: Pixels, blocks: Blocks | 
     )
 
 
-def _with_targets_of_threads(batch: Decoded) -> Made:
-    targets = {} if batch.fed.targets is None else batch.fed.targets.result()
+def _with_targets_of_threads(fields: Collection[str], batch: Decoded) -> Made:
+    targets = {} if batch.fed.targets is None else _of(fields, batch.fed.targets.result())
     return Made(fed=batch.fed, image=batch.image, targets=targets)
 
 
-def _batch(made: Made, wanted: Collection[Target], options: LoaderOptions, stored_size: tuple[int, int]) -> Batch:
-    """The batch with the targets that are wanted, and no others."""
-    kept = {field for target in wanted for field in _FIELDS[target]}
-    targets = {name: field for name, field in made.targets.items() if name in kept}
+def _of(fields: Collection[str], targets: TargetFields) -> TargetFields:
+    """The fields that are wanted, and no others."""
+    return {name: field for name, field in targets.items() if name in fields}
+
+
+def _batch(made: Made, wanted: Collection[Target], device: torch.device, stored_size: tuple[int, int]) -> Batch:
+    targets = dict(made.targets)
     of_samples = {"class_index": made.fed.classes, "position": made.fed.views.position}
     for name in of_samples.keys() & wanted:
         # A copy from other memory than pinned would wait for the stream.
-        numbers = torch.tensor(of_samples[name], pin_memory=options.device.type == "cuda")
-        targets[name] = numbers.to(options.maker, non_blocking=True)
+        numbers = torch.tensor(of_samples[name], pin_memory=device.type == "cuda")
+        targets[name] = numbers.to(device, non_blocking=True)
     return Batch(keys=made.fed.keys, image=_channels_last(made.image), targets=targets, stored_size=stored_size)
 
 

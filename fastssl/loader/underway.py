@@ -45,7 +45,7 @@ class Decoded:
 
     fed: Fed
     image: Tensor
-    """(N, S, S, 3), as the network takes it."""
+    """(N, S, S, 3), as the network takes it; uint8 windows where threads made them for a GPU."""
     blocks: Tensor | None = None
     """(N, bytes) uint8 inflated blocks, where a GPU makes the targets."""
 
@@ -56,6 +56,6 @@ class Made:
 
     fed: Fed
     image: Tensor
-    """(N, S, S, 3), as the network takes it."""
+    """(N, S, S, 3), as the network takes it; uint8 windows that are still to be uploaded."""
     targets: TargetFields
-    """The targets of all planes; empty where none is wanted."""
+    """Those that are wanted."""
