@@ -23,7 +23,9 @@ from fastssl.loader import (
     Mixture,
     RankSlice,
     ViewSettings,
+    calibration,
     endless_plan,
+    graph,
     load_batches,
     open_mixture,
 )
@@ -36,7 +38,8 @@ from fastssl.loader.calibration import (
     fastest,
     seconds_per_batch,
 )
-from fastssl.loader.iterator import known_damage
+from fastssl.loader.damage import Damage
+from fastssl.loader.iterator import Batches, known_damage
 from fastssl.loader.plan import Plan
 from fastssl.methods import load_config
 from fastssl.train import calibrated_options, run
@@ -235,6 +238,26 @@ def test_the_cpu_is_taken_where_it_is_as_fast(cpu_seconds: float | None, load_on
 def test_an_engine_that_is_slower_than_the_cpu_is_not_checked() -> None:
     found = chosen(lambda load: pytest.fail("images are read late"), lambda load: 0.010 - 0.004 * load, 0.001)
     assert (found.load_on, found.load, found.is_safe) == ("cpu", 0.0, True)
+
+
+def test_all_ways_are_tried(coded_synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial as on a GPU, for which the CPU stands in: all of it but the device runs here."""
+    samples, tried = open_mixture(coded_synthetic), list[tuple[str, float]]()
+
+    def on_cpu(
+        samples: Mixture, plan: Plan, options: LoaderOptions, targets: Collection[Target], damage: Damage
+    ) -> Batches:
+        tried.append((options.load_on, options.hw_decoder_load))
+        return load_batches(samples, plan, replace(options, device=CPU, load_on="cpu"), targets, damage)
+
+    monkeypatch.setattr(calibration, "load_batches", on_cpu)
+    monkeypatch.setattr(graph, "device_number", lambda device: None)
+    options = LoaderOptions(device=torch.device("meta"), threads=2)
+    found = calibrated(samples, lambda: plan(samples), options, PLANES)
+    assert tried[: len(LOADS) + 1] == [("cpu", 0.0), *(("gpu", load) for load in LOADS)]
+    assert set(found.seconds) == set(LOADS)
+    assert found.cpu_seconds is not None
+    assert (found.load_on == "cpu") == (found.cpu_seconds <= found.seconds[fastest(found.seconds)])
 
 
 @pytest.mark.parametrize("given", ["1.5", "often", "[0.5]"])
