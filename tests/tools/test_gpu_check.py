@@ -22,11 +22,13 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("gpu_check")
 
 
-@pytest.mark.parametrize("name", ["env", "smoke", "engine", "step", "train", "loading"])
+@pytest.mark.parametrize("name", ["env", "smoke", "engine", "step", "train", "loading", "larger"])
 def test_a_probe_finds_all_it_looks_for(
     tool: ModuleType, torch_as_it_was: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tool, "STEP_FORMS", {"bf16": tool.BF16})
+    # Compiling takes most of a minute here, the first time.
+    monkeypatch.setattr(tool, "LARGER_FORMS", {"two batches": tool.LARGER_FORMS["two batches"]})
     bench = tool.Bench(on_gpu=False, out=tmp_path, data=tmp_path / "data")
     assert tool.run_probe(name, bench) == 0
     facts = json.loads((tmp_path / f"{name}.json").read_text())
