@@ -95,6 +95,19 @@ def test_compiled_steps_learn_the_same() -> None:
     assert compiled == pytest.approx(plain, rel=0.02)
 
 
+@pytest.mark.soak
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_a_compiled_step_has_the_losses_of_a_plain_one(preset: str) -> None:
+    """In float32, with the heads of each preset; those of `tiny` go on beyond the borders of their maps."""
+    losses = []
+    for compiles in (False, True):
+        config = small(preset, "data.size=131", "train.channels_last=auto", f"train.compile={compiles}")
+        step = CrossDomain(config, StepContext(config, CPU))
+        losses.append([float(loss) for _ in range(2) for loss in step(made_up_batches(config, CPU)).values()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_what_cannot_be_compiled_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

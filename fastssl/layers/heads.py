@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -273,10 +273,14 @@ def _normed(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.BatchNorm2d(outputs))
 
 
-def _centred(x: Tensor, height: int, width: int) -> Tensor:
+def _middle(x: Tensor, height: int, width: int) -> Tensor:
     """The middle of a map, of this size; beyond its borders a map goes on as it is there."""
     rows, columns = height - x.shape[-2], width - x.shape[-1]
     return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), mode="replicate")
+
+
+# torch.compile expects another memory layout of such padding's gradient than there is.
+_centred: Callable[[Tensor, int, int], Tensor] = torch.compiler.disable(_middle)
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
