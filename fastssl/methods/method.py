@@ -48,7 +48,7 @@ class StepContext:
         Each of them is compiled, where the settings ask for it and the machine can.
 
         Raises:
-            ConfigError: batch norms are to see all ranks, on a CPU.
+            ConfigError: batch norms are to see all ranks, on a CPU, compiled, or where `join_batch_norms` refuses them.
         """
         chosen = self._config.channels_last
         if chosen == "auto":
@@ -59,7 +59,13 @@ class StepContext:
                 raise ConfigError(
                     "batch norms over all ranks need GPUs", where="train.sync_batch_norm", hint="leave it out on a CPU"
                 )
-            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
+            if self._config.compile:
+                raise ConfigError(
+                    "batch norms over all ranks cannot be compiled",
+                    where="train.sync_batch_norm",
+                    hint="leave out train.compile",
+                )
+            join_batch_norms(networks)
         networks = networks.to(self.device).to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
         if self._config.compile and can_compile(self.device):
             for network in networks.children():
@@ -119,6 +125,32 @@ class StepContext:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scaler.load_state_dict(state)
+
+
+def join_batch_norms(networks: nn.Module) -> None:
+    """Let the batch norms that are trained see the batches of all ranks; those of frozen layers stay as they are.
+
+    Raises:
+        ConfigError: a norm does more than torch's own, as those of some timm models do, or has hooks: what comes in its
+            place would not.
+    """
+    norms = [
+        (parent, name, norm)
+        for parent in networks.modules()
+        for name, norm in parent.named_children()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
+    ]
+    for parent, name, norm in norms:
+        is_torchs = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if not is_torchs or norm._forward_hooks or norm._forward_pre_hooks:
+            raise ConfigError(
+                "a batch norm of the networks cannot see all ranks",
+                where="train.sync_batch_norm",
+                seen=f"{name}, a {type(norm).__name__}",
+                expected="torch's own batch norms",
+                hint="leave it out, or take another backbone",
+            )
+        setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
 
 
 def is_faster_channels_last(networks: nn.Module, device_type: str, train: TrainConfig) -> bool:

@@ -139,11 +139,11 @@ class Trainer:
                         values |= outcome.values
                         asked = outcome.asked
                         checkpoint_due = checkpoint_due or bool(asked)
+                    with meter.paused():  # on all ranks, whose batch norms may be joined
+                        gradients = self._gradients(step_batches, number)
                     if files is not None:
                         balance.look(values, number)
-                        with meter.paused():
-                            values |= self._gradients(step_batches, number)
-                        values |= self._gpu()
+                        values |= gradients | self._gpu()
                         files.write(number, values)
                         advance(number, self.total_steps, meter.words(values))
                 if checkpoint_due:

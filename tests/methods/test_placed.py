@@ -6,10 +6,12 @@ import pytest
 import torch
 from small_steps import CPU, small_config
 
+from fastssl.backbones import build_backbone
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.config import BackboneSettings
+from fastssl.errors import ConfigError
 from fastssl.methods import StepContext
-from fastssl.methods.method import is_faster_channels_last
+from fastssl.methods.method import is_faster_channels_last, join_batch_norms
 
 CHANNELS_LAST = torch.channels_last
 
@@ -48,3 +50,30 @@ def test_a_backbone_computes_in_the_layout_of_its_weights(
     backbone = AlexNet(BackboneSettings(width=0.1, fc_channels=16)).to(memory_format=of_weights)
     features = backbone(torch.randn(2, 3, 67, 67).contiguous(memory_format=of_image))
     assert all(x.is_contiguous(memory_format=of_weights) for x in features.values())
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet50", "timm:resnet10t"])
+def test_norms_that_are_trained_see_all_ranks_and_frozen_ones_stay(name: str) -> None:
+    backbone = build_backbone(BackboneSettings(backbone=name, width=0.1, fc_channels=16))
+    layer = list(backbone.feature_info)[1]
+    backbone.freeze(layer)
+    frozen = {name for name, module in backbone.named_modules() if not module.training}
+    join_batch_norms(backbone)
+    backbone.eval()
+    backbone.train()
+    norms = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    }
+    joined = {name for name, module in norms.items() if isinstance(module, torch.nn.SyncBatchNorm)}
+    assert joined
+    assert norms.keys() - joined == norms.keys() & frozen
+    assert {name for name, module in norms.items() if not module.training} == norms.keys() & frozen
+
+
+def test_norms_that_do_more_than_torch_s_are_refused() -> None:
+    """In torch's place of one of timm's the activation behind it would be lost, without a word."""
+    backbone = build_backbone(BackboneSettings(backbone="timm:mobilenetv3_small_050"))
+    with pytest.raises(ConfigError, match=r"cannot see all ranks[^$]*BatchNormAct2d"):
+        join_batch_norms(backbone)
