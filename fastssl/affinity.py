@@ -18,15 +18,15 @@ _WORD_BITS = 64
 def bind_to_gpu(local_rank: int) -> None:
     """Let this process, and the threads that it begins from now on, run on its share of the cores next to its GPU.
 
-    Where whoever began the process has bound it to some cores already, as Slurm does, it stays there; and where NVML
-    does not answer, everywhere.
+    Where Slurm has bound the process to some cores already, it stays there; and where NVML does not answer, everywhere.
+    torch's launchers leave all ranks the same cores, which are then dealt out, be they all or those of a container.
 
     Args:
         local_rank: number of the rank on this machine, and of its GPU. There are as many ranks as LOCAL_WORLD_SIZE
             says, or as there are GPUs.
     """
     allowed = os.sched_getaffinity(0)
-    if len(allowed) < (os.cpu_count() or 0):
+    if len(allowed) < (os.cpu_count() or 0) and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
     near = [cores_near(index) & allowed for index in range(ranks)]

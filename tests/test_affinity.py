@@ -57,6 +57,18 @@ def test_whoever_is_bound_stays_there(machine: list[set[int]], monkeypatch: pyte
     assert not machine
 
 
+def test_ranks_of_torch_s_launchers_share_the_cores_of_their_container(
+    machine: list[set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These bind nobody, so that each would have as many threads as all have cores."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(32)))
+    for rank in range(4):
+        bind_to_gpu(rank)
+    assert [len(cores) for cores in machine] == [8] * 4
+    assert set.union(*machine) == set(range(32))
+
+
 def test_without_an_answer_nobody_is_bound(machine: list[set[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
