@@ -114,7 +114,8 @@ def joined(device_type: str) -> Iterator[Ranks]:
             "the ranks do not find each other",
             where=f"rank {place.rank} of {place.world_size}",
             seen=str(error).splitlines()[0],
-            hint="see that MASTER_ADDR and MASTER_PORT lead to the first machine",
+            hint="see that MASTER_ADDR and MASTER_PORT lead to the first machine, and that others reach each machine "
+            "by its own name, or name its interface by GLOO_SOCKET_IFNAME",
         ) from error
     try:
         yield Ranks(rank=place.rank, world_size=place.world_size, local_rank=place.local_rank, control=control)
@@ -156,9 +157,20 @@ def begun() -> Ranks | None:
 
 @contextmanager
 def _peers_named() -> Iterator[None]:
-    """A collective call, which fails where another rank has ended."""
+    """A collective call, which fails where another rank has ended; what fails in this process is told by it.
+
+    An error of a GPU appears in whatever call comes next, so here too.
+    """
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except dist.DistBackendError as error:
+        raise DeviceError(
+            "the GPUs of the ranks do not reach each other",
+            seen=str(error).splitlines()[0],
+            hint="another rank may have ended; else NCCL_DEBUG=INFO tells more",
+        ) from error
     except RuntimeError as error:
         raise PeerLostError("another rank has ended", seen=str(error).splitlines()[0]) from error
 
@@ -205,9 +217,8 @@ class GradientMean:
         if not self._buckets:
             return
         self._send(complete_only=False)
-        with _peers_named():
-            for bucket in self._buckets:
-                self._receive(bucket)
+        for bucket in self._buckets:
+            self._receive(bucket)
         self._reset()
 
     def _put(self, parameter: nn.Parameter) -> None:
@@ -241,12 +252,14 @@ class GradientMean:
                 continue  # a part of the networks that this step does not train
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.parameters]
             bucket.flat = torch.cat([grad.reshape(-1) for grad in grads])
-            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+            with _peers_named():
+                bucket.work = dist.all_reduce(bucket.flat, async_op=True)
 
     def _receive(self, bucket: _Bucket) -> None:
         if bucket.flat is None:
             return
-        bucket.work.wait()
+        with _peers_named():
+            bucket.work.wait()
         bucket.flat /= self._ranks.world_size
         sizes = [parameter.numel() for parameter in bucket.parameters]
         for parameter, mean in zip(bucket.parameters, bucket.flat.split(sizes), strict=True):

@@ -151,9 +151,12 @@ def _train(
         if leads:
             say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
-    except PeerLostError:
-        # The rank that failed ends first, so that whoever began them sees its exit code and not this one's.
+    except PeerLostError as lost:
+        # The rank that failed ends first, so that whoever began them sees its exit code and not this one's. Who is
+        # left to go on did not hear of it, so it has not been told.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_BEHIND_S)
+        lost.is_told = False
         raise
 
 

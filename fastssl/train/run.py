@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -280,6 +281,8 @@ def run_device(local_rank: int | None = None) -> torch.device:
         return torch.device("cpu")
     if local_rank is None:
         return torch.device("cuda", torch.cuda.current_device())
+    if torch.cuda.device_count() == 1 and "SLURM_LOCALID" in os.environ:
+        local_rank = 0  # Slurm lets each task see its own GPU alone
     if local_rank >= torch.cuda.device_count():
         raise DeviceError(
             "there are fewer GPUs than ranks on this machine",
@@ -289,6 +292,21 @@ def run_device(local_rank: int | None = None) -> torch.device:
     torch.cuda.set_device(local_rank)
     bind_to_gpu(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def _check_alike(ranks: Ranks, fingerprints: Mapping[str, str], start: Start, total_steps: int) -> None:
+    """Refuse ranks that read other data or begin elsewhere, as machines with copies of their own may.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not ranks.same(repr((sorted(fingerprints.items()), start, total_steps))):
+        data = ", ".join(f"{name} {fingerprint}" for name, fingerprint in fingerprints.items())
+        raise UsageError(
+            "the ranks have different datasets, or begin at different steps",
+            seen=f"on rank {ranks.rank} steps {start.step + 1} to {total_steps} on {data}",
+            hint="give all machines the same datasets and the same run folder",
+        )
 
 
 def _train(
@@ -304,6 +322,7 @@ def _train(
     check_trackers(config.train.trackers)
     configure_torch(config)
     device = run_device(ranks.local_rank if ranks.world_size > 1 else None)
+    ranks.average([torch.zeros(1, device=device)])  # GPUs that do not reach each other are told before all else
     context = StepContext(config, device, ranks)
     domains = _opened(config, resumed=content is not None)
     check_memory(config, domains, loader_options(config, device))
@@ -318,6 +337,7 @@ def _train(
         start = Start(step=content["step"], positions=content["positions"])
     main = next(iter(domains.values()))
     total_steps = _total_steps(main, start, ranks.world_size)
+    _check_alike(ranks, fingerprints, start, total_steps)
     _check_unfinished(run, start.step, total_steps)
     if ranks.leads:
         _warn_of_warm_up(config, total_steps)

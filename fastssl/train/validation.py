@@ -220,13 +220,13 @@ def validation_summary(run: Path) -> dict[str, object]:
 
 
 def moving_statistics(networks: nn.Module) -> Iterator[Tensor]:
-    """Buffers by which a step's batch is remembered.
+    """Buffers by which a step's batch is remembered: batch norms' running means and variances.
 
-    Those of frozen layers and of spectral norms are the same on all ranks, and a mean would round them.
+    All others, and those of frozen layers, are the same on all ranks, and a mean would round them.
     """
-    for name, module in networks.named_modules():
-        if module.training and ".parametrizations." not in name:
-            yield from (buffer for buffer in module.buffers(recurse=False) if buffer.is_floating_point())
+    for module in networks.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            yield from (x for x in (module.running_mean, module.running_var) if x is not None)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ import torch
 from small_runs import assert_same, quiet, settings, state
 
 from fastssl.config import write_config
-from fastssl.errors import UsageError
+from fastssl.errors import DeviceError, PeerLostError, UsageError
 from fastssl.layers import FeaturePool
 from fastssl.methods import METHODS
 from fastssl.ranks import Ranks, joined
 from fastssl.telemetry import read_metrics
-from fastssl.train import resume_run
+from fastssl.train import resume_run, run
+from fastssl.train.trainer import Start
 
 CONSTANT = ["optim.schedule=constant", "train.log_every=1"]
 
@@ -312,6 +315,75 @@ def test_ranks_with_different_settings_are_refused(two: Path, tmp_path: Path, co
     assert [code for code, _ in found] == [2, 2]
     assert "".join(err for _, err in found).count("different settings") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.soak
+def test_who_is_left_alone_tells_it(tmp_path: Path, coded: dict[str, Path]) -> None:
+    """Where no launcher tells of the rank that was killed, and ends the others."""
+    run = tmp_path / "run"
+    words = launched(run, coded, "--set", "train.steps=100000")
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port())}
+    ranks = [fastssl(words, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    until(has_lines(run), ranks[0])
+    ranks[1].kill()
+    ((code, err),) = ended(ranks[:1], 60)
+    assert code == 4
+    assert err.count("error: another rank has ended") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.AcceleratorError("an illegal memory access"), torch.AcceleratorError),
+        (torch.distributed.DistBackendError("NCCL error: unhandled system error"), DeviceError),
+        (RuntimeError("Connection closed by peer"), PeerLostError),
+    ],
+)
+def test_an_error_of_one_s_own_is_not_taken_for_another_rank_s(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    """GPUs tell of their errors in whatever is called next."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fails)
+    with pytest.raises(told) as raised:
+        Ranks(world_size=2, control=object()).average([torch.zeros(1)])
+    assert type(raised.value) is told
+    assert str(error) in str(raised.value)
+
+
+def test_ranks_with_different_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As machines have that hold copies of their own under one name."""
+    start, texts = Start(step=3, positions={"synthetic": 24}), list[str]()
+    monkeypatch.setattr(Ranks, "same", lambda ranks, text: texts.append(text) is not None)
+    places = (("a", start, 9), ("b", start, 9), ("a", replace(start, step=4), 9), ("a", start, 8))
+    for fingerprint, begin, end in places:
+        with pytest.raises(UsageError, match="different datasets, or begin at different steps"):
+            run._check_alike(Ranks(rank=1, world_size=2), {"synthetic": fingerprint}, begin, end)
+    assert len(set(texts)) == len(places)
+    monkeypatch.undo()
+    run._check_alike(Ranks(), {"synthetic": "a"}, start, 9)
+
+
+@pytest.mark.parametrize(("slurm", "number"), [(True, 0), (False, None)])
+def test_a_task_that_sees_its_own_gpu_alone_takes_it(
+    monkeypatch: pytest.MonkeyPatch, slurm: bool, number: int | None
+) -> None:
+    taken = list[int]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(run, "bind_to_gpu", taken.append)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    if slurm:
+        monkeypatch.setenv("SLURM_LOCALID", "3")
+    with nullcontext() if slurm else pytest.raises(DeviceError, match="fewer GPUs than ranks"):
+        assert run.run_device(3) == torch.device("cuda", 0)
+    assert taken == ([0, 0] if slurm else [])
 
 
 def test_a_process_that_nobody_began_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
