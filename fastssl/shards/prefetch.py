@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from io import FileIO
+from weakref import WeakSet
 
 from fastssl.errors import FastsslError
 from fastssl.shards.cache import BYTES_VARIABLE, Cache, NoRoomError
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _FETCHES = 4
 """Shards that a dataset fetches ahead of need at the same time."""
 _LOOK_AGAIN_S = 0.25
+_folders = WeakSet["RemoteFolder"]()
+"""Those of this process."""
 
 
 class RemoteFolder(RemoteFiles):
@@ -48,6 +51,11 @@ class RemoteFolder(RemoteFiles):
         self._opened: set[str] = set()
         """Shards that were opened since they were announced."""
         self._warned = False
+        _folders.add(self)
+
+    def go_on_in_fork(self) -> None:
+        """A new start for a forked process, before it reads."""
+        self._lock = threading.Lock()  # a thread that held it does not live on in a fork
 
     def __del__(self) -> None:
         for name in list(self._there):
@@ -188,3 +196,11 @@ class RemoteFolder(RemoteFiles):
         descriptor = self._there.pop(name)
         if descriptor is not None:
             keep_no_longer(descriptor)
+
+
+def _go_on_in_fork() -> None:
+    for folder in list(_folders):
+        folder.go_on_in_fork()
+
+
+os.register_at_fork(after_in_child=_go_on_in_fork)

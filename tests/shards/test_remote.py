@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import repeat
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -46,6 +47,7 @@ from fastssl.shards import (
 )
 from fastssl.shards.cache import Cache, default_cache
 from fastssl.shards.fetch import RemoteFiles
+from fastssl.shards.prefetch import RemoteFolder
 
 ROOM = 10**9
 SLOW = {"silent", "stall", "trickle"}
@@ -586,15 +588,20 @@ def _read_in_a_fork(shards: ShardSet, index: int, queue: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_reads_on(store: FaultyStore, rooms: Path, cache: Cache) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_fork_reads_on(store: FaultyStore, rooms: Path, cache: Cache, held: bool) -> None:
+    """Also one that comes while a thread that fetches ahead notes what it has."""
     shards = ShardSet(store.address, cache)
     shards.prefetch([0, 1])
     shards.member(0, JPEG)
     context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_read_in_a_fork, args=(shards, 6, queue))
-    process.start()
-    assert queue.get() == ShardSet(rooms).member(6, JPEG).tobytes()
+    queue = context.Queue()
+    process = context.Process(target=_read_in_a_fork, args=(shards, 6, queue), daemon=True)
+    folder = shards._store
+    assert isinstance(folder, RemoteFolder)
+    with folder._lock if held else nullcontext():
+        process.start()
+    assert queue.get(timeout=60) == ShardSet(rooms).member(6, JPEG).tobytes()
     process.join(20)
     assert process.exitcode == 0
     assert same_samples(shards, rooms)
