@@ -13,7 +13,7 @@ from torch import Tensor
 from fastssl.errors import DataError
 from fastssl.evaluate.evaluation import Row
 from fastssl.evaluate.subject import Subject
-from fastssl.loader import Domain
+from fastssl.loader import Domain, check_class_numbers
 from fastssl.metrics import Metric, wilson_interval
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,11 @@ def open_labelled(subject: Subject, train: str | PathLike[str], test: str | Path
     """Open photos with classes as a subject sees them.
 
     Raises:
-        DataError: a dataset is missing or of rendered images, some images have no class, all have the same one, or the
-            test images have a class that no training image has.
+        DataError: a dataset is missing or of rendered images, some images have no class, all have the same one, the
+            test images have a class that no training image has, or a class has another number there.
     """
     learnt, tested = subject.domain("real", train), subject.domain("real", test)
+    check_class_numbers(*learnt.samples.datasets, *tested.samples.datasets)
     names, train_classes = _classes(learnt).unique(return_inverse=True)
     found = _classes(tested)
     if len(names) < 2:

@@ -10,7 +10,7 @@ for batch in load_batches(samples, samples.training_plan(settings, rank_slice), 
 from fastssl.loader.domain import Domain, DomainRequest, check_input_size, evaluation_domain, training_domains
 from fastssl.loader.iterator import Batches, LoaderOptions, Maker, load_batches
 from fastssl.loader.load import Loader, load
-from fastssl.loader.mixture import Mixture, open_domain, open_mixture
+from fastssl.loader.mixture import Mixture, check_class_numbers, open_domain, open_mixture
 from fastssl.loader.plan import Plan, RankSlice, Step, ViewSettings, centre_views, endless_plan, evaluation_plan
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Step",
     "ViewSettings",
     "centre_views",
+    "check_class_numbers",
     "check_input_size",
     "endless_plan",
     "evaluation_domain",

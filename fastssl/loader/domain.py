@@ -18,7 +18,7 @@ from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, UsageError
 from fastssl.loader.damage import Damage
 from fastssl.loader.iterator import Batches, LoaderOptions, load_batches
-from fastssl.loader.mixture import Mixture, open_domain
+from fastssl.loader.mixture import Mixture, check_class_numbers, open_domain
 from fastssl.loader.plan import Plan, RankSlice, ViewSettings, chosen_plan, evaluation_plan
 from fastssl.shards import CLASS_INDEX, DomainName
 
@@ -175,6 +175,8 @@ def _check_targets(domain: Domain) -> None:
             expected="photos with classes",
             hint="pack them from a folder per class",
         )
+    if "class_index" in domain.targets:
+        check_class_numbers(*domain.samples.datasets)
     if not {"depth", "normal"} & domain.targets:
         return
     for plane in ("depth", "normal"):

@@ -234,6 +234,26 @@ def _check_different(paths: Iterable[str]) -> None:
 _DOMAINS: dict[DomainName, str] = {"synthetic": "rendered images with targets (synthetic)", "real": "photos (real)"}
 
 
+def check_class_numbers(*datasets: ShardSet) -> None:
+    """Refuse datasets that number their classes differently, as two folders do of which one lacks a class.
+
+    Raises:
+        DataError: a class has two numbers; where a dataset has no names for its classes, nothing tells.
+    """
+    found = dict[str, tuple[int, str | Path]]()
+    for dataset in datasets:
+        for name, number in (dataset.manifest.classes or {}).items():
+            before, where = found.setdefault(name, (number, dataset.path))
+            if before != number:
+                raise DataError(
+                    "a class has another number than in another dataset",
+                    where=dataset.path,
+                    seen=f"{name} is class {number}",
+                    expected=f"class {before}, as in {where}",
+                    hint="pack both from the same folder of classes, which gives them one numbering",
+                )
+
+
 def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: DomainName) -> Mixture:
     """`open_mixture` for datasets that were packed as what they are to be used as.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from patterns import SIDE, CodedSource
+from PIL import Image
 
 from fastssl.config import AugmentConfig, DataConfig
 from fastssl.errors import ConfigError, DataError
@@ -16,13 +18,17 @@ from fastssl.loader import (
     Mixture,
     RankSlice,
     ViewSettings,
+    check_class_numbers,
     endless_plan,
     load_batches,
     open_domain,
     open_mixture,
+    training_domains,
 )
+from fastssl.methods import find_method, load_config
 from fastssl.shards import ShardSet, pack
 from fastssl.shards.cache import Cache
+from fastssl.sources import ClassesSource
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +134,22 @@ def test_one_folder_by_two_spellings_is_refused(coded_synthetic: Path, tmp_path:
     for other in (str(tmp_path / "link"), f"file://{coded_synthetic}", f"{coded_synthetic}/../{coded_synthetic.name}"):
         with pytest.raises(ConfigError, match="given twice"):
             open_mixture({str(coded_synthetic): 1.0, other: 1.0})
+
+
+def test_datasets_that_number_their_classes_differently_are_refused_where_classes_count(tmp_path: Path) -> None:
+    """A folder that lacks a class numbers those behind it anew; photos without classes are mixed as before."""
+    for folder, names in (("all", "abc"), ("fewer", "ac"), ("first", "ab")):
+        for name in names:
+            (tmp_path / "from" / folder / name).mkdir(parents=True)
+            Image.new("RGB", (80, 80)).save(tmp_path / "from" / folder / name / "0.png")
+        pack(ClassesSource(tmp_path / "from" / folder), tmp_path / folder, size=80)
+    datasets = {name: ShardSet(tmp_path / name) for name in ("all", "fewer", "first")}
+    check_class_numbers(datasets["all"], datasets["first"])
+    with pytest.raises(DataError, match=r"(?s)another number.*fewer.*c is class 1.*class 2, as in .*all"):
+        check_class_numbers(*datasets.values())
+    for method in ("supervised", "rotation"):
+        paths = f"data.real={{{tmp_path / 'all'}: 1, {tmp_path / 'fewer'}: 2}}"
+        config = load_config("tiny", method=method, overrides=[paths, "data.size=67"])
+        requests = find_method(method).domains(config)
+        with pytest.raises(DataError, match="another number") if method == "supervised" else nullcontext():
+            training_domains(requests, config)
