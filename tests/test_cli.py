@@ -482,3 +482,20 @@ def test_a_file_name_cannot_forge_a_line_of_what_verify_prints(
     code, out, _ = fastssl("verify", tmp_path / "rooms")
     assert code == 3
     assert out == "x\\x1b[31m\\nerror: fake.tar: the manifest promises no such file\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "RUN", "s3://bucket/file"],
+        ["render", "s3://bucket/rooms", "--count", "1"],
+        ["train", "--out", "s3://bucket/run"],
+        ["show", "rooms", "--out", "https://host/sheet.png"],
+    ],
+)
+def test_what_is_written_here_alone_takes_no_address_of_a_store(
+    fastssl: Callable[..., tuple[int, str, str]], words: list[str]
+) -> None:
+    code, _, err = fastssl(*words)
+    assert code == 2
+    assert "address of a store" in " ".join(err.replace("│", " ").split())

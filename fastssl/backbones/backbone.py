@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastssl.config import BackboneSettings
-from fastssl.errors import ConfigError
+from fastssl.errors import ConfigError, UsageError
 
 HeadForm = Literal["transposed", "skip", "pyramid", "light"]
 """Forms of the heads that predict planes, each a class of `fastssl.layers.heads`."""
@@ -111,7 +111,10 @@ class Backbone(nn.Module):
         return image.to(weight.dtype, memory_format=_layout(weight))
 
     def _first_weights(self, dim: int) -> Tensor:
-        return next(parameter for parameter in self.parameters() if parameter.dim() == dim)
+        weights = next((parameter for parameter in self.parameters() if parameter.dim() == dim), None)
+        if weights is None:
+            raise UsageError("images are no batch", seen=f"{dim} dimensions", expected="(N, 3, height, width)")
+        return weights
 
     def check_layer(self, layer: str) -> None:
         """Refuse a layer that the backbone does not have.

@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
-from fastssl.addresses import local_path
+from fastssl.addresses import is_remote, local_path, masked
 
 
 def path_of(text: str) -> Path:
+    """The path of what is no dataset; only these may be in a store."""
+    if is_remote(text):
+        raise typer.BadParameter(f"it has to be on this machine, and {masked(text)} is an address of a store")
     return local_path(home(text))
 
 

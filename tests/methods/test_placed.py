@@ -9,7 +9,7 @@ from small_steps import CPU, small_config
 from fastssl.backbones import build_backbone
 from fastssl.backbones.alexnet import AlexNet
 from fastssl.config import BackboneSettings
-from fastssl.errors import ConfigError
+from fastssl.errors import ConfigError, UsageError
 from fastssl.methods import StepContext
 from fastssl.methods.method import is_faster_channels_last, join_batch_norms
 
@@ -77,3 +77,11 @@ def test_norms_that_do_more_than_torch_s_are_refused() -> None:
     backbone = build_backbone(BackboneSettings(backbone="timm:mobilenetv3_small_050"))
     with pytest.raises(ConfigError, match=r"cannot see all ranks[^$]*BatchNormAct2d"):
         join_batch_norms(backbone)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet50", "timm:resnet10t"])
+def test_an_image_without_its_batch_is_refused(name: str) -> None:
+    backbone = build_backbone(BackboneSettings(backbone=name, width=0.1, fc_channels=16)).eval()
+    side = backbone.small_side()
+    with pytest.raises(UsageError, match=r"no batch[^$]*3 dimensions[^$]*N, 3, height, width"):
+        backbone(torch.rand(3, side, side))
