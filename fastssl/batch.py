@@ -96,7 +96,8 @@ class Batch:
 
     keys: tuple[str, ...]
     image: Tensor
-    """(N, 3, S, S), channels-last, float32, or float16 where that was asked for; RGB / 255 minus `IMAGE_MEAN`."""
+    """(N, 3, S, S), channels-last, float32, or float16 where that was asked for; RGB / 255 minus `IMAGE_MEAN`.
+    Where one channel stands in all three (``data.gray``), all of them are without that channel's own mean."""
     targets: Mapping[str, Tensor]
     """The targets by their names, which are those of the properties below."""
     stored_size: tuple[int, int] | None = None

@@ -122,7 +122,7 @@ def claim(output: Output, plan: Plan, *, resume: bool) -> Manifest | None:
             where=str(output),
             seen=names[0],
             expected="an empty folder, or none",
-            hint="choose another folder, or remove this one",
+            hint="choose another folder",
         )
     if not resume:
         if MANIFEST not in names:
