@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast
-
-from fastssl.faults import was_importing
-
-log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -47,85 +41,14 @@ def inlined(function: _Function) -> _Function:
 def _compiled(function: Callable[..., object], **options: Any) -> object:
     from numba import njit
 
+    from fastssl.kept_code import KeptCode, tell_once
+
     dispatcher: Any = njit(nogil=True, error_model="numpy", **options)(function)
     try:
-        dispatcher._cache = _forgiving_cache()(function)
+        dispatcher._cache = KeptCode(function)
     except (RuntimeError, OSError) as error:  # Numba found no folder that can be written to
-        _tell_once(error)
+        tell_once(error)
     return dispatcher
-
-
-@cache
-def _forgiving_cache() -> Any:
-    """Numba's cache, whose file may be torn, unreadable or impossible to write; its own lets the call fail then.
-
-    A function that is in it needs Numba's runtime. Numba's own would load all that it needs to compile one, which takes
-    0.09 s instead of 0.02; where one has to be compiled, that is loaded then.
-    """
-    from numba.core.caching import FunctionCache
-    from numba.core.runtime.nrt import rtsys
-
-    class ForgivingCache(FunctionCache):
-        def __init__(self, function: Callable[..., object]) -> None:
-            super().__init__(function)
-            self._cache_file._source_stamp = _stamp(Path(function.__code__.co_filename).parent)
-
-        def load_overload(self, sig: Any, target_context: Any) -> Any:
-            try:
-                rtsys.initialize(target_context)
-                with self._guard_against_spurious_io_errors():
-                    return self._load_overload(sig, target_context)
-            except Exception as error:  # unpickling what is torn raises nearly anything
-                _pass_over(error)
-                return None
-
-        def save_overload(self, *arguments: Any) -> None:
-            try:
-                super().save_overload(*arguments)
-            except Exception as error:  # it begins by reading what is there
-                _pass_over(error)
-                self._start_anew()
-
-        def _start_anew(self) -> None:
-            try:
-                self.flush()
-            except OSError as error:
-                _tell_once(error)
-
-    return ForgivingCache
-
-
-@cache
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """State of all modules that a function of a folder may call: it is kept with them, and Numba's own looks at one."""
-    paths = [*sorted(folder.glob("*.py")), Path(__file__).with_name("tile.py")]
-    found = [(path.name, path.stat()) for path in paths]
-    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
-
-
-@cache
-def _told() -> list[str]:
-    return []
-
-
-def _pass_over(error: Exception) -> None:
-    """Go on without the cache, unless Numba itself could not be loaded: what is left of it fails in other ways.
-
-    A module that does not exist is what a torn file names.
-    """
-    if was_importing(error) and not isinstance(error, ModuleNotFoundError):
-        raise error
-    _tell_once(error)
-
-
-def _tell_once(error: Exception) -> None:
-    if not _told():
-        _told().append(str(error))
-        log.info(
-            "compiled functions cannot be kept, so each process compiles them anew: %s "
-            "(NUMBA_CACHE_DIR may name a folder that can be written to)",
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-        )
 
 
 def load_compiler() -> None:
