@@ -9,6 +9,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from crash_report import pytest_configure_node, pytest_sessionstart, pytest_terminal_summary  # noqa: F401 - hooks
 from patterns import SIDE, CodedSource
 
 from fastssl.shards import pack

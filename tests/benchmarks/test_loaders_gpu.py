@@ -52,6 +52,7 @@ def test_the_best_setting_is_that_of_the_highest_median(bench: ModuleType, data:
     assert contender.best == points[2]
 
 
+@pytest.mark.usefixtures("torch_as_it_was")
 def test_pairs_come_first_and_every_setting_is_kept(
     bench: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from fastssl.loader import (
     ViewSettings,
     check_class_numbers,
     endless_plan,
+    evaluation_domain,
     load_batches,
     open_domain,
     open_mixture,
@@ -138,18 +139,23 @@ def test_one_folder_by_two_spellings_is_refused(coded_synthetic: Path, tmp_path:
 
 def test_datasets_that_number_their_classes_differently_are_refused_where_classes_count(tmp_path: Path) -> None:
     """A folder that lacks a class numbers those behind it anew; photos without classes are mixed as before."""
-    for folder, names in (("all", "abc"), ("fewer", "ac"), ("first", "ab")):
+    for folder, names in (("all", "abc"), ("fewer", "ac"), ("first", "ab"), ("others", "d")):
         for name in names:
             (tmp_path / "from" / folder / name).mkdir(parents=True)
             Image.new("RGB", (80, 80)).save(tmp_path / "from" / folder / name / "0.png")
         pack(ClassesSource(tmp_path / "from" / folder), tmp_path / folder, size=80)
-    datasets = {name: ShardSet(tmp_path / name) for name in ("all", "fewer", "first")}
+    datasets = {name: ShardSet(tmp_path / name) for name in ("all", "fewer", "first", "others")}
     check_class_numbers(datasets["all"], datasets["first"])
-    with pytest.raises(DataError, match=r"(?s)another number.*fewer.*c is class 1.*class 2, as in .*all"):
+    with pytest.raises(DataError, match=r"(?s)differently.*fewer.*c is class 1.*class 2, as in .*all"):
         check_class_numbers(*datasets.values())
+    with pytest.raises(DataError, match=r"(?s)differently.*others.*class 0 is d.*: a, as in .*first"):
+        check_class_numbers(datasets["first"], datasets["others"])
     for method in ("supervised", "rotation"):
         paths = f"data.real={{{tmp_path / 'all'}: 1, {tmp_path / 'fewer'}: 2}}"
         config = load_config("tiny", method=method, overrides=[paths, "data.size=67"])
         requests = find_method(method).domains(config)
-        with pytest.raises(DataError, match="another number") if method == "supervised" else nullcontext():
+        with pytest.raises(DataError, match="differently") if method == "supervised" else nullcontext():
             training_domains(requests, config)
+    assert len(evaluation_domain("real", config.data.datasets("real"), config, ()).samples) == 5
+    with pytest.raises(DataError, match="differently"):
+        evaluation_domain("real", config.data.datasets("real"), config, ["class_index"])
