@@ -140,9 +140,12 @@ def evaluation_domain(
     """A dataset as a run with these settings sees it when it is evaluated.
 
     Raises:
-        DataError: it is missing, damaged, of the wrong domain, or packed smaller than the network's input.
+        DataError: it is missing, damaged, of the wrong domain, or packed smaller than the network's input; or classes
+            are asked for, and parts of it number them differently.
     """
     domain = Domain(name=name, samples=open_domain(dataset, name), targets=frozenset(targets), config=config)
+    if "class_index" in domain.targets:
+        check_class_numbers(*domain.samples.datasets)
     check_input_size(domain, DataError, "pack them larger")
     return domain
 

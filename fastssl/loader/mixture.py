@@ -238,20 +238,29 @@ def check_class_numbers(*datasets: ShardSet) -> None:
     """Refuse datasets that number their classes differently, as two folders do of which one lacks a class.
 
     Raises:
-        DataError: a class has two numbers; where a dataset has no names for its classes, nothing tells.
+        DataError: a class has two numbers, or a number two classes; where a dataset has no names for its classes,
+            nothing tells.
     """
-    found = dict[str, tuple[int, str | Path]]()
+    numbers = dict[str, tuple[int, str | Path]]()
+    names = dict[int, tuple[str, str | Path]]()
     for dataset in datasets:
         for name, number in (dataset.manifest.classes or {}).items():
-            before, where = found.setdefault(name, (number, dataset.path))
-            if before != number:
-                raise DataError(
-                    "a class has another number than in another dataset",
-                    where=dataset.path,
-                    seen=f"{name} is class {number}",
-                    expected=f"class {before}, as in {where}",
-                    hint="pack both from the same folder of classes, which gives them one numbering",
-                )
+            expected, where = numbers.setdefault(name, (number, dataset.path))
+            if expected != number:
+                raise _other_numbers(dataset, f"{name} is class {number}", f"class {expected}, as in {where}")
+            other, where = names.setdefault(number, (name, dataset.path))
+            if other != name:
+                raise _other_numbers(dataset, f"class {number} is {name}", f"{other}, as in {where}")
+
+
+def _other_numbers(dataset: ShardSet, seen: str, expected: str) -> DataError:
+    return DataError(
+        "two datasets number their classes differently",
+        where=dataset.path,
+        seen=seen,
+        expected=expected,
+        hint="pack both from the same folder of classes, which gives them one numbering",
+    )
 
 
 def open_domain(weights: Mapping[str, float] | str | PathLike[str], domain: DomainName) -> Mixture:
