@@ -475,6 +475,29 @@ def test_a_network_is_no_rival_of_itself_with_other_statistics(tmp_path: Path) -
     assert verdict.text.endswith(" better than untrained and constant")
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"step": 20}, "of step 20, and the run has gone on to step 30"),
+        ({"step": 10, "checkpoint": "best.pt"}, "of step 10 (best.pt), and the run has gone on to step 30"),
+        ({"step": 30}, ""),
+        ({"step": 30, "checkpoint": "best.pt"}, ""),
+        ({}, ""),  # of an older version
+    ],
+)
+def test_numbers_of_an_earlier_step_are_told_as_such(run: Path, told: dict[str, Any], words: str) -> None:
+    domain = _SUMMARY["domain"] | {"conditions": {"layer": "conv4", **told}}
+    (run / "summary.json").write_text(json.dumps(_SUMMARY | {"domain": domain}))
+    page, text = Page(write_report(run)), summary_table(run)
+    commands = page.section("domain").all("code", "command")
+    assert [command.text.split()[:3] for command in commands] == ([["fastssl", "eval", "domain"]] if words else [])
+    for place in (page.section("results").text, page.section("domain").text, text):
+        assert words in place
+        assert bool(words) == ("gone on" in place)
+    assert "gone on" not in page.section("tasks").text
+    assert not words or f"The numbers of domain are {words}.\n" in text
+
+
 def test_published_figures_stand_below_what_was_measured_and_apart_from_it(tmp_path: Path) -> None:
     measured = {"voc-cls": {"conditions": {"images": 4952}, "mean_ap": {"trained": 0.5, "untrained": 0.25}}}
     page = Page(write_report(_write_run(tmp_path / "run", summary={"steps": 10} | measured)))

@@ -78,7 +78,7 @@ def evaluate(
 
     Args:
         evaluation: such as ``Tasks(synthetic="rooms/val")``.
-        run: the run folder, or a checkpoint of it; the numbers of one say so under `conditions`. Or a subject that is
+        run: the run folder, or a checkpoint of it; `conditions` tell which, and its step. Or a subject that is
             no run, as `foreign_subject` takes it, of which nothing is kept; its column is `subject`. None where the
             evaluation names predictions that were made elsewhere, which it scores; nothing of them is kept.
         beside: others of these that are measured in the same way, by the name of their column; `init:gaussian` and
@@ -112,8 +112,8 @@ def evaluate(
     measured = evaluation(subject, others)
     if not isinstance(subject, RunSubject):
         return measured
-    if run.is_file():
-        measured = replace(measured, conditions={"checkpoint": run.name, **measured.conditions})
+    which = {"checkpoint": run.name, "step": subject.step} if run.is_file() else {"step": subject.step}
+    measured = replace(measured, conditions={**which, **measured.conditions})
     keep_results(subject.run, {evaluation.name: measured.section()}, measured.pictures)
     return measured
 

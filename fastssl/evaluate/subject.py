@@ -111,6 +111,8 @@ class RunSubject(Subject):
     """A run that is measured."""
 
     run: Path
+    step: int
+    """Of the checkpoint that is measured."""
     fingerprints: Mapping[str, str]
     """Fingerprint of the datasets of each domain that it was trained on."""
 
@@ -190,7 +192,7 @@ def run_subject(run: Path, name: str = "trained") -> RunSubject:
     trained = load_trained(run)
     trained.method.networks.to(run_device())
     subject = _subject(name, trained.method, trained.config, "running ones of the training")
-    return RunSubject(**vars(subject), run=trained.run, fingerprints=trained.fingerprints)
+    return RunSubject(**vars(subject), run=trained.run, step=trained.step, fingerprints=trained.fingerprints)
 
 
 def fresh_subject(config: Config, name: str) -> Subject:

@@ -22,7 +22,7 @@ from fastssl.faults import machine_faults_named
 from fastssl.files import complete_or_absent, escaped
 from fastssl.methods import unit_of
 from fastssl.report.curves import is_weighted, speed_charts, training_charts, validation_charts
-from fastssl.report.results import Table, cards, measured_rows, table, without_value
+from fastssl.report.results import Table, cards, earlier_step, measured_rows, table, without_value
 from fastssl.report.run import Picture, Run, read_run
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,14 @@ _NEEDED = ("train_proposals", "test_proposals", "convention")
 
 
 class Section(NamedTuple):
-    """An evaluation and what is known of it; `command` is what measures it, where it was not measured.
+    """An evaluation and what is known of it; `command` is what measures it, where it was not, or of an `earlier` step.
 
     `published` are figures of others, where it was.
     """
 
     evaluation: type[Evaluation]
     conditions: dict[str, str]
+    earlier: str
     picture: Picture | None
     table: Table | None
     has_intervals: bool
@@ -113,7 +114,7 @@ def _content(run: Run) -> dict[str, Any]:
         "learnt": run.method.describe(config),
         "sources": [(_KINDS[name], _datasets(config, name)) for name in run.domains],
         "steps": run.summary.get("steps"),
-        "steps_on_record": int(run.metrics[-1]["step"]) if run.metrics else 0,
+        "steps_on_record": run.step,
         "resume": f"fastssl train --out {_path(run)} --resume",
         "facts": _facts(run),
         "cards": cards(run),
@@ -163,17 +164,18 @@ def _sections(run: Run) -> list[Section]:
 
 
 def _section(run: Run, evaluation: type[Evaluation]) -> Section:
-    conditions = run.section(evaluation.name, "conditions")
+    conditions, earlier = run.section(evaluation.name, "conditions"), earlier_step(run, evaluation)
     rows = measured_rows(run, evaluation)
     return Section(
         evaluation,
         conditions={name.replace("_", " "): masked(_condition(value)) for name, value in conditions.items()},
+        earlier=earlier,
         picture=None if evaluation.sheet is None else run.picture(evaluation.sheet.file),
         table=table(rows),
         has_intervals=any(row.intervals for row in rows),
         without_value=without_value(run, evaluation),
         published=published_for(evaluation.name) if run.section(evaluation.name) else [],
-        command="" if run.section(evaluation.name) else _command(run, evaluation),
+        command="" if run.section(evaluation.name) and not earlier else _command(run, evaluation),
     )
 
 

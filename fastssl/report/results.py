@@ -94,6 +94,15 @@ def without_value(run: Run, evaluation: type[Evaluation]) -> list[str]:
     ]
 
 
+def earlier_step(run: Run, evaluation: type[Evaluation]) -> str:
+    """In words, of which step the numbers are, where the run has gone on since; else empty."""
+    conditions = run.section(evaluation.name, "conditions")
+    step, checkpoint = conditions.get("step"), conditions.get("checkpoint")
+    if not isinstance(step, int) or step >= run.step:
+        return ""
+    return f"of step {step:,}{f' ({checkpoint})' if checkpoint else ''}, and the run has gone on to step {run.step:,}"
+
+
 def _metrics(run: Run, evaluation: type[Evaluation]) -> list[Metric]:
     """What an evaluation can give, and for what stands for every name in a place, what the summary has there."""
     return [

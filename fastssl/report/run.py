@@ -57,6 +57,11 @@ class Run:
         return [request.name for request in self.method.domains(self.config)]
 
     @property
+    def step(self) -> int:
+        """The last step on record."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
     def throughput(self) -> Throughput | None:
         """None where training has not ended."""
         values, unit = self.section("throughput"), unit_of(self.config)

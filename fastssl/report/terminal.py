@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastssl.evaluate import table
+from fastssl.evaluate import EVALUATIONS, table
 from fastssl.faults import machine_faults_named
-from fastssl.report.results import key_rows
+from fastssl.report.results import earlier_step, key_rows
 from fastssl.report.run import read_run
 
 
@@ -14,7 +14,7 @@ def summary_table(run: Path) -> str:
     """The key held-out results of a run, and its throughput, as plain text that fits 100 columns.
 
     Metrics are lines and networks are columns; "-" where a network has no such number. What was not measured for any
-    network is left out, so the text is empty where nothing was.
+    network is left out, so the text is empty where nothing was. Numbers of an earlier step are told as such.
 
     Args:
         run: the run folder; nothing in it changes.
@@ -30,6 +30,9 @@ def summary_table(run: Path) -> str:
     with machine_faults_named():
         read = read_run(run)
     text = table(key_rows(read), keys=True)
+    for evaluation in EVALUATIONS.values():
+        if earlier := earlier_step(read, evaluation):
+            text += f"The numbers of {evaluation.name} are {earlier}.\n"
     speed = read.throughput
     if speed is not None:
         text += (

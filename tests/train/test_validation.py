@@ -18,7 +18,7 @@ from fastssl.config import Config
 from fastssl.errors import ConfigError, DataError, MachineError
 from fastssl.evaluate import Tasks, evaluate
 from fastssl.methods import load_config
-from fastssl.report import write_report
+from fastssl.report import summary_table, write_report
 from fastssl.shards import pack
 from fastssl.telemetry import read_metrics
 from fastssl.train import Stopped, checkpoint, load_trained, resume_run, start_run, validation
@@ -79,8 +79,16 @@ def test_its_numbers_are_those_of_eval(validated: Path, held_out: list[str]) -> 
             for name, of_subjects in section[task].items():
                 expected = pytest.approx(of_subjects["trained"], rel=1e-5, abs=1e-7)
                 assert found[step][f"val/tasks/{task}/{name}"] == expected
+        assert section["conditions"]["step"] == step
         assert section["conditions"].get("checkpoint") == (None if subject is validated else "best.pt")
         assert summary(validated)["tasks"]["conditions"] == section["conditions"]
+        told = (
+            ""
+            if step == 8
+            else f"The numbers of tasks are of step {step} (best.pt), and the run has gone on to step 8."
+        )
+        assert told in summary_table(validated)
+        assert bool(told) == ("gone on" in summary_table(validated))
 
 
 def test_where_a_mean_of_the_weights_is_kept_it_is_measured_and_changes_nothing(
