@@ -158,6 +158,8 @@ Measured = Callable[[MeasuredDomain, LoaderOptions], AbstractContextManager[Work
 def _reading(domain: MeasuredDomain, options: LoaderOptions) -> Iterator[Work]:
     """By the one thread that reads, and again and again, so that the system has the files in memory."""
     checked = checked_members(domain.members, options)
+    if decodes_in_graph(domain.samples, domain.plan_in_memory(options), options):
+        checked = (*checked, domain.samples.image_codec.member)
     damage = Damage(domain.samples, domain.members, max_bad=options.max_bad, checked=checked)
     numbers = domain.in_memory.numbers
 

@@ -42,7 +42,7 @@ class Damage:
     def __init__(
         self, samples: Mixture, members: tuple[str, ...], *, max_bad: int, checked: tuple[str, ...] = ()
     ) -> None:
-        self._samples, self._names, self._max_bad, self._checked = samples, members, max_bad, checked
+        self._samples, self._names, self._max_bad, self._checked = samples, members, max_bad, {*checked}
         self._image_codec = samples.image_codec
         self._memory = Memory()
         self.found: dict[int, str] = {}
@@ -57,6 +57,10 @@ class Damage:
     def target_member(self) -> str:
         """Name of the member with the planes."""
         return self._samples.target_member
+
+    def compare(self, member: str) -> None:
+        """Compare this member too with its checksum, from now on."""
+        self._checked.add(member)
 
     def places(self) -> list[str]:
         """Shard, key and reason of each damaged sample, in the order in which they were found."""

@@ -130,7 +130,7 @@ def known_damage(samples: Mixture, options: LoaderOptions, targets: Collection[T
 
 
 def checked_members(members: tuple[str, ...], options: LoaderOptions) -> tuple[str, ...]:
-    """Members that are compared with their checksums.
+    """Members that are compared with their checksums, whatever decodes them.
 
     All of them where a GPU makes the batches: it inflates a damaged block without a word, and its JPEG engine reports
     success when decoding is enqueued, so that a damaged image would be whatever its memory held before.
@@ -191,6 +191,9 @@ def _batches(
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         threads, pinned = (pool, options.num_threads), options.uploads
         images, windows = _images(samples, pixels, options, threads), _windows(samples, pixels, threads)
+        if images is None and windows is None:
+            # DALI makes pixels of a JPEG that is damaged inside, without a word.
+            damage.compare(damage.image_member)
         targets = ThreadedTargets(layout, size, *threads, codec, filters, pinned=pinned) if on_cpu else None
         feed = Feed(
             steps=plan.steps,
