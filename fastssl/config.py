@@ -11,6 +11,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -340,10 +341,16 @@ def compose(
         raise ConfigError("there is no such preset", seen=shown(preset), expected=nearest(str(preset), presets))
     values: dict[str, Any] = {name: dict(section) for name, section in presets[preset].items()}
     _merge(values, file, where=file_name)
+    of_file = deepcopy(values)
     for override in overrides:
         _merge(values, _parse_override(override), where=f"--set {override}")
     _merge(values, settings or {}, where="settings")
-    return validated(schema, {"preset": preset, **values})
+    try:
+        return validated(schema, {"preset": preset, **values})
+    except ConfigError:
+        if file:
+            validated(schema, {"preset": preset, **of_file}, where=file_name)  # its own faults come with its name
+        raise
 
 
 def dataset_weights(given: Iterable[str]) -> dict[str, float]:
@@ -556,9 +563,12 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | No
     try:
         return schema.model_validate(values)
     except ValidationError as failure:
+        errors = failure.errors(include_url=False)
         # What is misspelt comes first: it may well be what is missing.
-        error = min(failure.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-        name = ".".join(str(part) for part in error["loc"])
+        error = min(errors, key=lambda one: one["type"] != "extra_forbidden")
+        *parents, last = error["loc"] or ("",)
+        is_too_short = error["type"] == "missing" and isinstance(last, int)  # a list
+        name = ".".join(map(str, parents if is_too_short else error["loc"]))
         place = name if where is None else f"{where}: {name}"
         if error["type"] == "extra_forbidden":
             known = _known_names(schema, error["loc"][:-1])
@@ -571,11 +581,13 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | No
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
             raise ConfigError(message, where=where) from None
+        expected = _EXPECTED.get(error["type"], message)
+        if is_too_short or error["type"] == "too_long":
+            missing = sum(one["type"] == "missing" and one["loc"][:-1] == tuple(parents) for one in errors)
+            length = len(error["input"]) + missing if is_too_short else error["ctx"]["max_length"]
+            expected = f"{length} values"
         raise ConfigError(
-            "a setting has a value that it cannot take",
-            where=place,
-            seen=shown(error["input"]),
-            expected=_EXPECTED.get(error["type"], message),
+            "a setting has a value that it cannot take", where=place, seen=shown(error["input"]), expected=expected
         ) from None
 
 

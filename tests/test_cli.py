@@ -377,6 +377,25 @@ def test_from_training_to_report(
     assert fastssl("eval", "tasks", run, "--synthetic", coded_real)[0] == 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--amp", "--set", "train.amp=false"],
+        ["--paranoid", "--set", "data.paranoid=true"],
+        ["--real", "photos", "--set", "data.real=others"],
+        ["--validation-synthetic", "rooms", "--set", " data.validation_synthetic=others"],
+        ["--real", "photos", "--resume", "--set", "data.real=others"],
+    ],
+)
+def test_a_setting_is_given_by_an_option_or_by_set(
+    fastssl: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str]
+) -> None:
+    code, _, err = fastssl("train", "--out", tmp_path / "run", *words)
+    assert code == 2
+    assert "a setting is given twice" in err
+    assert f"--set {words[-1]}, and {words[0]}" in err
+
+
 def test_interrupt_ends_with_130(
     fastssl: Callable[..., tuple[int, str, str]], coded_synthetic: Path, coded_real: Path, tmp_path: Path
 ) -> None:

@@ -241,7 +241,9 @@ def test_text_that_no_reader_can_hold_is_no_yaml(text: str) -> None:
         ("optim.lr=.inf", "finite number"),
         ("optim.lr=.nan", "number"),
         ("model.tasks=depth", "seen: 'depth'\n  expected: a list, such as"),
-        ("data.window=[0.9]", "data.window"),
+        ("data.window=[0.9]", "where: data.window\n  seen: (0.9,)\n  expected: 2 values"),
+        ("data.window=[]", "where: data.window\n  seen: ()\n  expected: 2 values"),
+        ("data.window=[0.7, 0.8, 0.9]", "where: data.window\n  seen: (0.7, 0.8, 0.9)\n  expected: 2 values"),
         ("train.hw_decoder_load='0.5'", "is '0.5'"),
         ("train.hw_decoder_load=true", "is True"),
         ("data.real=", "data.real is nothing (null)"),
@@ -308,6 +310,33 @@ def test_settings_of_a_run_that_are_torn_are_not_filled_up_with_defaults(tmp_pat
         path.write_text("".join(lines[:count]))
         with pytest.raises(DataError, match=r"run's settings(.|\n)*hint: "):
             read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("train: {steps: many}", ["settings.yaml: train.steps\n  seen: 'many'"]),
+        ("trian: {steps: 3}", ["settings.yaml: trian\n  seen: trian\n  expected: 'train'?"]),
+        ("data: {window: [0.9, 0.8]}", ["first fraction must be above 0", "settings.yaml"]),
+    ],
+)
+def test_a_file_s_own_faults_are_told_with_its_name(content: str, words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        load_config(file=path)
+    for line in words:
+        assert line in str(raised.value)
+
+
+def test_what_an_override_mends_or_breaks_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: {window: [0.9, 0.8]}")
+    assert load_config(file=path, overrides=["data.window=[0.8, 0.9]"]).data.window == (0.8, 0.9)
+    path.write_text("train: {steps: 3}")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file=path, overrides=["train.steps=many"])
+    assert raised.value.where == "train.steps"
 
 
 def test_of_two_overrides_the_later_wins_and_options_win_over_both() -> None:

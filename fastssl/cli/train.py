@@ -92,6 +92,8 @@ def train(
         "validation_real": validation_real,
     }
     settings = _training_settings(datasets, amp=amp, paranoid=paranoid)
+    changes = overrides or ()
+    _check_given_once(changes, settings)
     if replay is not None:
         if out is not None or overrides or any([*given.values(), *settings.values()]):
             raise UsageError("a step is made again as it was", hint="give --replay FILE alone, or with --json")
@@ -102,7 +104,6 @@ def train(
     from fastssl.ranks import begun
     from fastssl.train.launch import check_gpus, launch
 
-    changes = overrides or ()
     new = None
     if not resume:
         new = load_config(preset, method=method, file=config, overrides=changes, settings=settings)
@@ -183,6 +184,15 @@ def _check_options(
         raise UsageError(
             "--json is for --dry-run and --replay", hint="a training writes metrics.jsonl and summary.json"
         )
+
+
+def _check_given_once(changes: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a setting that both an option and `--set` give; which of them counts is nothing to guess."""
+    for change in changes:
+        section, _, name = change.partition("=")[0].strip().partition(".")
+        if name in settings.get(section, {}):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError("a setting is given twice", seen=f"--set {change}, and {option}", hint="give one of them")
 
 
 def _replay(path: Path, *, as_json: bool) -> None:
