@@ -35,6 +35,7 @@ from fastssl.telemetry import CONTINUE, Advance, merge_summary, read_summary
 from fastssl.trackers import check_trackers
 from fastssl.train.beginning import begun_method
 from fastssl.train.checkpoint import (
+    begin_with,
     check_data,
     checkpoint_before,
     latest_checkpoint,
@@ -170,6 +171,9 @@ def dry_run(config: Config, run: Path, *, world_size: int = 1) -> dict[str, Any]
         check_trackers(config.train.trackers)
         check_memory(config, domains, options)
         open_validation(empty_method(config), config, options)
+        if config.train.init_from:
+            method = find_method(config.method)(config, StepContext(config, torch.device("cpu")))
+            begin_with(method, Path(config.train.init_from))
         _warn_of_copies(domains, world_size)
         start = Start(step=0, positions=dict.fromkeys(domains, 0))
         steps = _total_steps(next(iter(domains.values())), start, world_size)

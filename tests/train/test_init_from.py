@@ -10,7 +10,7 @@ from made_run import make_run
 from small_runs import quiet, settings
 
 from fastssl.errors import ConfigError, DataError
-from fastssl.train import load_trained, start_run
+from fastssl.train import dry_run, load_trained, start_run
 
 UNMOVED = ["optim.lr=1e-30", "optim.discriminator_lr=1e-30", "optim.schedule=constant", "train.steps=1"]
 OF_RUN = ["model.width=0.1", "model.fc_channels=16", "model.head_channels=4", *UNMOVED]
@@ -41,12 +41,14 @@ def test_parts_that_the_other_run_lacks_are_fresh(coded_synthetic: Path, coded_r
 def test_networks_of_another_form_are_refused(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
     first = make_run(tmp_path / "first", coded_synthetic, coded_real, "model.fc_channels=24")
     config = settings(coded_synthetic, coded_real, *OF_RUN, f"train.init_from={first}")
-    with pytest.raises(ConfigError, match=r"(?s)backbone of that run is not .*init_from.*fc6"):
-        start_run(config, tmp_path / "second", quiet)
+    for begin in (lambda: start_run(config, tmp_path / "second", quiet), lambda: dry_run(config, tmp_path / "second")):
+        with pytest.raises(ConfigError, match=r"(?s)backbone of that run is not .*init_from.*fc6"):
+            begin()
     assert not (tmp_path / "second").exists()
 
 
 def test_a_run_that_is_none_is_refused(coded_synthetic: Path, coded_real: Path, tmp_path: Path) -> None:
     config = settings(coded_synthetic, coded_real, *OF_RUN, f"train.init_from={tmp_path / 'nothing'}")
-    with pytest.raises(DataError, match="nothing"):
-        start_run(config, tmp_path / "second", quiet)
+    for begin in (lambda: start_run(config, tmp_path / "second", quiet), lambda: dry_run(config, tmp_path / "second")):
+        with pytest.raises(DataError, match="nothing"):
+            begin()
