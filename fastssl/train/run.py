@@ -108,7 +108,7 @@ def resume_run(
     Raises:
         DataError: there is no run, or none of its checkpoints is sound.
         ConfigError: a setting cannot change, or has a value that it cannot take.
-        CheckpointError: the checkpoint is of another architecture or of other data, or the run is finished.
+        CheckpointError: the checkpoint is of another architecture or of other data, or no step is left to make.
         UsageError: another training works on the folder.
         MachineError, Stopped: as `start_run`.
     """
@@ -488,11 +488,11 @@ def _told_where(options: Sequence[str], *, resumed: bool) -> Iterator[None]:
 def _check_unfinished(run: Path, step: int, total_steps: int) -> None:
     if step >= total_steps:
         raise CheckpointError(
-            "the run is finished",
+            "no step is left to make",
             where=run,
-            seen=f"{step} steps",
+            seen=f"{step} steps are made",
             expected=f"fewer than {total_steps}",
-            hint="measure it (fastssl eval), or make it longer: --set train.steps=...",
+            hint="measure the run (fastssl eval), or make it longer: --set train.steps=...",
         )
 
 

@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(finished: Path, tmp_path: Pat
     resume_run(run, quiet)
     assert_same(state(finished, 8), state(run, 8))
     assert [line["step"] for line in read_metrics(run)] == sorted({line["step"] for line in read_metrics(run)})
-    with pytest.raises(CheckpointError, match="finished"):
+    with pytest.raises(CheckpointError, match="no step is left"):
         resume_run(run, quiet)
 
 

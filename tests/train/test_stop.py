@@ -119,7 +119,7 @@ def test_a_run_becomes_longer_and_keeps_what_it_was(
 ) -> None:
     run, alone = tmp_path / "run", tmp_path / "alone"
     shutil.copytree(finished, run)
-    with pytest.raises(CheckpointError, match=r"finished(.|\n)*train.steps"):
+    with pytest.raises(CheckpointError, match=r"no step is left(.|\n)*train.steps"):
         resume_run(run, quiet)
     resume_run(run, quiet, overrides=["train.steps=10", "train.log_every=1"])
     start_run(settings(coded_synthetic, coded_real, "train.steps=10", CONSTANT), alone, quiet)
