@@ -68,14 +68,19 @@ class Tasks:
                 data are not those of the run.
             UsageError: a subject beside it has learnt no task.
         """
-        images = subject.domain("synthetic", self.synthetic, PLANES)
+        images, training = (
+            subject.domain("synthetic", self.synthetic, PLANES),
+            subject.training_domain("synthetic", PLANES),
+        )
+        if images.fingerprint == training.fingerprint:
+            log.warning("%s is what the run was trained on, and not held out", images.samples.path)
         again = subject.reestimated(images)
         subjects = [subject, *([again] if again else []), *beside, *subject.baselines()]
         metrics = {
             one.name: measure(_predictor(one), one.sees(images), [task for task in subject.tasks if task in one.tasks])
             for one in subjects
         }
-        constant = fit_constant(every_sample(subject.training_domain("synthetic", PLANES)))
+        constant = fit_constant(every_sample(training))
         metrics["constant"] = measure(constant, images, subject.tasks)
         _say_what_lacks(subject.name, metrics, images)
         results = {name: {task: found.result() for task, found in tasks.items()} for name, tasks in metrics.items()}

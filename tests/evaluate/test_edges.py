@@ -80,6 +80,15 @@ def test_a_run_with_one_task(tmp_path: Path, coded_synthetic: Path, coded_real: 
     assert set(summary) == {"tasks", "domain", "neighbours"}
 
 
+def test_the_rooms_of_the_training_are_told_to_be_no_held_out_ones(
+    run: Path, tmp_path: Path, coded_synthetic: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured(Tasks(synthetic=renders(tmp_path / "others")), run)
+    assert "held out" not in caplog.text
+    measured(Tasks(synthetic=coded_synthetic), run)
+    assert f"{coded_synthetic} is what the run was trained on, and not held out" in caplog.text
+
+
 def test_held_out_images_without_known_depth(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tasks = measured(Tasks(synthetic=renders(tmp_path / "blind", depth=False)), run)
     assert set(numbers(tasks["depth"])) == set(numbers(tasks["normal"])) == {None}
