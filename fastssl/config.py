@@ -569,7 +569,7 @@ def validated(schema: type[S], values: Mapping[str, Any], where: Path | str | No
         *parents, last = error["loc"] or ("",)
         is_too_short = error["type"] == "missing" and isinstance(last, int)  # a list
         name = ".".join(map(str, parents if is_too_short else error["loc"]))
-        place = name if where is None else f"{where}: {name}"
+        place = ": ".join(str(part) for part in (where, name) if part) or None
         if error["type"] == "extra_forbidden":
             known = _known_names(schema, error["loc"][:-1])
             raise ConfigError(

@@ -8,9 +8,12 @@ import sys
 import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from patterns import CodedSource
 
 import fastssl
 from fastssl.batch import Batch
@@ -133,12 +136,38 @@ def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> N
         ("size", 67.0, "size"),
         ("augment", {"blur": 2}, "blur"),
         ("augment", {"shake": 2}, "shake"),
+        ("augment", 5, "seen: 5\n  expected: a mapping"),
+        ("batch_size", True, "batch_size"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(coded_synthetic: Path, name: str, value: object, words: str) -> None:
     with pytest.raises(FastsslError, match=words) as caught:
         first(coded_synthetic, **{name: value})
     assert isinstance(caught.value, ConfigError | DeviceError)
+    assert "where: \n" not in str(caught.value)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(coded_synthetic: Path) -> None:
+    numbers = {"batch_size": np.int64(4), "size": np.int32(67), "seed": np.uint8(3), "rank": np.int64(0)}
+    assert all(map(same, first(coded_synthetic, **numbers), first(coded_synthetic, seed=3)))
+
+
+@pytest.mark.parametrize(
+    ("source", "choices", "words"),
+    [
+        ("photos", {}, r"path is no source(.|\n)*seen: photos(.|\n)*open_source\('photos'\)"),
+        (Path("photos"), {}, "path is no source"),
+        (None, {"workers": "2"}, "where: workers\n  seen: '2'\n  expected: a whole number, 1 or more"),
+        (None, {"workers": 1.5}, "seen: 1.5"),
+        (None, {"workers": 0}, "1 or more"),
+        (None, {"max_bad": "x"}, "where: max_bad\n  seen: 'x'"),
+        (None, {"size": "large"}, "where: size\n  seen: large"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(tmp_path: Path, source: Any, choices: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        fastssl.pack(source or CodedSource(3, "real"), tmp_path / "out", **choices)
+    assert not (tmp_path / "out").exists()
 
 
 def test_renders_and_photos_are_no_mixture(coded_synthetic: Path, coded_real: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, get_args
@@ -146,11 +147,12 @@ def load(
         )
     targets = _checked_targets(targets)
     numbers = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size, "threads": threads}
-    given = validated(_Arguments, {**numbers, "prefetch": prefetch, "half": half, "load_on": load_on})
+    numbers = {name: _whole(number) for name, number in {**numbers, "prefetch": prefetch}.items()}
+    given = validated(_Arguments, {**numbers, "half": half, "load_on": load_on})
     where = _device(device)
     for name in settings.keys() & _OF_A_TRAINING:
         raise ConfigError("this is a setting of a training, and no argument of load", seen=name)
-    seen = validated(DataConfig, {"gray": "off", **settings, "size": size})
+    seen = validated(DataConfig, {"gray": "off", **settings, "size": _whole(size)})
     samples = open_mixture(data)
     position = 0 if state is None else _position(state)
     if state is not None and state["fingerprint"] != samples.fingerprint:
@@ -180,6 +182,11 @@ def _checked_targets(targets: Collection[Target] | None) -> tuple[Target, ...] |
     return given
 
 
+def _whole(number: Any) -> Any:
+    """A whole number of another library, such as NumPy's, as Python's; all else as it is."""
+    return operator.index(number) if hasattr(number, "__index__") and type(number) is not bool else number
+
+
 def _position(state: Mapping[str, Any]) -> int:
     position = state.get("position") if isinstance(state, Mapping) else None
     if type(position) is not int or not 0 <= position < _MOST_POSITIONS or "fingerprint" not in state:
@@ -197,5 +204,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise ConfigError("batches cannot be made on this kind of device", seen=str(device), expected="cpu or cuda")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise DeviceError("there is no such GPU", seen=str(device), expected=f"{torch.cuda.device_count()} GPUs")
+        num = torch.cuda.device_count()
+        expected = f"a number below {num}" if num else "a machine with a GPU that torch can use"
+        raise DeviceError("there is no such GPU", seen=str(device), expected=expected, hint='give device="cpu"')
     return found

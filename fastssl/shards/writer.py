@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Unpack
 
@@ -105,7 +106,7 @@ def pack(
             finished can be continued.
     """
     check_main_guard()
-    _check(workers=(workers, 1), max_bad=(max_bad, 0))
+    _check(source, workers=(workers, 1), max_bad=(max_bad, 0))
     settings = packing_settings(source, **choices)
     plan = plan_of(source, settings, licence)
     output = Output(str(out))
@@ -238,10 +239,14 @@ class _Shard:
         return Statistics().merged(*self._statistics)
 
 
-def _check(**values: tuple[int, int]) -> None:
+def _check(source: Source, **values: tuple[int, int]) -> None:
+    if isinstance(source, str | PathLike):
+        what, hint = "a path is no source", f"give fastssl.open_source({str(source)!r})"
+        raise UsageError(what, seen=str(source), expected="a source of samples", hint=hint)
     for name, (value, low) in values.items():
-        if value < low:
-            raise UsageError("a packing setting is out of range", where=name, seen=value, expected=f"{low} or more")
+        if not hasattr(value, "__index__") or value < low:
+            expected = f"a whole number, {low} or more"
+            raise UsageError("a packing setting is out of range", where=name, seen=repr(value), expected=expected)
 
 
 def _pack_all(
