@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
+
+import deflate
+import torch
+from torch import Tensor
 
 from fastssl import __version__
 from fastssl.batch import IMAGE_MEAN
@@ -11,6 +16,8 @@ from fastssl.export.exporter import Weights
 
 KEY = "fastssl"
 """Of a file's metadata, at which the header stands as JSON."""
+CHECKSUM = "fastssl.crc32"
+"""The same, for `checksum`; files of fastssl 0.1 have none."""
 
 _LICENCE = (
     "The licence of fastssl (Apache-2.0) is that of the code and not of these weights. Who trained them decides, "
@@ -57,6 +64,14 @@ class Header(Section):
     """In the order of computation."""
     images: Images
     licence: str = _LICENCE
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the bytes of all tensors in the order of their names, eight hexadecimal digits."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = deflate.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def header_of(weights: Weights) -> Header:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fastssl.backbones import Backbone, build_backbone
 from fastssl.errors import DataError
-from fastssl.export.header import KEY, Header
+from fastssl.export.header import CHECKSUM, KEY, Header, checksum
 from fastssl.faults import is_gone, machine_faults_named
 from fastssl.files import open_regular
 
@@ -82,7 +82,10 @@ def _read(path: Path, *, with_tensors: bool = True) -> tuple[Header, dict[str, t
             with safe_open(path, framework="pt", device="cpu") as file:
                 header = _header(file.metadata(), path)
                 names: Any = file.keys() if with_tensors else ()
-                return header, {name: file.get_tensor(name) for name in names}
+                tensors = {name: file.get_tensor(name) for name in names}
+                if with_tensors:
+                    _check_sum(tensors, file.metadata(), path)
+                return header, tensors
         except OSError as error:
             if not is_gone(error):
                 raise
@@ -90,6 +93,13 @@ def _read(path: Path, *, with_tensors: bool = True) -> tuple[Header, dict[str, t
         except SafetensorError as error:
             what = "the file is cut short, damaged, or no safetensors"
             raise DataError(what, where=path, seen=error, hint=_HINT) from error
+
+
+def _check_sum(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
+    expected = metadata.get(CHECKSUM)
+    if expected is not None and (seen := checksum(tensors)) != expected:
+        what = "the file's tensors are not as they were written"
+        raise DataError(what, where=path, seen=f"CRC-32 {seen}", expected=expected, hint=_HINT)
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> Header:

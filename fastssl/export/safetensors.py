@@ -8,7 +8,7 @@ from typing import BinaryIO, ClassVar
 import torch
 
 from fastssl.export.exporter import Weights, largest_difference, random_images
-from fastssl.export.header import KEY, header_of
+from fastssl.export.header import CHECKSUM, KEY, checksum, header_of
 from fastssl.export.loading import load_backbone
 
 
@@ -23,10 +23,12 @@ class SafeTensors:
 
     @staticmethod
     def write(weights: Weights, file: BinaryIO) -> None:
-        """Tensors, and the header as JSON at the key `fastssl` of the metadata."""
+        """Tensors, and in the metadata their checksum and, at the key `fastssl`, the header as JSON."""
         from safetensors.torch import save
 
-        file.write(save(weights.state(), {"format": "pt", KEY: header_of(weights).model_dump_json()}))
+        state = weights.state()
+        metadata = {"format": "pt", KEY: header_of(weights).model_dump_json(), CHECKSUM: checksum(state)}
+        file.write(save(state, metadata))
 
     @staticmethod
     def verify(weights: Weights, path: Path) -> float:

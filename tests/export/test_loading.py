@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_a_torn_file_is_refused_wherever_it_ends(exported: Path) -> None:
     for length in (0, 5, 8, 300, len(content) // 2, len(content) - 1):
         exported.write_bytes(content[:length])
         assert "cut short, damaged" in refused(exported).what
+
+
+def test_a_bit_that_is_not_as_it_was_written_is_noticed(exported: Path) -> None:
+    content = bytearray(exported.read_bytes())
+    first = 8 + int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8:first])["__metadata__"]
+    # Safetensors lie in an order of their own, so the oracle orders the file's bytes by name.
+    tensors = load_file(exported)
+    in_order = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+    assert len(in_order) == len(content) - first
+    assert metadata["fastssl.crc32"] == f"{zlib.crc32(in_order):08x}"
+    for place in (first, (first + len(content)) // 2, len(content) - 1):
+        content[place] ^= 1
+        exported.write_bytes(content)
+        assert "not as they were written" in refused(exported).what
+        content[place] ^= 1
+    save_file(tensors, exported, {"fastssl": metadata["fastssl"]})  # as of fastssl 0.1
+    fastssl.load_backbone(exported)
 
 
 def test_files_of_another_origin_are_refused(exported: Path, tmp_path: Path) -> None:
