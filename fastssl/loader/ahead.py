@@ -57,7 +57,17 @@ def targets_ahead(
     made = deque[Made]()
     read: Decoded | None = None
     try:
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception:
+                # It comes when the batches before it are used, as it does without a GPU.
+                consumer.wait_stream(side)
+                while made:
+                    yield made.popleft()
+                raise
+            if batch is None:
+                break
             check_stream(consumer, device)
             # 3. of the batch before this one, whose blocks `read` holds until here; then 2. of this one.
             consumer.wait_stream(side)

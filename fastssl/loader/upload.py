@@ -53,7 +53,16 @@ def uploaded(batches: Iterator[Made], device: torch.device, *, half: bool) -> Ge
     with _another_thread(device) as thread:
         coming = thread.submit(_next_pinned, batches)
         try:
-            while (batch := coming.result()) is not None:
+            while True:
+                try:
+                    batch = coming.result()
+                except Exception:
+                    # It comes when the batches before it are used, as it does without a GPU.
+                    while copied:
+                        yield _handed_out(copied, consumer)
+                    raise
+                if batch is None:
+                    break
                 coming = thread.submit(_next_pinned, batches)
                 check_stream(consumer, device)
                 with torch.cuda.stream(side), traced("loader: upload"):

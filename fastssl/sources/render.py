@@ -212,7 +212,10 @@ def _described(model: type[_Model], path: Path) -> _Model:
             return model.model_validate_json(file.read())
     except OSError as error:
         raise DataError(
-            "a file of the render layout cannot be read", where=path, seen=error.strerror, expected=model.__doc__
+            "a file of the render layout cannot be read",
+            where=path,
+            seen=error.strerror,
+            hint="give a folder that fastssl render wrote, or another --layout",
         ) from error
     except ValidationError as failure:
         first = failure.errors(include_url=False)[0]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastssl.errors import UsageError
+from fastssl.errors import ShardError, UsageError
 from fastssl.loader import ahead
 from fastssl.loader.ahead import targets_ahead
 from fastssl.loader.underway import Decoded
@@ -64,7 +64,7 @@ class Model:
         self.events: list[str] = []
         self.dropped_early: list[int] = []
         self.last_targets: tuple[Stream, int] | None = None
-        self.fails_at = -1
+        self.fails_at = self.unread = -1
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
@@ -74,6 +74,8 @@ class Model:
 
     def batches(self) -> Iterator[Decoded]:
         for number in range(STEPS):
+            if number == self.unread:
+                raise ShardError("too many samples are damaged")
             blocks = Blocks()
             blocks.last_read = self.current.work()  # DALI's part, which the consumer's stream waits for
             weakref.finalize(blocks, self.drop, number, blocks.__dict__)
@@ -98,7 +100,8 @@ class Model:
     def step(self, number: int, fields: dict[str, Field]) -> None:
         assert self.consumer.comes_after(fields["depth"].made), "a step before its targets are there"
         assert fields["depth"].recorded == [self.consumer]
-        if number < STEPS - 1 and self.last_targets is not None:
+        last = STEPS - 1 if self.unread < 0 else self.unread - 1
+        if number < last and self.last_targets is not None:
             assert not self.consumer.comes_after(self.last_targets), "a step waits for the targets of the next"
         self.events.append(f"step {number}")
         self.consumer.work()
@@ -140,6 +143,15 @@ def test_targets_that_cannot_be_made_give_nothing_away_early(model: Model, fails
     model.fails_at = fails_at
     with pytest.raises(RuntimeError, match="out of memory"):
         model.run()
+    assert model.dropped_early == []
+
+
+@pytest.mark.parametrize("unread", range(STEPS))
+def test_an_error_of_reading_comes_behind_the_batches_before_it(model: Model, unread: int) -> None:
+    model.unread = unread
+    with pytest.raises(ShardError, match="too many samples are damaged"):
+        model.run()
+    assert [event for event in model.events if event.startswith("step")] == [f"step {n}" for n in range(unread)]
     assert model.dropped_early == []
 
 

@@ -188,12 +188,14 @@ def test_batches_that_are_not_wanted_any_more_give_nothing_away_early(model: Mod
 
 
 @pytest.mark.parametrize("fails_at", range(STEPS))
-def test_an_error_of_reading_reaches_who_asks_for_a_batch(model: Model, fails_at: int) -> None:
+def test_an_error_of_reading_comes_behind_the_batches_before_it(model: Model, fails_at: int) -> None:
     before = threading.active_count()
     model.fails_at = fails_at
+    batches = uploaded(model.batches(), GPU, half=False)
+    for number in range(fails_at):
+        model.step(number, next(batches))
     with pytest.raises(ShardError, match="too many samples are damaged"):
-        for _ in uploaded(model.batches(), GPU, half=False):
-            pass
+        next(batches)
     assert [name for name in model.dropped_early if name in model.side.before] == []
     assert threading.active_count() == before
 
