@@ -31,11 +31,20 @@ class CodeFiles(IndexDataCacheFile):
     """
 
     def save(self, key: Any, data: Any) -> None:
+        if self._is_kept(key):
+            return
         name = self._data_name(uuid4().int)
         self._save_data(name, data)
         entries = {**self._load_index(), key: name}
         self._save_index(entries)
         self._remove_unused(set(entries.values()))
+
+    def _is_kept(self, key: Any) -> bool:
+        """Another process was first, of the many that may begin at once; what is torn counts for nothing."""
+        try:
+            return self.load(key) is not None
+        except Exception:  # unpickling what is torn raises nearly anything
+            return False
 
     def _remove_unused(self, used: set[str]) -> None:
         stem = self._index_name.removesuffix(".nbi")

@@ -14,7 +14,7 @@ import pytest
 from fastssl.kept_code import CodeFiles
 
 OPERATIONS = ("_load_index", "_save_index", "_save_data")
-NUM = 3
+NUM = 4
 """Operations of a process that keeps one function."""
 
 
@@ -101,6 +101,15 @@ def test_one_that_is_killed_leaves_no_code_of_an_older_source(tmp_path: Path, st
     assert files.load("key") is None
     files.save("key", "new code")
     assert files.load("key") == "new code"
+
+
+def test_of_two_processes_that_compiled_the_same_the_second_keeps_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        CodeFiles(str(tmp_path), "f", "source").save("key", "code")
+    (file,) = tmp_path.glob("*.nbc")
+    file.write_bytes(b"torn")
+    CodeFiles(str(tmp_path), "f", "source").save("key", "code")
+    assert CodeFiles(str(tmp_path), "f", "source").load("key") == "code"
 
 
 def test_code_that_nobody_names_is_removed_in_time(tmp_path: Path) -> None:
