@@ -279,9 +279,12 @@ def named_checkpoint(run: Path, name: str) -> Path:
     """A checkpoint of a run by its name there: ``best``, or the number of its step.
 
     Raises:
-        UsageError: the run has no such checkpoint; those that it has are named.
+        UsageError: the run has no such checkpoint; those that it has are named. Or the run is a checkpoint already.
         DataError: the folder is no run.
     """
+    if run.is_file():
+        what = "a checkpoint is named twice"
+        raise UsageError(what, where=run, seen=name, hint=f"give {run} alone, or its run with the checkpoint's name")
     latest_checkpoint(run)  # refuses what is no run
     folder = run / "checkpoints"
     path = folder / (f"step_{int(name):08d}.pt" if name.isascii() and name.isdecimal() else f"{name}.pt")

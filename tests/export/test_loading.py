@@ -157,6 +157,7 @@ def test_commands_that_cannot_be_end_with_their_codes(
         ((run, out, "--layer", "conv9"), 2, "conv5"),
         ((run, tmp_path), 2, "a folder stands where the file is to be"),
         ((run, out / "deeper"), 2, "no folder for the file"),
+        ((run / "checkpoints" / "step_00000003.pt", out, "--checkpoint", 3), 2, "a checkpoint is named twice"),
         ((tmp_path, out), 3, "holds no run"),
         ((tmp_path, out, "--checkpoint", "best"), 3, "holds no run"),
     ):
