@@ -41,6 +41,7 @@ GROUPS = [
         "batch",
         "compiled",
         "tile",
+        "kept_code",
         "config",
         "core_yaml",
         "files",
