@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -18,6 +19,8 @@ Decode = partial[Any]
 """`fn.decoders.image` with the device that it works on."""
 
 _SIXTEEN_BITS: dict[str, Any] = {"output_type": types.ANY_DATA, "dtype": types.UINT16}
+BEYOND = 0xFFFF
+"""The name of what lies beyond an image; no instance has it."""
 _MEAN = [255.0 * value for value in IMAGE_MEAN.tolist()]
 
 
@@ -29,7 +32,8 @@ def file_graph(
     With a GPU the decoders are `mixed`: it decodes the JPEGs, threads the PNGs, and all the rest happens on it.
 
     image (N, 227, 227, 3) float32; depth (N, 227, 227, 1) uint16; normal codes (N, 227, 227, 3) uint8; of resized files
-    contours (N, 227, 227, 1) uint8, of others instances (N, 228, 228, 1) uint16, not flipped; flip (N,) float32.
+    contours (N, 227, 227, 1) uint8, of others instances (N, 228, 228, 1) uint16, not flipped, or `BEYOND`; flip (N,)
+    float32.
     """
     pipeline = Pipeline(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=2)
     decode = partial(
@@ -101,10 +105,13 @@ def _stretch(decode: Decode, streams: list[Any], depth: Any, codes: Any, windows
     image = fn.resize(decode(streams[0]), interp_type=types.INTERP_LINEAR, antialias=False, **view)
     image = fn.crop_mirror_normalize(image, mean=_MEAN, std=[255.0] * 3, dtype=types.FLOAT, output_layout="HWC")
     depth, codes = (fn.resize(plane, interp_type=types.INTERP_NN, **view) for plane in (depth, codes))
-    # One row and column more, for the neighbours; not flipped yet, for these are the right and lower ones. The contours
-    # are not taken here, because the graph takes longer for that than torch.
+    # One row and column more, for the neighbours; not flipped yet, for these are the right and lower ones. They may lie
+    # beyond the image, where this interpolation of DALI 2.4 reads memory that is none of the image's, and crashes in a
+    # run out of a hundred; so there are pixels. The contours are not taken here, because the graph takes longer for
+    # that than torch.
+    padded = [math.ceil((STRETCHED + 1) * side / STRETCHED) for side in SOURCE]
     instance = fn.resize(
-        decode(streams[3], **_SIXTEEN_BITS),
+        fn.pad(decode(streams[3], **_SIXTEEN_BITS), axes=[0, 1], shape=padded, fill_value=BEYOND),
         size=[CROP + 1, CROP + 1],
         roi_start=first,
         roi_end=(corner + CROP + 1) * scale,

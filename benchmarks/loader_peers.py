@@ -228,8 +228,10 @@ def dali_batches(files: Files, views: Views, batch: int, workers: int) -> Iterat
 
 
 def batch_edge(instance: Tensor, flip: Tensor) -> Tensor:
-    """Contours (N, 227, 227) bool, flipped, of instances (N, 228, 228) uint16, not flipped."""
+    """Contours (N, 227, 227) bool, flipped, of instances (N, 228, 228) uint16, not flipped; 0xFFFF beyond the image."""
     names = instance.view(torch.int16)
+    for last, before in ((names[:, :, -1], names[:, :, -2]), (names[:, -1], names[:, -2])):
+        last.copy_(torch.where(last == -1, before, last))
     here = names[:, :CROP, :CROP]
     edge = (here != names[:, :CROP, 1:]) | (here != names[:, 1:, :CROP])
     return torch.where(flip[:, None, None] > 0, edge.flip(2), edge)
