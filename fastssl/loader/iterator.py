@@ -188,7 +188,8 @@ def _batches(
 
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastssl-loader")
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        # Not waited for: the collector may close this in the midst of anything, under a lock that joining would take.
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         threads, pinned = (pool, options.num_threads), options.uploads
         images, windows = _images(samples, pixels, options, threads), _windows(samples, pixels, threads)
         if images is None and windows is None:

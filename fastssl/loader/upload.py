@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import torch
@@ -28,6 +28,8 @@ from fastssl.loader.graph import device_number
 from fastssl.loader.images import image_means, normalised
 from fastssl.loader.underway import Made
 from fastssl.ranges import traced
+
+_PATIENCE_S = 10.0
 
 
 def uploaded(batches: Iterator[Made], device: torch.device, *, half: bool) -> Generator[Made, None, None]:
@@ -50,34 +52,38 @@ def uploaded(batches: Iterator[Made], device: torch.device, *, half: bool) -> Ge
     consumer, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     copying = deque[tuple[Made, torch.cuda.Event]]()
     copied = deque[tuple[Made, torch.cuda.Event]]()
-    with _another_thread(device) as thread:
-        coming = thread.submit(_next_pinned, batches)
-        try:
-            while True:
-                try:
-                    batch = coming.result()
-                except Exception:
-                    # It comes when the batches before it are used, as it does without a GPU.
-                    while copied:
-                        yield _handed_out(copied, consumer)
-                    raise
-                if batch is None:
-                    break
-                coming = thread.submit(_next_pinned, batches)
-                check_stream(consumer, device)
-                with torch.cuda.stream(side), traced("loader: upload"):
-                    copied.append((_on_gpu(batch, device, consumer, half=half), side.record_event()))
-                copying.append((batch, copied[-1][1]))
-                del batch
-                while copying and copying[0][1].query():
-                    copying.popleft()
-                if len(copied) > 1:
+    thread = _another_thread(device)
+    coming = thread.submit(_next_pinned, batches)
+    try:
+        while True:
+            try:
+                batch = coming.result()
+            except Exception:
+                # It comes when the batches before it are used, as it does without a GPU.
+                while copied:
                     yield _handed_out(copied, consumer)
-            while copied:
+                raise
+            if batch is None:
+                break
+            coming = thread.submit(_next_pinned, batches)
+            check_stream(consumer, device)
+            with torch.cuda.stream(side), traced("loader: upload"):
+                copied.append((_on_gpu(batch, device, consumer, half=half), side.record_event()))
+            copying.append((batch, copied[-1][1]))
+            del batch
+            while copying and copying[0][1].query():
+                copying.popleft()
+            if len(copied) > 1:
                 yield _handed_out(copied, consumer)
-        finally:
-            # Where the batches end early, their memory goes with this frame.
-            side.synchronize()
+        while copied:
+            yield _handed_out(copied, consumer)
+    finally:
+        thread.shutdown(wait=False)
+        if not coming.cancel():
+            # The batch under way, but not for ever: perhaps the collector closes this under a lock that it needs.
+            wait([coming], timeout=_PATIENCE_S)
+        # Where the batches end early, their memory goes with this frame.
+        side.synchronize()
 
 
 def _another_thread(device: torch.device) -> ThreadPoolExecutor:

@@ -23,6 +23,7 @@ from fastssl.faults import machine_error, machine_fault
 _MOST_OPEN, _OPEN_FRACTION = 256, 1 / 4
 _MOST_KEPT, _KEPT_FRACTION = 128, 1 / 8
 """The bound for shards of remote datasets that are held open only to be kept in the cache."""
+_PATIENCE_S = 1.0
 
 
 def most_open() -> int:
@@ -114,7 +115,7 @@ class OpenShards:
         self._most = most
         self._open = OrderedDict[tuple[int, int], OpenShard]()
         self._counts = Counter[int]()
-        self._gone = deque[int]()
+        self._gone, self._closed = deque[int](), deque[int]()
         self._lock = threading.Lock()
 
     def go_on_in_fork(self) -> None:
@@ -149,8 +150,18 @@ class OpenShards:
 
     def close(self, owner: Owner) -> None:
         """Let go of all shards of a dataset; it may go on, and opens them again."""
-        with self._lock:
-            for key in [key for key in self._open if key[0] == owner.number]:
+        self._closed.append(owner.number)
+        # Nobody holds the lock for so long, but this thread itself does, if the collector called this under it.
+        if self._lock.acquire(timeout=_PATIENCE_S):
+            try:
+                self._let_go_of_closed()
+            finally:
+                self._lock.release()
+
+    def _let_go_of_closed(self) -> None:
+        while self._closed:
+            closed = self._closed.popleft()
+            for key in [key for key in self._open if key[0] == closed]:
                 self._let_go(key)
 
     def _count(self, owner: Owner) -> None:
@@ -161,6 +172,7 @@ class OpenShards:
 
     def _make_room(self, owner: Owner) -> None:
         """Let go of shards until one more may be open."""
+        self._let_go_of_closed()
         while self._gone:
             dead = self._gone.popleft()
             for key in [key for key in self._open if key[0] == dead]:

@@ -1,0 +1,16 @@
+"""Waiting for what comes by itself, such as the end of a thread that nobody joins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def comes(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether a condition is met before long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
