@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import deflate
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime.nrt import rtsys
 
@@ -17,6 +20,7 @@ from fastssl.faults import was_importing
 
 log = logging.getLogger(__name__)
 
+_CHECKSUM_BYTES = 4
 _UNUSED_S = 60.0
 """Code that no index names for so long is nobody's; another process may be about to name what is younger."""
 
@@ -27,20 +31,42 @@ class CodeFiles(IndexDataCacheFile):
     Numba numbers the files and writes the index first. So two processes that compile different signatures at once may
     each get the other's code, and one that is killed in between leaves an index of the present source that names the
     code of an older one: crashes, or wrong values. Here a name is used once, and the code is there before it is named;
-    an entry that another process overwrites is only compiled again.
+    an entry that another process overwrites is only compiled again. Code comes with its checksum, for the processor
+    would run whatever it has become.
     """
 
+    is_spoilt = False
+    """What is kept could not be used, so it is written anew."""
+
     def save(self, key: Any, data: Any) -> None:
-        if self._is_kept(key):
+        if not self.is_spoilt and self._is_kept(key):
             return
         name = self._data_name(uuid4().int)
-        self._save_data(name, data)
-        entries = {**self._load_index(), key: name}
-        self._save_index(entries)
-        self._remove_unused(set(entries.values()))
+        try:
+            self._save_data(name, data)
+            entries = {**self._load_index(), key: name}
+            self._save_index(entries)
+        except Exception:
+            with suppress(OSError):
+                Path(self._data_path(name)).unlink()
+            raise
+        with suppress(OSError):  # whoever keeps code next cleans up
+            self._remove_unused(set(entries.values()))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        code = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(_checksum(code) + code)
+
+    def _load_data(self, name: str) -> Any:
+        content = Path(self._data_path(name)).read_bytes()
+        code = content[_CHECKSUM_BYTES:]
+        if content[:_CHECKSUM_BYTES] != _checksum(code):
+            raise ValueError(f"{name} is not as it was written")
+        return pickle.loads(code)
 
     def _is_kept(self, key: Any) -> bool:
-        """Another process was first, of the many that may begin at once; what is torn counts for nothing."""
+        """Another process was first, of the many that may begin at once."""
         try:
             return self.load(key) is not None
         except Exception:  # unpickling what is torn raises nearly anything
@@ -49,16 +75,13 @@ class CodeFiles(IndexDataCacheFile):
     def _remove_unused(self, used: set[str]) -> None:
         stem = self._index_name.removesuffix(".nbi")
         for path in Path(self._cache_path).iterdir():
-            if path.name.startswith(f"{stem}.") and path.suffix == ".nbc" and path.name not in used:
-                _remove_if_old(path)
+            is_old_code = path.name.startswith(f"{stem}.") and path.suffix == ".nbc" and path.name not in used
+            if is_old_code and time.time() - path.stat().st_mtime > _UNUSED_S:
+                path.unlink()
 
 
-def _remove_if_old(path: Path) -> None:
-    try:
-        if time.time() - path.stat().st_mtime > _UNUSED_S:
-            path.unlink()
-    except FileNotFoundError:
-        pass  # another process was first
+def _checksum(code: bytes) -> bytes:
+    return deflate.crc32(code).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 class KeptCode(FunctionCache):
@@ -71,7 +94,7 @@ class KeptCode(FunctionCache):
     def __init__(self, function: Callable[..., object]) -> None:
         super().__init__(function)
         folder = Path(function.__code__.co_filename).parent
-        self._cache_file = CodeFiles(self._cache_path, self._impl.filename_base, _stamp(folder))
+        self._cache_file = self._files = CodeFiles(self._cache_path, self._impl.filename_base, _stamp(folder))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -80,6 +103,7 @@ class KeptCode(FunctionCache):
                 return self._load_overload(sig, target_context)
         except Exception as error:  # unpickling what is torn raises nearly anything
             _pass_over(error)
+            self._files.is_spoilt = True
             return None
 
     def save_overload(self, *arguments: Any) -> None:
@@ -124,7 +148,7 @@ def tell_once(error: Exception) -> None:
     if not _told():
         _told().append(str(error))
         log.info(
-            "compiled functions cannot be kept, so each process compiles them anew: %s "
+            "compiled functions cannot be kept, or what was kept cannot be used, so they are compiled anew: %s "
             "(NUMBA_CACHE_DIR may name a folder that can be written to)",
             str(error).splitlines()[0] if str(error) else type(error).__name__,
         )

@@ -103,6 +103,45 @@ def test_one_that_is_killed_leaves_no_code_of_an_older_source(tmp_path: Path, st
     assert files.load("key") == "new code"
 
 
+def test_what_is_not_as_it_was_written_is_refused_and_written_anew(tmp_path: Path) -> None:
+    """A processor would run whatever it has become."""
+    CodeFiles(str(tmp_path), "f", "source").save("key", "code")
+    (file,) = tmp_path.glob("*.nbc")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="not as it was written"):
+        CodeFiles(str(tmp_path), "f", "source").load("key")
+    CodeFiles(str(tmp_path), "f", "source").save("key", "code")
+    assert CodeFiles(str(tmp_path), "f", "source").load("key") == "code"
+
+
+def test_an_index_that_cannot_be_written_leaves_no_code_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise PermissionError("not its owner")
+
+    monkeypatch.setattr(CodeFiles, "_save_index", fails)
+    with pytest.raises(PermissionError):
+        CodeFiles(str(tmp_path), "f", "source").save("key", "code")
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_code_that_cannot_be_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f.1.nbc").mkdir()  # no file, which unlink refuses
+    os.utime(tmp_path / "f.1.nbc", (0, 0))
+    files = CodeFiles(str(tmp_path), "f", "source")
+    files.save("key", "code")
+    assert files.load("key") == "code"
+
+
+def test_what_could_not_be_used_is_kept_anew(tmp_path: Path) -> None:
+    CodeFiles(str(tmp_path), "f", "source").save("key", "code that nobody can rebuild")
+    files = CodeFiles(str(tmp_path), "f", "source")
+    files.is_spoilt = True
+    files.save("key", "code")
+    assert CodeFiles(str(tmp_path), "f", "source").load("key") == "code"
+
+
 def test_of_two_processes_that_compiled_the_same_the_second_keeps_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         CodeFiles(str(tmp_path), "f", "source").save("key", "code")
