@@ -487,6 +487,9 @@ def test_a_network_is_no_rival_of_itself_with_other_statistics(tmp_path: Path) -
 )
 def test_numbers_of_an_earlier_step_are_told_as_such(run: Path, told: dict[str, Any], words: str) -> None:
     domain = _SUMMARY["domain"] | {"conditions": {"layer": "conv4", **told}}
+    for step in (10, 20, 30):
+        (run / "checkpoints").mkdir(exist_ok=True)
+        (run / "checkpoints" / f"step_{step:08d}.pt").touch()
     (run / "summary.json").write_text(json.dumps(_SUMMARY | {"domain": domain}))
     page, text = Page(write_report(run)), summary_table(run)
     commands = page.section("domain").all("code", "command")

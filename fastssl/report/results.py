@@ -98,9 +98,10 @@ def earlier_step(run: Run, evaluation: type[Evaluation]) -> str:
     """In words, of which step the numbers are, where the run has gone on since; else empty."""
     conditions = run.section(evaluation.name, "conditions")
     step, checkpoint = conditions.get("step"), conditions.get("checkpoint")
-    if not isinstance(step, int) or step >= run.step:
+    if not isinstance(step, int) or step >= run.checkpoint_step:
         return ""
-    return f"of step {step:,}{f' ({checkpoint})' if checkpoint else ''}, and the run has gone on to step {run.step:,}"
+    named = f" ({checkpoint})" if checkpoint else ""
+    return f"of step {step:,}{named}, and the run has gone on to step {run.checkpoint_step:,}"
 
 
 def _metrics(run: Run, evaluation: type[Evaluation]) -> list[Metric]:

@@ -16,6 +16,7 @@ from fastssl.config import Config
 from fastssl.errors import DataError
 from fastssl.files import read_regular
 from fastssl.methods import Method, find_method, read_config, unit_of
+from fastssl.train.checkpoint import latest_checkpoint
 
 
 class Picture(NamedTuple):
@@ -60,6 +61,12 @@ class Run:
     def step(self) -> int:
         """The last step on record."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the newest checkpoint, which an evaluation measures; 0 where there is none."""
+        newest = latest_checkpoint(self.folder)
+        return 0 if newest is None else int(newest.stem.removeprefix("step_"))
 
     @property
     def throughput(self) -> Throughput | None:
