@@ -347,10 +347,21 @@ def compose(
     _merge(values, settings or {}, where="settings")
     try:
         return validated(schema, {"preset": preset, **values})
-    except ConfigError:
-        if file:
-            validated(schema, {"preset": preset, **of_file}, where=file_name)  # its own faults come with its name
+    except ConfigError as error:
+        own = _fault(schema, {"preset": preset, **of_file}, file_name) if file else None
+        is_own = own is not None and own.where in (file_name, f"{file_name}: {error.where}")
+        if own is not None and is_own and (own.what, own.seen) == (error.what, error.seen):
+            raise own from None  # with the file's name
         raise
+
+
+def _fault(schema: type[Config], values: Mapping[str, Any], file_name: str) -> ConfigError | None:
+    """What is wrong with a file's settings by themselves."""
+    try:
+        validated(schema, values, where=file_name)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def dataset_weights(given: Iterable[str]) -> dict[str, float]:

@@ -337,6 +337,10 @@ def test_what_an_override_mends_or_breaks_is_no_fault_of_the_file(tmp_path: Path
     with pytest.raises(ConfigError) as raised:
         load_config(file=path, overrides=["train.steps=many"])
     assert raised.value.where == "train.steps"
+    path.write_text("optim: {lr: -1}")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file=path, overrides=["optim.lr=0.1", "data.size=abc"])
+    assert raised.value.where == "data.size"
 
 
 def test_of_two_overrides_the_later_wins_and_options_win_over_both() -> None:
