@@ -141,6 +141,10 @@ def test_what_cannot_be_is_refused(coded_synthetic: Path, coded_real: Path) -> N
         ("augment", {"shake": 2}, "shake"),
         ("augment", 5, "seen: 5\n  expected: a mapping"),
         ("batch_size", True, "batch_size"),
+        ("batch_size", np.array([2, 2]), "batch_size"),
+        ("batch_size", torch.tensor(2.0), "batch_size"),
+        ("size", int, "size"),
+        ("max_bad", np.array([1, 2]), "max_bad"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(coded_synthetic: Path, name: str, value: object, words: str) -> None:
@@ -151,15 +155,18 @@ def test_arguments_that_cannot_be_are_named(coded_synthetic: Path, name: str, va
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers(coded_synthetic: Path) -> None:
-    numbers = {"batch_size": np.int64(4), "size": np.int32(67), "seed": np.uint8(3), "rank": np.int64(0)}
+    numbers = {"batch_size": np.int64(4), "size": np.int32(67), "seed": np.uint8(3), "max_bad": np.int64(0)}
     assert all(map(same, first(coded_synthetic, **numbers), first(coded_synthetic, seed=3)))
 
 
 @pytest.mark.parametrize(
     ("source", "choices", "words"),
     [
-        ("photos", {}, r"path is no source(.|\n)*seen: photos(.|\n)*open_source\('photos'\)"),
-        (Path("photos"), {}, "path is no source"),
+        ("photos", {}, r"this is no source(.|\n)*seen: 'photos'(.|\n)*open_source\('photos'\)"),
+        (Path("photos"), {}, "this is no source"),
+        (b"/photos", {}, "this is no source"),
+        (None, {"workers": True}, "where: workers\n  seen: True"),
+        (None, {"workers": np.array([1, 2])}, "where: workers"),
         (None, {"workers": "2"}, "where: workers\n  seen: '2'\n  expected: a whole number, 1 or more"),
         (None, {"workers": 1.5}, "seen: 1.5"),
         (None, {"workers": 0}, "1 or more"),

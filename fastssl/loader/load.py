@@ -152,7 +152,8 @@ def load(
     where = _device(device)
     for name in settings.keys() & _OF_A_TRAINING:
         raise ConfigError("this is a setting of a training, and no argument of load", seen=name)
-    seen = validated(DataConfig, {"gray": "off", **settings, "size": _whole(size)})
+    settings = {name: _whole(value) for name, value in {**settings, "size": size}.items()}
+    seen = validated(DataConfig, {"gray": "off", **settings})
     samples = open_mixture(data)
     position = 0 if state is None else _position(state)
     if state is not None and state["fingerprint"] != samples.fingerprint:
@@ -184,11 +185,16 @@ def _checked_targets(targets: Collection[Target] | None) -> tuple[Target, ...] |
 
 def _whole(number: Any) -> Any:
     """A whole number of another library, such as NumPy's, as Python's; all else as it is."""
-    return operator.index(number) if hasattr(number, "__index__") and type(number) is not bool else number
+    if type(number) is bool:
+        return number
+    try:
+        return operator.index(number)
+    except TypeError:  # no whole number, or an array of several
+        return number
 
 
 def _position(state: Mapping[str, Any]) -> int:
-    position = state.get("position") if isinstance(state, Mapping) else None
+    position = _whole(state.get("position")) if isinstance(state, Mapping) else None
     if type(position) is not int or not 0 <= position < _MOST_POSITIONS or "fingerprint" not in state:
         raise CheckpointError("a loader's state cannot be used", seen=repr(state), expected="that of Loader.state_dict")
     return position

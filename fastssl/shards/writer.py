@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import operator
 import shutil
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named, patiently
@@ -240,13 +241,20 @@ class _Shard:
 
 
 def _check(source: Source, **values: tuple[int, int]) -> None:
-    if isinstance(source, str | PathLike):
-        what, hint = "a path is no source", f"give fastssl.open_source({str(source)!r})"
-        raise UsageError(what, seen=str(source), expected="a source of samples", hint=hint)
+    if not hasattr(source, "references"):
+        hint = f"give fastssl.open_source({str(source)!r})" if isinstance(source, str | PathLike) else None
+        raise UsageError("this is no source", seen=repr(source), expected="a source of samples", hint=hint)
     for name, (value, low) in values.items():
-        if not hasattr(value, "__index__") or value < low:
+        if not _is_whole(value) or value < low:
             expected = f"a whole number, {low} or more"
             raise UsageError("a packing setting is out of range", where=name, seen=repr(value), expected=expected)
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return type(value) is not bool and operator.index(value) == value
+    except TypeError:
+        return False
 
 
 def _pack_all(
