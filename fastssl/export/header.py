@@ -17,7 +17,7 @@ from fastssl.export.exporter import Weights
 KEY = "fastssl"
 """Of a file's metadata, at which the header stands as JSON."""
 CHECKSUM = "fastssl.crc32"
-"""The same, for `checksum`; files of fastssl 0.1 have none."""
+"""The same, for `checksum`; older files have none."""
 
 _LICENCE = (
     "The licence of fastssl (Apache-2.0) is that of the code and not of these weights. Who trained them decides, "

@@ -99,7 +99,8 @@ def _check_sum(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path:
     expected = metadata.get(CHECKSUM)
     if expected is not None and (seen := checksum(tensors)) != expected:
         what = "the file's tensors are not as they were written"
-        raise DataError(what, where=path, seen=f"CRC-32 {seen}", expected=expected, hint=_HINT)
+        hint = "copy the file again, or export the run again"
+        raise DataError(what, where=path, seen=f"CRC-32 {seen}", expected=expected, hint=hint)
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> Header:

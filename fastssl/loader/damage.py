@@ -148,7 +148,9 @@ class Damage:
         try:
             return self._samples.checksum(index, name)
         except ShardError as error:  # of the file beside the shard: no sample is to blame for it
-            raise DataError(error.what, where=error.where, seen=error.seen, expected=error.expected) from error
+            seen, expected = error.seen, error.expected
+            hint = "copy the dataset again, with the .crc file of each shard; what DALI decodes is compared with it"
+            raise DataError(error.what, where=error.where, seen=seen, expected=expected, hint=hint) from error
 
     def _decode(self, sample: StoredSample) -> None:
         self._image_codec.decode(sample.members[self.image_member], self._samples.image_size)
