@@ -12,6 +12,9 @@ import pytest
 CONFTEST = "from crash_report import pytest_configure_node, pytest_sessionstart, pytest_terminal_summary"
 CRASHES = """
 import ctypes
+import resource
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 def test_reads_nowhere():
     ctypes.string_at(0)
