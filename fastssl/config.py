@@ -356,7 +356,7 @@ def compose(
 
 
 def _fault(schema: type[Config], values: Mapping[str, Any], file_name: str) -> ConfigError | None:
-    """What is wrong with a file's settings by themselves."""
+    """The error of a file's settings by themselves; None where they have none."""
     try:
         validated(schema, values, where=file_name)
     except ConfigError as error:

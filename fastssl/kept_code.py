@@ -36,7 +36,7 @@ class CodeFiles(IndexDataCacheFile):
     """
 
     is_spoilt = False
-    """What is kept could not be used, so it is written anew."""
+    """A file could not be used, so those that are kept from now on take its place."""
 
     def save(self, key: Any, data: Any) -> None:
         if not self.is_spoilt and self._is_kept(key):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def comes(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether a condition is met before long."""
+    """Answer of a condition that is waited for, for so long at most."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

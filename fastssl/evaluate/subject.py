@@ -112,7 +112,7 @@ class RunSubject(Subject):
 
     run: Path
     step: int
-    """Of the checkpoint that is measured."""
+    """Number of the checkpoint's last step."""
     fingerprints: Mapping[str, str]
     """Fingerprint of the datasets of each domain that it was trained on."""
 

@@ -68,10 +68,8 @@ class Tasks:
                 data are not those of the run.
             UsageError: a subject beside it has learnt no task.
         """
-        images, training = (
-            subject.domain("synthetic", self.synthetic, PLANES),
-            subject.training_domain("synthetic", PLANES),
-        )
+        images = subject.domain("synthetic", self.synthetic, PLANES)
+        training = subject.training_domain("synthetic", PLANES)
         if images.fingerprint == training.fingerprint:
             log.warning("%s is what the run was trained on, and not held out", images.samples.path)
         again = subject.reestimated(images)

@@ -84,7 +84,7 @@ def _read(path: Path, *, with_tensors: bool = True) -> tuple[Header, dict[str, t
                 names: Any = file.keys() if with_tensors else ()
                 tensors = {name: file.get_tensor(name) for name in names}
                 if with_tensors:
-                    _check_sum(tensors, file.metadata(), path)
+                    _check_tensors(tensors, file.metadata(), path)
                 return header, tensors
         except OSError as error:
             if not is_gone(error):
@@ -95,7 +95,7 @@ def _read(path: Path, *, with_tensors: bool = True) -> tuple[Header, dict[str, t
             raise DataError(what, where=path, seen=error, hint=_HINT) from error
 
 
-def _check_sum(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
+def _check_tensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
     expected = metadata.get(CHECKSUM)
     if expected is not None and (seen := checksum(tensors)) != expected:
         what = "the file's tensors are not as they were written"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Annotated, Any, get_args
 
 import torch
@@ -185,12 +185,7 @@ def _checked_targets(targets: Collection[Target] | None) -> tuple[Target, ...] |
 
 def _whole(number: Any) -> Any:
     """A whole number of another library, such as NumPy's, as Python's; all else as it is."""
-    if type(number) is bool:
-        return number
-    try:
-        return operator.index(number)
-    except TypeError:  # no whole number, or an array of several
-        return number
+    return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else number
 
 
 def _position(state: Mapping[str, Any]) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import operator
 import shutil
 import tempfile
 import threading
@@ -20,9 +19,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from fastssl.errors import DataError, FastsslError, MachineError, UsageError
 from fastssl.faults import is_gone, machine_faults_named, patiently
@@ -245,16 +245,9 @@ def _check(source: Source, **values: tuple[int, int]) -> None:
         hint = f"give fastssl.open_source({str(source)!r})" if isinstance(source, str | PathLike) else None
         raise UsageError("this is no source", seen=repr(source), expected="a source of samples", hint=hint)
     for name, (value, low) in values.items():
-        if not _is_whole(value) or value < low:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
             expected = f"a whole number, {low} or more"
             raise UsageError("a packing setting is out of range", where=name, seen=repr(value), expected=expected)
-
-
-def _is_whole(value: Any) -> bool:
-    try:
-        return type(value) is not bool and operator.index(value) == value
-    except TypeError:
-        return False
 
 
 def _pack_all(

@@ -357,7 +357,7 @@ def test_an_error_of_one_s_own_is_not_taken_for_another_rank_s(
 
 
 def test_ranks_with_different_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As machines have that hold copies of their own under one name."""
+    """Machines may hold copies of their own under one name."""
     start, texts = Start(step=3, positions={"synthetic": 24}), list[str]()
     monkeypatch.setattr(Ranks, "same", lambda ranks, text: texts.append(text) is not None)
     places = (("a", start, 9), ("b", start, 9), ("a", replace(start, step=4), 9), ("a", start, 8))
